@@ -1,0 +1,2 @@
+//! The svcnet binary: command line and wiring.
+fn main() {}

@@ -1,0 +1,15 @@
+//! The object model: what a kind is, how its objects are checked, selected and printed, and the types that the rest
+//! of svcnet shares. No I/O, no clock.
+
+pub mod admission;
+pub mod error;
+pub mod field;
+pub mod kind;
+pub mod meta;
+pub mod types;
+pub mod wellknown;
+
+pub use admission::{Admission, Operation, Request, Reservation};
+pub use error::{ApiError, Reason};
+pub use field::{FieldError, FieldPath};
+pub use kind::Kind;

@@ -1,0 +1,27 @@
+//! Values that cannot be wrong: each parses or does not exist.
+
+mod cidr;
+mod link;
+mod port;
+
+pub use cidr::{CidrList, PodCidr, ServiceCidr};
+pub use link::{IfName, MacAddr, Vni};
+pub use port::{NodePort, NodePortRange};
+
+use std::fmt;
+
+/// A value that does not parse, with what would be right.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{value:?} is not {wanted}")]
+pub struct ParseError {
+    /// What was given.
+    pub value: String,
+    /// What would be right, as in `a port range like 30000-32767`.
+    pub wanted: String,
+}
+
+impl ParseError {
+    pub(crate) fn new(value: impl fmt::Display, wanted: impl Into<String>) -> Self {
+        Self { value: value.to_string(), wanted: wanted.into() }
+    }
+}
