@@ -67,12 +67,21 @@ pub struct ApiError {
 impl ApiError {
     /// An error with no details.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), details: None }
+        Self {
+            reason,
+            message: message.into(),
+            details: None,
+        }
     }
 
     /// `services "nginx" not found`
     pub fn not_found(kind: &Kind, name: &str) -> Self {
-        Self::about(Reason::NotFound, kind, name, format!("{} \"{name}\" not found", kind.resource()))
+        Self::about(
+            Reason::NotFound,
+            kind,
+            name,
+            format!("{} \"{name}\" not found", kind.resource()),
+        )
     }
 
     /// `services "nginx" already exists`
@@ -83,13 +92,20 @@ impl ApiError {
 
     /// `Operation cannot be fulfilled on services "nginx": …`
     pub fn conflict(kind: &Kind, name: &str, why: &str) -> Self {
-        let message = format!("Operation cannot be fulfilled on {} \"{name}\": {why}", kind.resource());
+        let message = format!(
+            "Operation cannot be fulfilled on {} \"{name}\": {why}",
+            kind.resource()
+        );
         Self::about(Reason::Conflict, kind, name, message)
     }
 
     /// `services "nginx" is forbidden: …`
     pub fn forbidden(kind: &Kind, name: &str, why: &str) -> Self {
-        let object = if name.is_empty() { String::new() } else { format!(" \"{name}\"") };
+        let object = if name.is_empty() {
+            String::new()
+        } else {
+            format!(" \"{name}\"")
+        };
         let message = format!("{}{object} is forbidden: {why}", kind.resource());
         Self::about(Reason::Forbidden, kind, name, message)
     }
@@ -98,9 +114,19 @@ impl ApiError {
     pub fn invalid(kind: &Kind, name: &str, errors: &[FieldError]) -> Self {
         let text = match errors {
             [one] => one.to_string(),
-            many => format!("[{}]", many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+            many => format!(
+                "[{}]",
+                many.iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
         };
-        let head = if kind.group.is_empty() { kind.kind.to_string() } else { format!("{}.{}", kind.kind, kind.group) };
+        let head = if kind.group.is_empty() {
+            kind.kind.to_string()
+        } else {
+            format!("{}.{}", kind.kind, kind.group)
+        };
         let causes: Vec<Value> = errors.iter().map(FieldError::to_cause).collect();
         Self {
             reason: Reason::Invalid,
@@ -136,6 +162,10 @@ impl ApiError {
         if !kind.group.is_empty() {
             details["group"] = json!(kind.group);
         }
-        Self { reason, message, details: Some(details) }
+        Self {
+            reason,
+            message,
+            details: Some(details),
+        }
     }
 }

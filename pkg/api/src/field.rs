@@ -17,7 +17,11 @@ impl FieldPath {
     /// The field `name` below this one.
     #[must_use]
     pub fn child(&self, name: &str) -> Self {
-        if self.0.is_empty() { Self::new(name) } else { Self(format!("{}.{name}", self.0)) }
+        if self.0.is_empty() {
+            Self::new(name)
+        } else {
+            Self(format!("{}.{name}", self.0))
+        }
     }
 
     /// Element `index` of this list.
@@ -72,28 +76,48 @@ pub struct FieldError {
 impl FieldError {
     /// `PATH: Invalid value: VALUE: DETAIL`
     pub fn invalid(path: FieldPath, value: impl Into<Value>, detail: impl Into<String>) -> Self {
-        Self { path, problem: Problem::Invalid(value.into()), detail: detail.into() }
+        Self {
+            path,
+            problem: Problem::Invalid(value.into()),
+            detail: detail.into(),
+        }
     }
 
     /// `PATH: Required value: DETAIL`
     pub fn required(path: FieldPath, detail: impl Into<String>) -> Self {
-        Self { path, problem: Problem::Required, detail: detail.into() }
+        Self {
+            path,
+            problem: Problem::Required,
+            detail: detail.into(),
+        }
     }
 
     /// `PATH: Duplicate value: VALUE`
     pub fn duplicate(path: FieldPath, value: impl Into<Value>) -> Self {
-        Self { path, problem: Problem::Duplicate(value.into()), detail: String::new() }
+        Self {
+            path,
+            problem: Problem::Duplicate(value.into()),
+            detail: String::new(),
+        }
     }
 
     /// `PATH: Unsupported value: VALUE: supported values: "a", "b"`
     pub fn not_supported(path: FieldPath, value: impl Into<Value>, known: &[&str]) -> Self {
         let known = known.iter().map(ToString::to_string).collect();
-        Self { path, problem: Problem::NotSupported(value.into(), known), detail: String::new() }
+        Self {
+            path,
+            problem: Problem::NotSupported(value.into(), known),
+            detail: String::new(),
+        }
     }
 
     /// `PATH: Forbidden: DETAIL`
     pub fn forbidden(path: FieldPath, detail: impl Into<String>) -> Self {
-        Self { path, problem: Problem::Forbidden, detail: detail.into() }
+        Self {
+            path,
+            problem: Problem::Forbidden,
+            detail: detail.into(),
+        }
     }
 
     /// The entry in `Status.details.causes`.
@@ -117,13 +141,21 @@ impl FieldError {
             Problem::Duplicate(value) => format!("Duplicate value: {}", go_value(value)),
             Problem::NotSupported(value, known) => {
                 let known: Vec<String> = known.iter().map(|k| format!("\"{k}\"")).collect();
-                format!("Unsupported value: {}: supported values: {}", go_value(value), known.join(", "))
+                format!(
+                    "Unsupported value: {}: supported values: {}",
+                    go_value(value),
+                    known.join(", ")
+                )
             }
             Problem::Forbidden => "Forbidden".to_string(),
             Problem::TooLong(max) => format!("Too long: may not be more than {max} bytes"),
             Problem::TooMany(got, max) => format!("Too many: {got}: must have at most {max} items"),
         };
-        if self.detail.is_empty() { head } else { format!("{head}: {}", self.detail) }
+        if self.detail.is_empty() {
+            head
+        } else {
+            format!("{head}: {}", self.detail)
+        }
     }
 }
 
@@ -156,7 +188,14 @@ mod tests {
             error.to_string(),
             "spec.ports[0].nodePort: Invalid value: 33333: provided port is not in the valid range"
         );
-        let ips = FieldError::invalid(FieldPath::new("spec").child("clusterIPs"), json!(["10.96.0.1"]), "taken");
-        assert_eq!(ips.to_string(), "spec.clusterIPs: Invalid value: []string{\"10.96.0.1\"}: taken");
+        let ips = FieldError::invalid(
+            FieldPath::new("spec").child("clusterIPs"),
+            json!(["10.96.0.1"]),
+            "taken",
+        );
+        assert_eq!(
+            ips.to_string(),
+            "spec.clusterIPs: Invalid value: []string{\"10.96.0.1\"}: taken"
+        );
     }
 }

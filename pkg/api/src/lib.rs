@@ -5,7 +5,10 @@ pub mod admission;
 pub mod error;
 pub mod field;
 pub mod kind;
+mod kinds;
 pub mod meta;
+pub mod metallb;
+pub mod registry;
 pub mod types;
 pub mod wellknown;
 

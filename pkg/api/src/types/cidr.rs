@@ -34,7 +34,11 @@ macro_rules! cidr {
             type Error = ParseError;
 
             fn try_from(net: IpNet) -> Result<Self, ParseError> {
-                if net.trunc() == net { Ok(Self(net)) } else { Err(ParseError::new(net, $wanted)) }
+                if net.trunc() == net {
+                    Ok(Self(net))
+                } else {
+                    Err(ParseError::new(net, $wanted))
+                }
             }
         }
 
@@ -42,10 +46,16 @@ macro_rules! cidr {
             type Err = ParseError;
 
             fn from_str(text: &str) -> Result<Self, ParseError> {
-                let net: IpNet = text.trim().parse().map_err(|_| ParseError::new(text, $wanted))?;
+                let net: IpNet = text
+                    .trim()
+                    .parse()
+                    .map_err(|_| ParseError::new(text, $wanted))?;
                 Self::try_from(net).map_err(|_| ParseError {
                     value: text.to_string(),
-                    wanted: format!("a network: host bits are set (did you mean {}?)", net.trunc()),
+                    wanted: format!(
+                        "a network: host bits are set (did you mean {}?)",
+                        net.trunc()
+                    ),
                 })
             }
         }
@@ -91,7 +101,12 @@ impl CidrList {
 
     /// The first pair of networks, one of each list, that share addresses.
     pub fn overlap(&self, other: &Self) -> Option<(IpNet, IpNet)> {
-        self.iter().find_map(|a| other.iter().find(|b| a.contains(b) || b.contains(&a)).map(|b| (a, b)))
+        self.iter().find_map(|a| {
+            other
+                .iter()
+                .find(|b| a.contains(b) || b.contains(&a))
+                .map(|b| (a, b))
+        })
     }
 }
 
@@ -99,12 +114,20 @@ impl FromStr for CidrList {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let mut nets = text.split(',').map(|part| part.parse::<PodCidr>().map(PodCidr::net));
-        let primary = nets.next().ok_or_else(|| ParseError::new(text, "a network like 10.244.0.0/16"))??;
+        let mut nets = text
+            .split(',')
+            .map(|part| part.parse::<PodCidr>().map(PodCidr::net));
+        let primary = nets
+            .next()
+            .ok_or_else(|| ParseError::new(text, "a network like 10.244.0.0/16"))??;
         let secondary = nets.next().transpose()?;
-        let same_family = secondary.is_some_and(|s| matches!(s, IpNet::V6(_)) == matches!(primary, IpNet::V6(_)));
+        let same_family =
+            secondary.is_some_and(|s| matches!(s, IpNet::V6(_)) == matches!(primary, IpNet::V6(_)));
         if same_family || nets.next().is_some() {
-            return Err(ParseError::new(text, "one network, or one IPv4 and one IPv6 network"));
+            return Err(ParseError::new(
+                text,
+                "one network, or one IPv4 and one IPv6 network",
+            ));
         }
         Ok(Self { primary, secondary })
     }
@@ -124,7 +147,10 @@ mod tests {
     #[test]
     fn host_bits_are_refused_with_a_hint() {
         let error = "10.244.1.7/24".parse::<PodCidr>().unwrap_err();
-        assert!(error.to_string().contains("did you mean 10.244.1.0/24?"), "{error}");
+        assert!(
+            error.to_string().contains("did you mean 10.244.1.0/24?"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -27,7 +27,10 @@ impl FromStr for IfName {
         if right {
             Ok(Self(text.to_string()))
         } else {
-            Err(ParseError::new(text, "an interface name (1 to 15 bytes, no '/', ':' or space)"))
+            Err(ParseError::new(
+                text,
+                "an interface name (1 to 15 bytes, no '/', ':' or space)",
+            ))
         }
     }
 }
@@ -48,7 +51,11 @@ impl Vni {
     /// # Errors
     /// When it does not fit 24 bits.
     pub fn new(number: u32) -> Result<Self, ParseError> {
-        if number < 1 << 24 { Ok(Self(number)) } else { Err(ParseError::new(number, "a VNI (0 to 16777215)")) }
+        if number < 1 << 24 {
+            Ok(Self(number))
+        } else {
+            Err(ParseError::new(number, "a VNI (0 to 16777215)"))
+        }
     }
 
     /// The number.

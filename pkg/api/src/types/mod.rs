@@ -22,6 +22,9 @@ pub struct ParseError {
 
 impl ParseError {
     pub(crate) fn new(value: impl fmt::Display, wanted: impl Into<String>) -> Self {
-        Self { value: value.to_string(), wanted: wanted.into() }
+        Self {
+            value: value.to_string(),
+            wanted: wanted.into(),
+        }
     }
 }

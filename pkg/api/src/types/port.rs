@@ -36,7 +36,10 @@ impl NodePortRange {
     /// When it is empty or begins at port 0.
     pub fn new(first: u16, last: u16) -> Result<Self, ParseError> {
         if first == 0 || last < first {
-            return Err(ParseError::new(format!("{first}-{last}"), "a port range like 30000-32767"));
+            return Err(ParseError::new(
+                format!("{first}-{last}"),
+                "a port range like 30000-32767",
+            ));
         }
         Ok(Self { first, last })
     }
@@ -58,7 +61,9 @@ impl NodePortRange {
 
     /// The port, if it is one of the range.
     pub fn port(self, number: u16) -> Option<NodePort> {
-        (self.first..=self.last).contains(&number).then_some(NodePort(number))
+        (self.first..=self.last)
+            .contains(&number)
+            .then_some(NodePort(number))
     }
 }
 

@@ -1,0 +1,30 @@
+//! Node.
+
+use serde_json::Value;
+
+use crate::field::FieldError;
+use crate::kind::{Kind, NameRule};
+
+pub(crate) const KIND: Kind = Kind {
+    group: "",
+    version: "v1",
+    kind: "Node",
+    plural: "nodes",
+    singular: "node",
+    short_names: &["no"],
+    categories: &[],
+    namespaced: false,
+    status: true,
+    volatile: false,
+    selectable_fields: &["spec.unschedulable"],
+    columns: &[],
+    default,
+    validate,
+    name_rule: NameRule::Subdomain,
+};
+
+fn default(_new: &mut Value, _old: Option<&Value>) {}
+
+fn validate(_new: &Value, _old: Option<&Value>) -> Vec<FieldError> {
+    Vec::new()
+}
