@@ -1,1 +1,11 @@
-//! svcnet-netlink
+//! The kernel's networking over netlink, and nothing but: links, addresses, routes, neighbours, namespaces.
+//! No host program is ever run.
+//!
+//! Calls are synchronous: a request to rtnetlink is answered within microseconds, on the same thread that asks. Async
+//! code may call them where it stands.
+#![allow(
+    unsafe_code,
+    reason = "system calls without a safe wrapper; each use states why it is sound"
+)]
+
+pub mod netns;
