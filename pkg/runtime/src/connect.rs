@@ -1,0 +1,115 @@
+//! From a kubeconfig to an API client.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper_util::client::legacy::Client as HyperClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::{Body, ConfigExt};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use tower::ServiceBuilder;
+
+use crate::resolve::Resolver;
+
+/// A server that says nothing for this long is probed, so that a watch notices a cut cable or a power loss.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(4);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEPALIVE_PROBES: u32 = 3;
+/// Unacknowledged data for this long means that the connection is dead (TCP_USER_TIMEOUT, RFC 5482).
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(8);
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+
+/// No usable client.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The kubeconfig cannot be read.
+    #[error("cannot read the kubeconfig {path} (--kubeconfig)")]
+    Read {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Box<kube::config::KubeconfigError>,
+    },
+    /// The kubeconfig does not make a client.
+    #[error("the kubeconfig {path} does not lead to an API server")]
+    Client {
+        /// The kubeconfig.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Box<kube::Error>,
+    },
+}
+
+/// Makes a client from a kubeconfig file: https with a client certificate or token, or plain http.
+///
+/// Nothing is sent yet: a server that is away is not an error here.
+///
+/// # Errors
+/// When the file cannot be read or does not describe a client.
+pub async fn client(path: &Path) -> Result<kube::Client, ConnectError> {
+    let read_error = |source| ConnectError::Read {
+        path: path.to_path_buf(),
+        source: Box::new(source),
+    };
+    let kubeconfig = Kubeconfig::read_from(path).map_err(read_error)?;
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .map_err(read_error)?;
+    from_config(config).map_err(|source| ConnectError::Client {
+        path: path.to_path_buf(),
+        source: Box::new(source),
+    })
+}
+
+/// kube's own client, but for two things: connections notice a silent peer, and failures are not logged at each try.
+fn from_config(config: kube::Config) -> Result<kube::Client, kube::Error> {
+    let connector = config.rustls_https_connector_with_connector(tcp())?;
+    let client: HyperClient<_, Body> = HyperClient::builder(TokioExecutor::new()).build(connector);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .map_err(tower::BoxError::from)
+        .service(client);
+    Ok(kube::Client::new(service, config.default_namespace))
+}
+
+fn tcp() -> HttpConnector<Resolver> {
+    let mut tcp = HttpConnector::new_with_resolver(Resolver);
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_MAX));
+    tcp.set_keepalive(Some(KEEPALIVE_IDLE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    tcp.set_keepalive_retries(Some(KEEPALIVE_PROBES));
+    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX));
+    tcp
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_missing_kubeconfig_is_named() {
+        let error = client(Path::new("/nonexistent/kubeconfig")).await.err().unwrap();
+        assert_eq!(
+            error.to_string(),
+            "cannot read the kubeconfig /nonexistent/kubeconfig (--kubeconfig)"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_away_is_no_error_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        let text = "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+                    clusters: [{name: c, cluster: {server: 'http://127.0.0.1:9'}}]\n\
+                    contexts: [{name: c, context: {cluster: c, user: u}}]\nusers: [{name: u, user: {}}]\n";
+        std::fs::write(&path, text).unwrap();
+        let client = client(&path).await.unwrap();
+        assert!(client.apiserver_version().await.is_err());
+    }
+}

@@ -1,0 +1,104 @@
+//! The process's own HTTP listener: `/healthz`, `/livez`, `/readyz` and `/metrics`.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+
+use http::{Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::health::Health;
+
+/// The listener could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} for health and metrics (--metrics-bind-address)")]
+pub struct ListenError {
+    address: SocketAddr,
+    #[source]
+    source: std::io::Error,
+}
+
+/// A listener that is open and not yet answering.
+#[derive(Debug)]
+pub struct OpsServer {
+    listener: TcpListener,
+}
+
+impl OpsServer {
+    /// Opens the listener, so that a busy port is told at the start.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub async fn bind(address: SocketAddr) -> Result<Self, ListenError> {
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| ListenError { address, source })?;
+        Ok(Self { listener })
+    }
+
+    /// Answers until shutdown.
+    pub async fn run(self, health: Health, metrics: PrometheusHandle, shutdown: CancellationToken) {
+        loop {
+            let stream = tokio::select! {
+                () = shutdown.cancelled() => return,
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        tracing::debug!(%error, "accepting a health or metrics connection failed");
+                        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                        continue;
+                    }
+                },
+            };
+            let (health, metrics) = (health.clone(), metrics.clone());
+            tokio::spawn(async move {
+                let service = service_fn(move |request: http::Request<Incoming>| {
+                    let response = answer(request.uri().path(), &health, &metrics);
+                    async move { Ok::<_, Infallible>(response) }
+                });
+                let connection = hyper::server::conn::http1::Builder::new();
+                if let Err(error) = connection.serve_connection(TokioIo::new(stream), service).await {
+                    tracing::debug!(%error, "a health or metrics connection broke");
+                }
+            });
+        }
+    }
+}
+
+/// The answer to a path: status and text.
+pub fn answer(path: &str, health: &Health, metrics: &PrometheusHandle) -> Response<Full<Bytes>> {
+    let (status, text) = match path {
+        "/healthz" | "/livez" => (StatusCode::OK, "ok".to_string()),
+        "/readyz" => {
+            let (ready, text) = health.report();
+            (
+                if ready {
+                    StatusCode::OK
+                } else {
+                    StatusCode::SERVICE_UNAVAILABLE
+                },
+                text,
+            )
+        }
+        "/metrics" => {
+            metrics.run_upkeep();
+            (StatusCode::OK, metrics.render())
+        }
+        _ => (
+            StatusCode::NOT_FOUND,
+            "try /healthz, /livez, /readyz or /metrics\n".to_string(),
+        ),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("text/plain; version=0.0.4"),
+    );
+    response
+}
