@@ -8,7 +8,9 @@ pub mod kind;
 mod kinds;
 pub mod meta;
 pub mod metallb;
+pub mod names;
 pub mod registry;
+pub mod selector;
 pub mod types;
 pub mod wellknown;
 
