@@ -1,9 +1,13 @@
 //! The lab as a test fixture: a cluster of network namespaces that belongs to one test and goes with it.
 
+mod upstream;
+
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+pub use upstream::Upstream;
 
 /// How long a condition may take to come true. Generous: machines are shared, and a test that waits is not wrong.
 const PATIENCE: Duration = Duration::from_secs(90);

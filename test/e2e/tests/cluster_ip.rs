@@ -133,21 +133,9 @@ fn no_endpoints_means_refused_not_silence() {
 fn a_service_without_selector_leads_to_hand_made_endpoints() {
     let lab = Lab::up(&["--nodes", "2"]);
     // The client stands for the outside database: something that listens on its address.
-    let mut database = lab
-        .exec_command(
-            "client",
-            &[
-                "svcnet",
-                "pod",
-                "respond",
-                "--name",
-                "database",
-                "--container-port",
-                "3306",
-            ],
-        )
-        .spawn()
-        .unwrap();
+    let svcnet = svcnet_e2e::binary();
+    let respond = ["pod", "respond", "--name", "database", "--container-port", "3306"];
+    let mut database = lab.exec_command("client", &[&[svcnet.to_str().unwrap()], &respond[..]].concat()).spawn().unwrap();
     lab.apply(
         "apiVersion: v1\nkind: Service\nmetadata: {name: db}\nspec: {ports: [{port: 3306}]}\n---\n\
          apiVersion: v1\nkind: Endpoints\nmetadata: {name: db}\n\
