@@ -257,6 +257,12 @@ impl Lab {
         lines
     }
 
+    /// The address that a Service of the namespace `default` has by its name.
+    pub fn cluster_ip_of_dns(&self, member: &str, service: &str) -> String {
+        self.dig(member, &[&format!("{service}.default.svc.cluster.local")])
+            .concat()
+    }
+
     /// The status word of a DNS answer, as in `NOERROR`.
     pub fn dig_status(&self, member: &str, args: &[&str]) -> String {
         let got = self.exec(

@@ -26,7 +26,8 @@ impl Upstream {
     /// When the lab has no client, or port 53 is taken there.
     #[track_caller]
     pub fn start(lab: &Lab, name: &str, address: Ipv4Addr) -> Self {
-        let client = NetNs::open(&lab.namespace("client")).unwrap_or_else(|error| panic!("no client: {error}"));
+        let client =
+            NetNs::open(&lab.namespace("client")).unwrap_or_else(|error| panic!("no client: {error}"));
         let socket = client.run(|| UdpSocket::bind("172.30.0.100:53"));
         let socket = socket.unwrap_or_else(|error| panic!("cannot enter the client: {error}"));
         let socket = socket.unwrap_or_else(|error| panic!("port 53 of the client: {error}"));
@@ -38,13 +39,18 @@ impl Upstream {
         let server = std::thread::spawn(move || {
             let mut packet = [0; 1500];
             while !stopped.load(Ordering::Relaxed) {
-                let Ok((length, from)) = socket.recv_from(&mut packet) else { continue };
+                let Ok((length, from)) = socket.recv_from(&mut packet) else {
+                    continue;
+                };
                 if let Some(answer) = answer(&packet[..length], &name, address) {
                     _ = socket.send_to(&answer, from);
                 }
             }
         });
-        Self { stop, server: Some(server) }
+        Self {
+            stop,
+            server: Some(server),
+        }
     }
 }
 

@@ -135,7 +135,10 @@ fn a_service_without_selector_leads_to_hand_made_endpoints() {
     // The client stands for the outside database: something that listens on its address.
     let svcnet = svcnet_e2e::binary();
     let respond = ["pod", "respond", "--name", "database", "--container-port", "3306"];
-    let mut database = lab.exec_command("client", &[&[svcnet.to_str().unwrap()], &respond[..]].concat()).spawn().unwrap();
+    let mut database = lab
+        .exec_command("client", &[&[svcnet.to_str().unwrap()], &respond[..]].concat())
+        .spawn()
+        .unwrap();
     lab.apply(
         "apiVersion: v1\nkind: Service\nmetadata: {name: db}\nspec: {ports: [{port: 3306}]}\n---\n\
          apiVersion: v1\nkind: Endpoints\nmetadata: {name: db}\n\

@@ -1,5 +1,9 @@
 //! Scenarios 15 to 18: LoadBalancer addresses on layer 2.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on has failed"
+)]
 
 use std::time::Instant;
 
@@ -47,7 +51,10 @@ fn owners(lab: &Lab, ip: &str) -> Vec<String> {
     let mut owners: Vec<String> = asked
         .out
         .lines()
-        .filter_map(|line| line.split_whitespace().find(|word| word.matches(':').count() == 5))
+        .filter_map(|line| {
+            line.split_whitespace()
+                .find(|word| word.matches(':').count() == 5)
+        })
         .map(str::to_string)
         .collect();
     owners.sort();
@@ -57,7 +64,9 @@ fn owners(lab: &Lab, ip: &str) -> Vec<String> {
 
 /// The node whose link has this hardware address.
 fn node_of(lab: &Lab, mac: &str) -> String {
-    let node = ["n1", "n2", "n3"].into_iter().find(|node| lab.exec(node, &["ip", "link"]).out.contains(mac));
+    let node = ["n1", "n2", "n3"]
+        .into_iter()
+        .find(|node| lab.exec(node, &["ip", "link"]).out.contains(mac));
     node.unwrap_or_else(|| panic!("no node has {mac}")).to_string()
 }
 
@@ -87,7 +96,9 @@ fn an_address_from_the_pool_is_answered_by_one_node() {
     let events = lab.kubectl(&["describe", "svc", "nginx"]);
     assert!(events.text().contains("Assigned IP"), "{events:?}");
     assert!(lab.kubectl(&["delete", "svc", "nginx"]).ok);
-    until("nobody answers for a released address", || owners(&lab, &ip).is_empty().then_some(()));
+    until("nobody answers for a released address", || {
+        owners(&lab, &ip).is_empty().then_some(())
+    });
 }
 
 /// Scenario 17, the agent killed.
@@ -104,15 +115,22 @@ fn another_node_takes_over_when_the_owner_dies() {
     assert!(lab.lab(&["node", "cut"], &[&owner]).ok);
     let died = Instant::now();
     until("the client is answered again", || {
-        let answer = lab.exec("client", &["curl", "-sS", "--max-time", "0.3", "--noproxy", "*", &url]);
+        let answer = lab.exec(
+            "client",
+            &["curl", "-sS", "--max-time", "0.3", "--noproxy", "*", &url],
+        );
         answer.ok.then_some(())
     });
     eprintln!("answered again {:?} after the owner's death", died.elapsed());
-    let mac = until("another node answers", || owners(&lab, &ip).into_iter().find(|other| *other != mac));
+    let mac = until("another node answers", || {
+        owners(&lab, &ip).into_iter().find(|other| *other != mac)
+    });
     assert_ne!(node_of(&lab, &mac), owner);
     assert!(lab.lab(&["node", "heal"], &[&owner]).ok);
     assert!(lab.lab(&["node", "start"], &[&owner]).ok);
-    until("one node answers after the return", || (owners(&lab, &ip).len() == 1).then_some(()));
+    until("one node answers after the return", || {
+        (owners(&lab, &ip).len() == 1).then_some(())
+    });
     lab.reaches("client", &url, &["web1", "web2"]);
 }
 

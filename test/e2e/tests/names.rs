@@ -1,5 +1,9 @@
 //! Scenarios 19 to 23: names.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on has failed"
+)]
 
 use svcnet_e2e::{Lab, Upstream, until};
 
@@ -24,21 +28,42 @@ fn a_service_has_its_names() {
             (lab.dig(member, &["nginx.default.svc.cluster.local"]) == [ip.clone()]).then_some(())
         });
     }
-    assert_eq!(lab.dig("web1", &["+tcp", "NGINX.Default.svc.cluster.local"]), [ip.clone()]);
+    assert_eq!(
+        lab.dig("web1", &["+tcp", "NGINX.Default.svc.cluster.local"])
+            .concat(),
+        ip
+    );
     assert_eq!(lab.dig("n1", &["-x", &ip]), ["nginx.default.svc.cluster.local."]);
     let srv = lab.dig("n1", &["SRV", "_http._tcp.nginx.default.svc.cluster.local"]);
     assert_eq!(srv, ["0 100 80 nginx.default.svc.cluster.local."]);
-    assert_eq!(lab.dig_status("n1", &["AAAA", "nginx.default.svc.cluster.local"]), "NOERROR");
-    assert_eq!(lab.dig_status("n1", &["missing.default.svc.cluster.local"]), "NXDOMAIN");
+    assert_eq!(
+        lab.dig_status("n1", &["AAAA", "nginx.default.svc.cluster.local"]),
+        "NOERROR"
+    );
+    assert_eq!(
+        lab.dig_status("n1", &["missing.default.svc.cluster.local"]),
+        "NXDOMAIN"
+    );
     assert_eq!(lab.dig_status("n1", &["default.svc.cluster.local"]), "NOERROR");
-    assert_eq!(lab.dig_status("n1", &["nginx.nowhere.svc.cluster.local"]), "NXDOMAIN");
-    assert_eq!(lab.dig("n1", &["kubernetes.default.svc.cluster.local"]), ["10.96.0.1"]);
+    assert_eq!(
+        lab.dig_status("n1", &["nginx.nowhere.svc.cluster.local"]),
+        "NXDOMAIN"
+    );
+    assert_eq!(
+        lab.dig("n1", &["kubernetes.default.svc.cluster.local"]),
+        ["10.96.0.1"]
+    );
 
     let resolv = lab.exec("web1", &["cat", "/etc/resolv.conf"]);
-    for line in
-        ["search default.svc.cluster.local svc.cluster.local cluster.local", "nameserver 10.96.0.10", "options ndots:5"]
-    {
-        assert!(resolv.text().lines().any(|have| have == line), "{line:?} is not in {resolv:?}");
+    for line in [
+        "search default.svc.cluster.local svc.cluster.local cluster.local",
+        "nameserver 10.96.0.10",
+        "options ndots:5",
+    ] {
+        assert!(
+            resolv.text().lines().any(|have| have == line),
+            "{line:?} is not in {resolv:?}"
+        );
     }
     lab.reaches("web1", "http://nginx/", &["web1", "web2"]);
 }
@@ -52,16 +77,25 @@ fn a_headless_service_is_its_ready_pods() {
     let name = "nginx.default.svc.cluster.local";
     let mut both = vec![lab.pod_ip("web1"), lab.pod_ip("web2")];
     both.sort();
-    until("both pods stand behind the name", || (lab.dig("n1", &[name]) == both).then_some(()));
+    until("both pods stand behind the name", || {
+        (lab.dig("n1", &[name]) == both).then_some(())
+    });
     let srv = lab.dig("n1", &["SRV", &format!("_http._tcp.{name}")]);
     assert_eq!(srv.len(), 2, "{srv:?}");
     assert!(lab.lab(&["pod", "rm"], &["web1"]).ok);
     let left = [lab.pod_ip("web2")];
-    until("the pod that went is gone from the name", || (lab.dig("n1", &[name]) == left).then_some(()));
+    until("the pod that went is gone from the name", || {
+        (lab.dig("n1", &[name]) == left).then_some(())
+    });
     let rules = lab.exec("n1", &["nft", "list", "ruleset"]);
-    assert!(!rules.text().contains("default/nginx"), "nothing is programmed for a headless Service");
+    assert!(
+        !rules.text().contains("default/nginx"),
+        "nothing is programmed for a headless Service"
+    );
     assert!(lab.lab(&["pod", "rm"], &["web2"]).ok);
-    until("no pod, no name", || (lab.dig_status("n1", &[name]) == "NXDOMAIN").then_some(()));
+    until("no pod, no name", || {
+        (lab.dig_status("n1", &[name]) == "NXDOMAIN").then_some(())
+    });
 }
 
 /// Scenarios 19 and 20. The upstream is a small name server on the host outside the cluster.
