@@ -8,5 +8,14 @@
     reason = "system calls without a safe wrapper; each use states why it is sound"
 )]
 
+pub mod addr;
+pub mod link;
+pub mod monitor;
+pub mod neigh;
 pub mod netns;
 pub mod packet;
+pub mod route;
+pub mod rt;
+pub mod sysctl;
+
+pub use rt::Rtnl;

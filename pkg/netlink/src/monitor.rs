@@ -1,0 +1,182 @@
+//! Notifications of changes to links, addresses, routes and neighbours, whoever makes them.
+//!
+//! They say that something changed, for reconcilers to look again: when the socket overflows the kernel drops some,
+//! which is reported as [`Event::Lost`].
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+
+use netlink_packet_route::neighbour::NeighbourMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::addr::Address;
+use crate::link::Link;
+use crate::neigh::{self, FdbEntry, Neighbour};
+use crate::route::Route;
+use crate::rt::{Error, Frame, Refusal};
+
+/// Groups of notifications (`RTNLGRP_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// Links come, change and go.
+    Link,
+    /// Addresses of both families.
+    Address,
+    /// Routes of both families.
+    Route,
+    /// Neighbours and forwarding entries.
+    Neighbour,
+}
+
+impl Group {
+    fn numbers(self) -> &'static [u32] {
+        match self {
+            Self::Link => &[1],
+            Self::Neighbour => &[3],
+            Self::Address => &[5, 9],
+            Self::Route => &[7, 11],
+        }
+    }
+}
+
+/// Whether the object is there now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Happened {
+    /// New or changed.
+    Set,
+    /// Gone.
+    Deleted,
+}
+
+/// A change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Of a link.
+    Link(Happened, Box<Link>),
+    /// Of an address.
+    Address(Happened, Address),
+    /// Of a unicast route of the main table.
+    Route(Happened, Route),
+    /// Of a neighbour, by link and address: set when it is permanent now, deleted when it is not or no more.
+    Neighbour(Happened, u32, IpAddr),
+    /// Of a forwarding entry with a tunnel endpoint.
+    Fdb(Happened, FdbEntry),
+    /// Changes were lost: look at everything again.
+    Lost,
+}
+
+impl Event {
+    fn from_message(message: RouteNetlinkMessage) -> Option<Self> {
+        use Happened::{Deleted, Set};
+        use RouteNetlinkMessage as M;
+        match message {
+            // A bridge speaks of its ports in messages of its own family: no link comes or goes with them.
+            M::NewLink(m) | M::DelLink(m) if m.header.interface_family == AddressFamily::Bridge => None,
+            M::NewLink(m) => Some(Self::Link(Set, Box::new(Link::from_message(&m)))),
+            M::DelLink(m) => Some(Self::Link(Deleted, Box::new(Link::from_message(&m)))),
+            M::NewAddress(m) => Address::from_message(&m).map(|a| Self::Address(Set, a)),
+            M::DelAddress(m) => Address::from_message(&m).map(|a| Self::Address(Deleted, a)),
+            M::NewRoute(m) => Route::from_message(&m).map(|r| Self::Route(Set, r)),
+            M::DelRoute(m) => Route::from_message(&m).map(|r| Self::Route(Deleted, r)),
+            M::NewNeighbour(m) => match FdbEntry::from_message(&m) {
+                Some(entry) => Some(Self::Fdb(Set, entry)),
+                None => {
+                    let happened = if Neighbour::from_message(&m).is_some() {
+                        Set
+                    } else {
+                        Deleted
+                    };
+                    address_of(&m).map(|address| Self::Neighbour(happened, m.header.ifindex, address))
+                }
+            },
+            M::DelNeighbour(m) => match FdbEntry::from_message(&m) {
+                Some(entry) => Some(Self::Fdb(Deleted, entry)),
+                None => address_of(&m).map(|address| Self::Neighbour(Deleted, m.header.ifindex, address)),
+            },
+            _ => None,
+        }
+    }
+}
+
+fn address_of(message: &NeighbourMessage) -> Option<IpAddr> {
+    if message.header.family == AddressFamily::Bridge {
+        None
+    } else {
+        neigh::destination(message)
+    }
+}
+
+/// A subscription, to be read within a tokio runtime.
+pub struct Monitor {
+    socket: AsyncFd<Socket>,
+    buffer: Vec<u8>,
+}
+
+impl Monitor {
+    /// Subscribes in the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When the system has no more sockets.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O.
+    pub fn open(groups: &[Group]) -> Result<Self, Error> {
+        let open = || -> io::Result<AsyncFd<Socket>> {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.bind(&SocketAddr::new(0, 0))?;
+            for number in groups.iter().flat_map(|g| g.numbers()) {
+                socket.add_membership(*number)?;
+            }
+            socket.set_non_blocking(true)?;
+            // SAFETY: the socket owns its descriptor, which stays open and the same until it is dropped, and it is
+            // dropped with this AsyncFd.
+            unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(io::Error::from)
+        };
+        let socket = open().map_err(|e| Refusal::from(e).about("subscribe to", "changes of the network"))?;
+        Ok(Self {
+            socket,
+            buffer: vec![0; 16 * 1024],
+        })
+    }
+
+    /// The next changes: at least one.
+    ///
+    /// # Errors
+    /// When the socket fails for good.
+    pub async fn next(&mut self) -> io::Result<Vec<Event>> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            let buffer = &mut self.buffer;
+            let read = ready.try_io(|fd| {
+                let flags = MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
+                recv(fd.as_raw_fd(), buffer, flags).map_err(io::Error::from)
+            });
+            let length = match read {
+                Err(_would_block) => continue,
+                Ok(Ok(length)) => length,
+                Ok(Err(e)) if e.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                    return Ok(vec![Event::Lost]);
+                }
+                Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Ok(Err(e)) => return Err(e),
+            };
+            let Some(mut rest) = self.buffer.get(..length) else {
+                return Ok(vec![Event::Lost]);
+            };
+            let mut events = Vec::new();
+            while let Some((frame, next)) = Frame::split(rest) {
+                rest = next;
+                events.extend(frame.decode().and_then(Event::from_message));
+            }
+            if !events.is_empty() {
+                return Ok(events);
+            }
+        }
+    }
+}

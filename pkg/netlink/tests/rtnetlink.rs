@@ -1,0 +1,338 @@
+//! Links, addresses, routes, neighbours and notifications, against the kernel in namespaces of their own, read back
+//! with `ip -j`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+use std::net::IpAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use svcnet_netlink::Rtnl;
+use svcnet_netlink::addr::Address;
+use svcnet_netlink::link::{Change, Kind, Port, VethEnd, Vxlan};
+use svcnet_netlink::monitor::{Event, Group, Happened, Monitor};
+use svcnet_netlink::neigh::{FdbEntry, Neighbour};
+use svcnet_netlink::netns::OwnedNetNs;
+use svcnet_netlink::route::{PROTOCOL_SVCNET, Route, RouteFilter};
+
+fn json(ns: &OwnedNetNs, program: &str, arguments: &str) -> Value {
+    let run = || Command::new(program).args(arguments.split(' ')).output().unwrap();
+    let output = ns.run(run).unwrap();
+    assert!(
+        output.status.success(),
+        "{program} {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn end(name: &str) -> VethEnd<'_> {
+    VethEnd {
+        name,
+        mac: None,
+        master: None,
+        netns: None,
+    }
+}
+
+/// A namespace with a bridge `br` that holds 10.244.1.1/24.
+fn with_bridge() -> (OwnedNetNs, Rtnl, u32) {
+    let ns = OwnedNetNs::unique("svcnet-rt").unwrap();
+    let mut rt = Rtnl::open_in(&ns).unwrap();
+    rt.add_bridge("br", Some([2, 0, 0, 0, 0, 1]), Some(1450)).unwrap();
+    let bridge = rt.link("br").unwrap().unwrap();
+    rt.replace_address(Address {
+        link: bridge.index,
+        net: "10.244.1.1/24".parse().unwrap(),
+    })
+    .unwrap();
+    (ns, rt, bridge.index)
+}
+
+#[test]
+fn a_veth_pair_is_plugged_in_with_its_peer_in_another_namespace() {
+    let (node, mut rt, bridge) = with_bridge();
+    let pod = OwnedNetNs::unique("svcnet-rt").unwrap();
+    let near = VethEnd {
+        master: Some(bridge),
+        ..end("veth0")
+    };
+    let far = VethEnd {
+        mac: Some([0x0a, 0x58, 10, 244, 1, 2]),
+        netns: Some(&pod),
+        ..end("eth0")
+    };
+    rt.add_veth(near, far, Some(1450)).unwrap();
+    let veth = rt.link("veth0").unwrap().unwrap();
+    assert_eq!(
+        (veth.kind, veth.master, veth.mtu, veth.up),
+        (Kind::Veth, Some(bridge), 1450, true)
+    );
+    rt.set_port(
+        veth.index,
+        Port {
+            isolated: true,
+            hairpin: false,
+        },
+    )
+    .unwrap();
+    assert_eq!(
+        rt.link_at(veth.index).unwrap().unwrap().port,
+        Some(Port {
+            isolated: true,
+            hairpin: false
+        })
+    );
+    let shown = json(&node, "ip", "-j -d link show dev veth0");
+    assert_eq!(shown[0]["linkinfo"]["info_slave_data"]["isolated"], true);
+
+    let shown = json(&pod, "ip", "-j link show dev eth0");
+    assert_eq!(
+        (shown[0]["address"].as_str(), shown[0]["mtu"].as_u64()),
+        (Some("0a:58:0a:f4:01:02"), Some(1450))
+    );
+    let again = rt.add_veth(end("veth0"), end("x"), None).unwrap_err();
+    assert!(again.is_exists(), "{again}");
+
+    rt.delete_link(veth.index).unwrap();
+    rt.delete_link(veth.index).unwrap();
+    rt.delete_link_named("veth0").unwrap();
+    let left: Vec<String> = Rtnl::open_in(&pod)
+        .unwrap()
+        .links()
+        .unwrap()
+        .into_iter()
+        .map(|l| l.name)
+        .collect();
+    assert_eq!(left, ["lo"]);
+}
+
+/// The same with a VXLAN link `svcnet.1` on a veth.
+fn with_vxlan() -> (OwnedNetNs, Rtnl, u32, u32) {
+    let (ns, mut rt, bridge) = with_bridge();
+    rt.add_veth(end("under"), end("other"), None).unwrap();
+    let under = rt.link("under").unwrap().unwrap().index;
+    let local = "172.30.0.11".parse().unwrap();
+    rt.replace_address(Address {
+        link: under,
+        net: "172.30.0.11/24".parse().unwrap(),
+    })
+    .unwrap();
+    let vxlan = Vxlan {
+        vni: 1,
+        port: 8472,
+        local: Some(local),
+        device: Some(under),
+        learning: false,
+    };
+    rt.add_vxlan("svcnet.1", &vxlan, Some([2, 1, 1, 1, 1, 1]), 1450)
+        .unwrap();
+    let link = rt.link("svcnet.1").unwrap().unwrap();
+    assert_eq!((link.kind, link.mtu), (Kind::Vxlan(vxlan), 1450));
+
+    (ns, rt, bridge, link.index)
+}
+
+#[test]
+fn routes_read_back_as_set() {
+    let (node, mut rt, bridge, link) = with_vxlan();
+    let route = Route::via(
+        "10.244.2.0/24".parse().unwrap(),
+        "10.244.2.0".parse().unwrap(),
+        link,
+    );
+    let service =
+        Route::on_link("10.96.0.0/12".parse().unwrap(), bridge).from_source("10.244.1.1".parse().unwrap());
+    for route in [route, service, route] {
+        rt.replace_route(route).unwrap();
+    }
+    let ours = RouteFilter {
+        protocol: Some(PROTOCOL_SVCNET),
+        link: None,
+    };
+    let mut routes = rt.routes(ours).unwrap();
+    routes.sort();
+    assert_eq!(routes, [service, route]);
+    let over = RouteFilter {
+        link: Some(link),
+        protocol: None,
+    };
+    assert!(rt.routes(over).unwrap().contains(&route));
+    let shown = json(&node, "ip", "-j route show 10.244.2.0/24");
+    assert_eq!(shown[0]["flags"], serde_json::json!(["onlink"]));
+
+    let to = rt.route_to("10.244.2.9".parse().unwrap()).unwrap().unwrap();
+    assert_eq!((to.link, to.gateway), (link, Some("10.244.2.0".parse().unwrap())));
+    assert_eq!(rt.route_to("8.8.8.8".parse().unwrap()).unwrap(), None);
+
+    rt.delete_route(route).unwrap();
+    rt.delete_route(route).unwrap();
+    assert_eq!(rt.routes(ours).unwrap(), [service]);
+}
+
+#[test]
+fn neighbours_and_forwarding_entries_read_back_as_set() {
+    let (_node, mut rt, _bridge, link) = with_vxlan();
+    let mac = [2, 2, 2, 2, 2, 2];
+    let neighbour = Neighbour {
+        link,
+        address: "10.244.2.0".parse().unwrap(),
+        mac,
+    };
+    let mut entry = FdbEntry {
+        link,
+        mac,
+        destination: "172.30.0.12".parse().unwrap(),
+    };
+    rt.replace_neighbour(neighbour).unwrap();
+    rt.replace_fdb(entry).unwrap();
+    entry.destination = "172.30.0.13".parse().unwrap();
+    rt.replace_fdb(entry).unwrap();
+    assert_eq!(rt.neighbours(link).unwrap(), [neighbour]);
+    assert_eq!(rt.fdb(link).unwrap(), [entry]);
+    rt.delete_fdb(entry).unwrap();
+    rt.delete_fdb(entry).unwrap();
+    rt.delete_neighbour(neighbour).unwrap();
+    rt.delete_neighbour(neighbour).unwrap();
+    assert!(rt.fdb(link).unwrap().is_empty() && rt.neighbours(link).unwrap().is_empty());
+}
+
+#[test]
+fn a_refusal_names_operation_object_and_reason() {
+    let (_node, mut rt, bridge) = with_bridge();
+    let nowhere = Route {
+        onlink: false,
+        ..Route::via(
+            "10.9.0.0/16".parse().unwrap(),
+            "10.8.0.1".parse().unwrap(),
+            bridge,
+        )
+    };
+    let error = rt.replace_route(nowhere).unwrap_err().to_string();
+    let wanted = format!("set route 10.9.0.0/16 via 10.8.0.1 dev #{bridge}: ");
+    assert!(
+        error.starts_with(&wanted) && error.contains("Nexthop has invalid gateway"),
+        "{error}"
+    );
+    assert_eq!(rt.link("nosuch").unwrap(), None);
+    let gone = rt.change_link(4711, &Change::up()).unwrap_err();
+    assert!(gone.is_gone(), "{gone}");
+}
+
+#[test]
+fn addresses_come_and_go_in_both_families() {
+    let (_node, mut rt, bridge) = with_bridge();
+    let v6 = Address {
+        link: bridge,
+        net: "fd00:10:244:1::1/64".parse().unwrap(),
+    };
+    rt.replace_address(v6).unwrap();
+    rt.replace_address(v6).unwrap();
+    assert!(rt.addresses(Some(bridge)).unwrap().contains(&v6));
+    let v6_route = Route::via(
+        "fd00:10:244:2::/64".parse().unwrap(),
+        "fd00:10:244:2::".parse().unwrap(),
+        bridge,
+    );
+    rt.replace_route(v6_route).unwrap();
+    assert!(
+        rt.routes(RouteFilter {
+            protocol: Some(PROTOCOL_SVCNET),
+            link: None
+        })
+        .unwrap()
+        .contains(&v6_route)
+    );
+    rt.delete_address(v6).unwrap();
+    rt.delete_address(v6).unwrap();
+    assert!(!rt.addresses(None).unwrap().contains(&v6));
+}
+
+#[test]
+fn changes_by_others_are_told() {
+    let (node, _rt, bridge) = with_bridge();
+    let seen = node
+        .run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let mut monitor =
+                    Monitor::open(&[Group::Link, Group::Address, Group::Route, Group::Neighbour]).unwrap();
+                for words in [
+                    "addr del 10.244.1.1/24 dev br",
+                    "link add v1 type veth peer name v2",
+                    "link set v1 master br up",
+                    "neigh add 10.244.1.9 lladdr 02:00:00:00:00:09 dev br nud permanent",
+                    "neigh del 10.244.1.9 dev br",
+                    "link del v1",
+                ] {
+                    assert!(
+                        Command::new("ip")
+                            .args(words.split(' '))
+                            .status()
+                            .unwrap()
+                            .success(),
+                        "{words}"
+                    );
+                }
+                let mut seen = Vec::new();
+                let gone = |e: &Event| matches!(e, Event::Link(Happened::Deleted, l) if l.name == "v1");
+                while !seen.iter().any(gone) {
+                    let more = tokio::time::timeout(Duration::from_secs(30), monitor.next()).await;
+                    seen.extend(more.expect("notifications").unwrap());
+                }
+                seen
+            })
+        })
+        .unwrap();
+    let address = Address {
+        link: bridge,
+        net: "10.244.1.1/24".parse().unwrap(),
+    };
+    assert!(
+        seen.contains(&Event::Address(Happened::Deleted, address)),
+        "{seen:?}"
+    );
+    let neighbour: IpAddr = "10.244.1.9".parse().unwrap();
+    assert!(
+        seen.contains(&Event::Neighbour(Happened::Set, bridge, neighbour)),
+        "{seen:?}"
+    );
+    assert!(
+        seen.contains(&Event::Neighbour(Happened::Deleted, bridge, neighbour)),
+        "{seen:?}"
+    );
+    assert!(
+        seen.iter()
+            .any(|e| matches!(e, Event::Link(Happened::Set, l) if l.master == Some(bridge)))
+    );
+}
+
+#[test]
+fn sysctls_are_those_of_the_thread() {
+    let ns = OwnedNetNs::unique("svcnet-rt").unwrap();
+    let forward = "net/ipv4/ip_forward";
+    let outside = svcnet_netlink::sysctl::read(forward).unwrap();
+    ns.run(|| {
+        let flipped = if svcnet_netlink::sysctl::read(forward).unwrap() == "1" {
+            "0"
+        } else {
+            "1"
+        };
+        assert!(svcnet_netlink::sysctl::set(forward, flipped).unwrap().is_some());
+        assert!(svcnet_netlink::sysctl::set(forward, flipped).unwrap().is_none());
+    })
+    .unwrap();
+    assert_eq!(svcnet_netlink::sysctl::read(forward).unwrap(), outside);
+    assert!(
+        svcnet_netlink::sysctl::read("net/ipv4/nosuch")
+            .unwrap_err()
+            .is_gone()
+    );
+}
