@@ -12,7 +12,7 @@ fn words(line: &str) -> Vec<&str> {
     line.split_whitespace().collect()
 }
 
-/// Scenarios 1 to 3.
+/// Scenario 1.
 #[test]
 fn the_first_look_shows_what_kubernetes_shows() {
     let lab = Lab::up(&[]);
@@ -57,7 +57,12 @@ fn the_first_look_shows_what_kubernetes_shows() {
             .unwrap();
         assert_eq!((line[1], line[5]), ("Ready", address));
     }
+}
 
+/// Scenarios 2 and 3.
+#[test]
+fn pods_and_services_are_shown_as_by_kubernetes() {
+    let lab = Lab::up(&[]);
     lab.web();
     let pods = lab.kubectl(&["get", "pod", "-o", "wide", "--show-labels"]);
     let lines: Vec<&str> = pods.text().lines().collect();
@@ -107,9 +112,9 @@ fn the_first_look_shows_what_kubernetes_shows() {
     }
 }
 
-/// What the issue lists of kubectl, each with its effect looked at.
+/// `create service` and `expose pod` (their bodies are protobuf from kubectl 1.32 on).
 #[test]
-fn kubectl_does_its_work() {
+fn kubectl_makes_services() {
     let lab = Lab::up(&["--nodes", "1"]);
     lab.pod_with("web1", "n1", "app=nginx", &["--container-port", "80=http"]);
     let made = lab.kubectl(&["create", "service", "nodeport", "made", "--tcp=80:8080"]);
@@ -124,6 +129,18 @@ fn kubectl_does_its_work() {
         lab.value("svc/exposed", "{.spec.selector.app}").as_deref(),
         Some("nginx")
     );
+}
+
+/// label, edit and the three kinds of patch, and delete.
+#[test]
+fn kubectl_changes_objects() {
+    let lab = Lab::up(&["--nodes", "1"]);
+    for name in ["made", "exposed"] {
+        assert!(
+            lab.kubectl(&["create", "service", "clusterip", name, "--tcp=80:8080"])
+                .ok
+        );
+    }
     assert_eq!(
         lab.kubectl(&["label", "svc", "made", "tier=front"]).text(),
         "service/made labeled"
