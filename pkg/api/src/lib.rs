@@ -10,6 +10,7 @@ pub mod meta;
 pub mod metallb;
 pub mod names;
 pub mod registry;
+pub mod schema;
 pub mod selector;
 pub mod types;
 pub mod wellknown;

@@ -1,0 +1,392 @@
+//! The documents behind `/openapi/v3`, as kubectl reads them: `explain` prints the descriptions, `apply` and `edit`
+//! take the merge keys, and both look in the operations for the query parameters that the server understands.
+
+use std::io::Write;
+use std::sync::OnceLock;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha512};
+
+use super::{SOURCES, Source, inflate};
+use crate::kind::Kind;
+use crate::registry::GroupVersion;
+
+/// The description of one group version. Kept compressed: it is asked for seldom.
+#[derive(Debug)]
+pub struct Document {
+    gzip: Vec<u8>,
+    hash: String,
+}
+
+impl Document {
+    /// The JSON text.
+    pub fn json(&self) -> Vec<u8> {
+        inflate(&self.gzip)
+    }
+
+    /// The JSON text, gzipped, for clients that take it so.
+    pub fn gzip(&self) -> &[u8] {
+        &self.gzip
+    }
+
+    /// Digest of the text, for `ETag` and for the index: clients cache by it.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+}
+
+/// What `/openapi/v3` answers: each group version with the address of its document.
+pub fn index() -> &'static [u8] {
+    static INDEX: OnceLock<Vec<u8>> = OnceLock::new();
+    INDEX.get_or_init(|| {
+        let mut paths = Map::new();
+        for source in &SOURCES {
+            let path = source.group_version().path();
+            if let Some(document) = document(&path) {
+                let url = format!("/openapi/v3/{path}?hash={}", document.hash());
+                paths.insert(path, json!({"serverRelativeURL": url}));
+            }
+        }
+        json!({"paths": paths}).to_string().into_bytes()
+    })
+}
+
+/// What `/openapi/v3/PATH` answers, with a path like `api/v1` or `apis/discovery.k8s.io/v1`.
+pub fn document(path: &str) -> Option<&'static Document> {
+    static DOCUMENTS: [OnceLock<Document>; SOURCES.len()] = [const { OnceLock::new() }; SOURCES.len()];
+    let at = SOURCES.iter().position(|s| s.group_version().path() == path)?;
+    let source = SOURCES.get(at)?;
+    Some(DOCUMENTS.get(at)?.get_or_init(|| source.document()))
+}
+
+impl Source {
+    fn group_version(&self) -> GroupVersion {
+        GroupVersion {
+            group: self.group,
+            version: self.version,
+        }
+    }
+
+    #[expect(
+        clippy::expect_used,
+        reason = "writing to memory, of data that is part of the binary"
+    )]
+    fn document(&self) -> Document {
+        let definitions = String::from_utf8(self.inflate()).expect("invariant: own schemas are text");
+        let mut paths = Map::new();
+        for kind in self.group_version().kinds() {
+            add_paths(&mut paths, kind, &self.group_version().path());
+        }
+        let info = json!({"title": "Kubernetes", "version": "v1.33.0"});
+        let paths = Value::Object(paths);
+        let text = format!(
+            "{{\"openapi\":\"3.0.0\",\"info\":{info},\"paths\":{paths},\"components\":{{\"schemas\":{definitions}}}}}"
+        );
+        let hash = Sha512::digest(&text)
+            .iter()
+            .map(|byte| format!("{byte:02X}"))
+            .collect();
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder
+            .write_all(text.as_bytes())
+            .expect("invariant: memory takes it");
+        Document {
+            gzip: encoder.finish().expect("invariant: memory takes it"),
+            hash,
+        }
+    }
+}
+
+fn add_paths(paths: &mut Map<String, Value>, kind: &Kind, root: &str) {
+    let all = format!("/{root}/{}", kind.plural);
+    let collection = if kind.namespaced {
+        format!("/{root}/namespaces/{{namespace}}/{}", kind.plural)
+    } else {
+        all.clone()
+    };
+    let shared = |named: bool| {
+        let namespace = parameter(
+            "namespace",
+            "path",
+            "string",
+            "object name and auth scope, such as for teams and projects",
+        );
+        let name = parameter("name", "path", "string", &format!("name of the {}", kind.kind));
+        let all = [named.then_some(name), kind.namespaced.then_some(namespace)];
+        Value::Array(all.into_iter().flatten().collect())
+    };
+    if kind.namespaced {
+        paths.insert(all, json!({"get": operation(kind, Verb::List)}));
+    }
+    paths.insert(
+        collection.clone(),
+        json!({
+            "get": operation(kind, Verb::List), "post": operation(kind, Verb::Create),
+            "delete": operation(kind, Verb::DeleteCollection), "parameters": shared(false),
+        }),
+    );
+    paths.insert(
+        format!("{collection}/{{name}}"),
+        json!({
+            "get": operation(kind, Verb::Get), "put": operation(kind, Verb::Update),
+            "patch": operation(kind, Verb::Patch), "delete": operation(kind, Verb::Delete),
+            "parameters": shared(true),
+        }),
+    );
+    if kind.status {
+        paths.insert(
+            format!("{collection}/{{name}}/status"),
+            json!({
+                "get": operation(kind, Verb::Get), "put": operation(kind, Verb::Update),
+                "patch": operation(kind, Verb::Patch), "parameters": shared(true),
+            }),
+        );
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Verb {
+    Get,
+    List,
+    Create,
+    Update,
+    Patch,
+    Delete,
+    DeleteCollection,
+}
+
+impl Verb {
+    fn action(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::List => "list",
+            Self::Create => "post",
+            Self::Update => "put",
+            Self::Patch => "patch",
+            Self::Delete => "delete",
+            Self::DeleteCollection => "deletecollection",
+        }
+    }
+
+    fn parameters(self) -> Vec<Value> {
+        let listing: &[[&str; 3]] = match self {
+            Self::List => &LIST_PARAMETERS,
+            _ => &[],
+        };
+        let selecting: &[[&str; 3]] = match self {
+            Self::List | Self::DeleteCollection => &SELECTOR_PARAMETERS,
+            _ => &[],
+        };
+        let writing: &[[&str; 3]] = match self {
+            Self::Get | Self::List => &[],
+            Self::Delete | Self::DeleteCollection => &WRITE_PARAMETERS[..1],
+            Self::Create | Self::Update => &WRITE_PARAMETERS[..3],
+            Self::Patch => &WRITE_PARAMETERS,
+        };
+        let all = listing.iter().chain(selecting).chain(writing);
+        all.map(|[name, type_, what]| parameter(name, "query", type_, what))
+            .collect()
+    }
+}
+
+const LIST_PARAMETERS: [[&str; 3]; 6] = [
+    [
+        "limit",
+        "integer",
+        "limit is a maximum number of responses to return for a list call.",
+    ],
+    ["continue", "string", "Where the next page of a list begins."],
+    [
+        "resourceVersion",
+        "string",
+        "Where a watch begins, or how old a list may be.",
+    ],
+    [
+        "watch",
+        "boolean",
+        "Watch for changes to the described resources.",
+    ],
+    [
+        "allowWatchBookmarks",
+        "boolean",
+        "Ask for watch events of type BOOKMARK.",
+    ],
+    ["timeoutSeconds", "integer", "Timeout for the list/watch call."],
+];
+
+const SELECTOR_PARAMETERS: [[&str; 3]; 2] = [
+    [
+        "labelSelector",
+        "string",
+        "A selector to restrict the list of returned objects by their labels.",
+    ],
+    [
+        "fieldSelector",
+        "string",
+        "A selector to restrict the list of returned objects by their fields.",
+    ],
+];
+
+/// The first is for deletions too, the last for patches alone.
+const WRITE_PARAMETERS: [[&str; 3]; 4] = [
+    [
+        "dryRun",
+        "string",
+        "When present, indicates that modifications should not be persisted.",
+    ],
+    [
+        "fieldManager",
+        "string",
+        "fieldManager is a name associated with the actor.",
+    ],
+    [
+        "fieldValidation",
+        "string",
+        "How to handle objects with unknown or duplicate fields. Valid values are: Ignore, Warn, Strict.",
+    ],
+    ["force", "boolean", "Force is going to \"force\" Apply requests."],
+];
+
+fn operation(kind: &Kind, verb: Verb) -> Value {
+    let schema = |name: String| json!({"application/json": {"schema": {"$ref": format!("#/components/schemas/{name}")}}});
+    let meta = |name: &str| format!("io.k8s.apimachinery.pkg.apis.meta.v1.{name}");
+    let answer = match verb {
+        Verb::List => format!("{}List", definition(kind)),
+        Verb::Delete | Verb::DeleteCollection => meta("Status"),
+        _ => definition(kind),
+    };
+    let mut operation = json!({
+        "parameters": verb.parameters(),
+        "responses": {"200": {"description": "OK", "content": schema(answer)}},
+        "x-kubernetes-action": verb.action(),
+        "x-kubernetes-group-version-kind": {"group": kind.group, "kind": kind.kind, "version": kind.version},
+    });
+    operation["requestBody"] = match verb {
+        Verb::Get | Verb::List => return without(operation, "requestBody"),
+        Verb::Create | Verb::Update => json!({"content": schema(definition(kind)), "required": true}),
+        Verb::Delete | Verb::DeleteCollection => json!({"content": schema(meta("DeleteOptions"))}),
+        Verb::Patch => {
+            let patch = json!({"schema": {"$ref": format!("#/components/schemas/{}", meta("Patch"))}});
+            let mut content = json!({
+                "application/json-patch+json": patch, "application/merge-patch+json": patch,
+            });
+            // Custom resources have no strategic merge patch.
+            if kind.group != crate::metallb::GROUP {
+                content["application/strategic-merge-patch+json"] = patch;
+            }
+            json!({"content": content, "required": true})
+        }
+    };
+    operation
+}
+
+fn without(mut operation: Value, field: &str) -> Value {
+    if let Value::Object(fields) = &mut operation {
+        fields.remove(field);
+    }
+    operation
+}
+
+fn definition(kind: &Kind) -> String {
+    let package = match kind.group {
+        "" => "io.k8s.api.core",
+        "discovery.k8s.io" => "io.k8s.api.discovery",
+        "coordination.k8s.io" => "io.k8s.api.coordination",
+        _ => "io.metallb",
+    };
+    format!("{package}.{}.{}", kind.version, kind.kind)
+}
+
+fn parameter(name: &str, place: &str, type_: &str, description: &str) -> Value {
+    let mut parameter = json!({"name": name, "in": place, "schema": {"type": type_, "uniqueItems": true}, "description": description});
+    if place == "path" {
+        parameter["required"] = json!(true);
+    }
+    parameter
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::kinds;
+
+    #[test]
+    fn the_index_leads_to_documents_that_parse() {
+        let index: Value = serde_json::from_slice(index()).unwrap();
+        let paths = index["paths"].as_object().unwrap();
+        assert_eq!(paths.len(), SOURCES.len());
+        for (path, entry) in paths {
+            let document = document(path).unwrap();
+            let url = entry["serverRelativeURL"].as_str().unwrap();
+            assert_eq!(url, format!("/openapi/v3/{path}?hash={}", document.hash()));
+            let text: Value = serde_json::from_slice(&document.json()).unwrap();
+            assert_eq!(text["openapi"], "3.0.0");
+        }
+        assert!(document("apis/apps/v1").is_none());
+    }
+
+    #[test]
+    fn operations_say_what_kubectl_looks_for() {
+        for kind in kinds() {
+            let root = GroupVersion {
+                group: kind.group,
+                version: kind.version,
+            }
+            .path();
+            let text: Value = serde_json::from_slice(&document(&root).unwrap().json()).unwrap();
+            let namespace = if kind.namespaced {
+                "namespaces/{namespace}/"
+            } else {
+                ""
+            };
+            let item = &text["paths"][format!("/{root}/{namespace}{}/{{name}}", kind.plural)];
+            let gvk = json!({"group": kind.group, "kind": kind.kind, "version": kind.version});
+            assert_eq!(item["patch"]["x-kubernetes-group-version-kind"], gvk);
+            for wanted in ["fieldValidation", "dryRun"] {
+                let parameters = item["patch"]["parameters"].as_array().unwrap();
+                assert!(
+                    parameters
+                        .iter()
+                        .any(|p| p["name"] == wanted && p["in"] == "query"),
+                    "{wanted}"
+                );
+            }
+            let schema = &text["components"]["schemas"][definition(kind)];
+            assert_eq!(
+                schema["x-kubernetes-group-version-kind"],
+                json!([gvk]),
+                "{}",
+                kind.kind
+            );
+        }
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+            match value {
+                Value::Object(fields) => {
+                    found.extend(fields.get("$ref").and_then(Value::as_str));
+                    fields.values().for_each(|v| references(v, found));
+                }
+                Value::Array(items) => items.iter().for_each(|v| references(v, found)),
+                _ => {}
+            }
+        }
+        for source in &SOURCES {
+            let path = source.group_version().path();
+            let text: Value = serde_json::from_slice(&document(&path).unwrap().json()).unwrap();
+            let mut found = Vec::new();
+            references(&text, &mut found);
+            for reference in found {
+                let name = reference.rsplit('/').next().unwrap();
+                assert!(
+                    text["components"]["schemas"].get(name).is_some(),
+                    "{reference} in {path}"
+                );
+            }
+        }
+    }
+}
