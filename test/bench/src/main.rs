@@ -1,2 +1,40 @@
-//! Benchmarks.
-fn main() {}
+//! The numbers of README's table: each measured against something real in the same run, repeated, the median quoted.
+
+mod lab;
+mod stats;
+mod vip;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Measures svcnet against its peers; see test/bench/run")]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Connections per second through a ClusterIP against straight to the pod.
+    Vip {
+        /// Rounds; each measures both, one after the other.
+        #[arg(long, default_value_t = 7)]
+        rounds: usize,
+        /// Connections a round and side.
+        #[arg(long, default_value_t = 5000)]
+        connections: u32,
+    },
+    /// `lab up` to the first answered request, and the memory of idle processes.
+    Lab {
+        /// How often.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().what {
+        What::Vip { rounds, connections } => vip::measure(rounds, connections),
+        What::Lab { rounds } => lab::measure(rounds),
+    }
+}

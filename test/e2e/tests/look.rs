@@ -131,6 +131,35 @@ fn kubectl_makes_services() {
     );
 }
 
+fn patches_merge_as_their_kind_says(lab: &Lab) {
+    let patch = r#"[{"op":"replace","path":"/spec/ports/0/port","value":81}]"#;
+    assert!(
+        lab.kubectl(&["patch", "svc", "made", "--type=json", "-p", patch])
+            .ok
+    );
+    assert!(
+        lab.kubectl(&[
+            "patch",
+            "svc",
+            "made",
+            "--type=merge",
+            "-p",
+            r#"{"spec":{"externalName":null}}"#
+        ])
+        .ok
+    );
+    let strategic = r#"{"spec":{"ports":[{"port":81,"name":"web"},{"port":82,"name":"more"}]}}"#;
+    assert!(lab.kubectl(&["patch", "svc", "made", "-p", strategic]).ok);
+    assert_eq!(
+        lab.value("svc/made", "{.spec.ports[*].name}").as_deref(),
+        Some("web more")
+    );
+    assert_eq!(
+        lab.value("svc/made", "{.spec.ports[0].targetPort}").as_deref(),
+        Some("8080")
+    );
+}
+
 /// label, edit and the three kinds of patch, and delete.
 #[test]
 fn kubectl_changes_objects() {
@@ -172,32 +201,7 @@ fn kubectl_changes_objects() {
         lab.value("svc/made", "{.metadata.labels.tier}").as_deref(),
         Some("back")
     );
-    let patch = r#"[{"op":"replace","path":"/spec/ports/0/port","value":81}]"#;
-    assert!(
-        lab.kubectl(&["patch", "svc", "made", "--type=json", "-p", patch])
-            .ok
-    );
-    assert!(
-        lab.kubectl(&[
-            "patch",
-            "svc",
-            "made",
-            "--type=merge",
-            "-p",
-            r#"{"spec":{"externalName":null}}"#
-        ])
-        .ok
-    );
-    let strategic = r#"{"spec":{"ports":[{"port":81,"name":"web"},{"port":82,"name":"more"}]}}"#;
-    assert!(lab.kubectl(&["patch", "svc", "made", "-p", strategic]).ok);
-    assert_eq!(
-        lab.value("svc/made", "{.spec.ports[*].name}").as_deref(),
-        Some("web more")
-    );
-    assert_eq!(
-        lab.value("svc/made", "{.spec.ports[0].targetPort}").as_deref(),
-        Some("8080")
-    );
+    patches_merge_as_their_kind_says(&lab);
     assert_eq!(
         lab.kubectl(&["delete", "svc", "made"]).text(),
         "service \"made\" deleted"
