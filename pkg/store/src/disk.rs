@@ -1,0 +1,286 @@
+//! The half of the store that survives: sled, and the files around it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{Read as _, Write as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::error::OpenError;
+use crate::key::CollectionSpec;
+use crate::state::Entry;
+
+const FORMAT: &str = "svcnet-store 1";
+/// The format file until the first batch is on disk: a store that may still be empty.
+const FORMAT_NEW: &str = "svcnet-store 1 new";
+const KEY_LIMIT: &[u8] = b"mlimit";
+const KEY_COUNT: &[u8] = b"mcount";
+/// Enough for sled's hot pages: the values are in our own memory.
+const CACHE_BYTES: u64 = 2 << 20;
+
+/// Everything found on disk.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    /// By collection, in the order of the specs.
+    pub(crate) entries: Vec<BTreeMap<Arc<str>, Entry>>,
+    /// By collection: the revision of its last durable change.
+    pub(crate) last: Vec<u64>,
+    /// No revision up to this one may be given out again.
+    pub(crate) limit: u64,
+}
+
+/// One batch on its way to the disk.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    sled: sled::Batch,
+    added: u64,
+    removed: u64,
+    empty: bool,
+}
+
+/// The open files. Holds the lock until dropped.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    db: sled::Db,
+    data: File,
+    count: u64,
+    _lock: File,
+}
+
+impl Batch {
+    pub(crate) fn new() -> Self {
+        Self {
+            empty: true,
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn put(&mut self, collection: &str, path: &str, entry: &Entry, is_new: bool) {
+        let mut value = Vec::with_capacity(8 + entry.value.len());
+        value.extend_from_slice(&entry.revision.to_be_bytes());
+        value.extend_from_slice(&entry.value);
+        self.sled.insert(object_key(collection, path), value);
+        self.touch(collection, entry.revision);
+        self.added += u64::from(is_new);
+    }
+
+    pub(crate) fn delete(&mut self, collection: &str, path: &str, revision: u64) {
+        self.sled.remove(object_key(collection, path));
+        self.touch(collection, revision);
+        self.removed += 1;
+    }
+
+    pub(crate) fn limit(&mut self, limit: u64) {
+        self.sled.insert(KEY_LIMIT, &limit.to_be_bytes());
+        self.empty = false;
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.empty
+    }
+
+    fn touch(&mut self, collection: &str, revision: u64) {
+        self.sled
+            .insert(format!("r{collection}").as_bytes(), &revision.to_be_bytes());
+        self.empty = false;
+    }
+}
+
+impl Disk {
+    /// Opens or makes the store in `dir`.
+    pub(crate) fn open(dir: &Path, specs: &[CollectionSpec]) -> Result<(Self, Loaded), OpenError> {
+        fs::create_dir_all(dir).map_err(|source| io(dir, source))?;
+        let lock = lock(dir)?;
+        let is_new = check_format(dir)?;
+        let damaged = |why: String| OpenError::Damaged {
+            path: dir.to_path_buf(),
+            why,
+        };
+        // sled panics on some kinds of damage.
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            let db = open_sled(dir)?;
+            let loaded = load(&db, specs)?;
+            Ok((db, loaded))
+        }));
+        let (db, (loaded, counted, count)) = match opened {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(sled::Error::Io(source))) => return Err(io(dir, source)),
+            Ok(Err(other)) => return Err(damaged(other.to_string())),
+            Err(_) => return Err(damaged("its log cannot be read".to_string())),
+        };
+        match count {
+            None if !is_new => return Err(damaged("its head is missing".to_string())),
+            Some(count) if count != counted => {
+                return Err(damaged(format!("{counted} objects of {count} are there")));
+            }
+            _ => {}
+        }
+        let path = dir.join("db");
+        let data = File::open(&path).map_err(|source| io(&path, source))?;
+        let disk = Self {
+            db,
+            data,
+            count: counted,
+            _lock: lock,
+        };
+        Ok((disk, loaded))
+    }
+
+    /// Marks a new store as whole, after its first batch.
+    pub(crate) fn seal(&self, dir: &Path) -> Result<(), OpenError> {
+        write_format(dir, FORMAT)
+    }
+
+    /// Writes a batch. When this returns, it is on the disk, all of it.
+    pub(crate) fn write(&mut self, mut batch: Batch) -> Result<(), String> {
+        let count = self.count + batch.added - batch.removed;
+        batch.sled.insert(KEY_COUNT, &count.to_be_bytes());
+        let written = catch_unwind(AssertUnwindSafe(|| {
+            self.db.apply_batch(batch.sled)?;
+            self.db.flush()?;
+            Ok::<_, sled::Error>(())
+        }));
+        match written {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(error.to_string()),
+            Err(_) => return Err("sled failed".to_string()),
+        }
+        self.data.sync_data().map_err(|e| e.to_string())?;
+        self.count = count;
+        Ok(())
+    }
+}
+
+fn open_sled(dir: &Path) -> sled::Result<sled::Db> {
+    sled::Config::new()
+        .path(dir)
+        .cache_capacity(CACHE_BYTES)
+        .flush_every_ms(None)
+        .open()
+}
+
+type Counted = (Loaded, u64, Option<u64>);
+
+fn load(db: &sled::Db, specs: &[CollectionSpec]) -> sled::Result<Counted> {
+    let mut loaded = Loaded {
+        entries: specs.iter().map(|_| BTreeMap::new()).collect(),
+        last: vec![0; specs.len()],
+        limit: 0,
+    };
+    let index = |name: &[u8]| {
+        specs
+            .iter()
+            .position(|s| !s.volatile && s.name.as_bytes() == name)
+    };
+    let number = |value: &[u8]| value.first_chunk().map(|b| u64::from_be_bytes(*b));
+    let torn = |key: &[u8]| sled::Error::ReportableBug(format!("value of {}", String::from_utf8_lossy(key)));
+    let (mut counted, mut count) = (0, None);
+    for item in db.iter() {
+        let (key, value): (sled::IVec, sled::IVec) = item?;
+        let revision = number(&value).ok_or_else(|| torn(&key))?;
+        match key.split_first() {
+            Some((b'o', place)) => {
+                counted += 1;
+                let cut = place.iter().position(|b| *b == 0).ok_or_else(|| torn(&key))?;
+                let path = std::str::from_utf8(&place[cut + 1..]).map_err(|_| torn(&key))?;
+                let Some(index) = index(&place[..cut]) else {
+                    continue;
+                };
+                let value = Bytes::copy_from_slice(&value[8..]);
+                loaded.entries[index].insert(path.into(), Entry { revision, value });
+            }
+            Some((b'r', name)) => {
+                if let Some(index) = index(name) {
+                    loaded.last[index] = revision;
+                }
+            }
+            _ if key == KEY_LIMIT => loaded.limit = revision,
+            _ if key == KEY_COUNT => count = Some(revision),
+            _ => return Err(torn(&key)),
+        }
+    }
+    Ok((loaded, counted, count))
+}
+
+fn object_key(collection: &str, path: &str) -> Vec<u8> {
+    let mut key = Vec::with_capacity(2 + collection.len() + path.len());
+    key.push(b'o');
+    key.extend_from_slice(collection.as_bytes());
+    key.push(0);
+    key.extend_from_slice(path.as_bytes());
+    key
+}
+
+fn lock(dir: &Path) -> Result<File, OpenError> {
+    let path = dir.join("LOCK");
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path);
+    let mut file = opened.map_err(|source| io(&path, source))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            _ = file.read_to_string(&mut pid);
+            return Err(OpenError::Locked {
+                path: dir.to_path_buf(),
+                pid: pid.trim().parse().ok(),
+            });
+        }
+        Err(TryLockError::Error(source)) => return Err(io(&path, source)),
+    }
+    // Only so that the refusal can name the process: a failure here is of no consequence.
+    _ = file.set_len(0);
+    _ = writeln!(file, "{}", std::process::id());
+    Ok(file)
+}
+
+/// Whether the store is new; refuses a directory that holds something else.
+fn check_format(dir: &Path) -> Result<bool, OpenError> {
+    let path = dir.join("FORMAT");
+    match fs::read_to_string(&path) {
+        Ok(text) if text.trim() == FORMAT => Ok(false),
+        Ok(text) if text.trim() == FORMAT_NEW => Ok(true),
+        Ok(text) => Err(OpenError::Format {
+            path,
+            found: text.trim().chars().take(40).collect(),
+            known: FORMAT,
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let listing = fs::read_dir(dir).map_err(|source| io(dir, source))?;
+            let names = listing.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned()));
+            if let Some(found) = names.into_iter().find(|n| n != "LOCK" && n != "FORMAT.new") {
+                let path = dir.to_path_buf();
+                return Err(OpenError::Foreign { path, found });
+            }
+            write_format(dir, FORMAT_NEW)?;
+            Ok(true)
+        }
+        Err(source) => Err(io(&path, source)),
+    }
+}
+
+fn write_format(dir: &Path, text: &str) -> Result<(), OpenError> {
+    let (aside, path) = (dir.join("FORMAT.new"), dir.join("FORMAT"));
+    let write = || {
+        let mut file = File::create(&aside)?;
+        writeln!(file, "{text}")?;
+        file.sync_all()?;
+        fs::rename(&aside, &path)?;
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(|source| io(&path, source))
+}
+
+fn io(path: &Path, source: std::io::Error) -> OpenError {
+    OpenError::Io {
+        path: PathBuf::from(path),
+        source,
+    }
+}

@@ -1,0 +1,83 @@
+//! What can go wrong.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Why a store does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory or a file in it cannot be used.
+    #[error("cannot use {path}")]
+    Io {
+        /// Which one.
+        path: PathBuf,
+        /// What happened.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another process has it.
+    #[error("{path} is in use by another server{}; stop that one, or give this one a --data-dir of its own", by(.pid))]
+    Locked {
+        /// The store's directory.
+        path: PathBuf,
+        /// The other's process id, if it left one.
+        pid: Option<u32>,
+    },
+    /// The directory holds something else.
+    #[error(
+        "{path} holds files that are not a store of svcnet ({found}); choose another --data-dir, or move them away"
+    )]
+    Foreign {
+        /// The store's directory.
+        path: PathBuf,
+        /// One of the files.
+        found: String,
+    },
+    /// Written by a program that this one is too old for.
+    #[error("{path} was written in format {found:?}, and this version of svcnet knows {known:?}")]
+    Format {
+        /// The file that says so.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+        /// What is known.
+        known: &'static str,
+    },
+    /// Part of the data is missing or damaged.
+    #[error(
+        "the store in {path} is damaged ({why}); nothing was changed: restore the directory from a backup"
+    )]
+    Damaged {
+        /// The store's directory.
+        path: PathBuf,
+        /// What was seen.
+        why: String,
+    },
+}
+
+fn by(pid: &Option<u32>) -> String {
+    pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+}
+
+/// Why a write was not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// The object is not as the writer thought. Holds its revision, if it is there at all.
+    #[error("the object has revision {current:?}")]
+    Conflict {
+        /// Its revision now.
+        current: Option<u64>,
+    },
+    /// An object that the write relies on has changed meanwhile.
+    #[error("{path} has changed meanwhile")]
+    Guard {
+        /// Which one.
+        path: Arc<str>,
+    },
+    /// The disk has failed, now or before.
+    #[error("the store cannot write: {0}")]
+    Disk(Arc<str>),
+    /// The store is closed.
+    #[error("the store is closed")]
+    Closed,
+}
