@@ -17,5 +17,6 @@ pub mod packet;
 pub mod route;
 pub mod rt;
 pub mod sysctl;
+pub mod underlay;
 
 pub use rt::Rtnl;

@@ -1,0 +1,214 @@
+//! The difference between what the kernel should hold and what it holds, as operations.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use svcnet_api::types::MacAddr;
+use svcnet_netlink::link::Vxlan;
+use svcnet_netlink::route::Route;
+
+use crate::LINK_NAMES;
+use crate::desired::{Desired, Entry, Key, Masquerade, VxlanLink};
+
+/// What the kernel holds of what the overlay owns.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Observed {
+    /// The link of the overlay's name.
+    pub link: Option<ObservedLink>,
+    /// What is on it, and the routes of svcnet's protocol, as far as they have the form that the overlay gives them.
+    pub entries: BTreeSet<Entry>,
+    /// Routes over the link or of svcnet's protocol that have another form.
+    pub strays: Vec<Route>,
+    /// Kernel parameters, those that exist.
+    pub sysctls: BTreeMap<String, String>,
+    /// The nftables table, if it is there and as the overlay makes it.
+    pub masquerade: Option<Masquerade>,
+}
+
+/// The link of the overlay's name, as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedLink {
+    /// What makes it a VXLAN link; none if it is of another kind.
+    pub vxlan: Option<Vxlan>,
+    /// Its Ethernet address.
+    pub mac: Option<MacAddr>,
+    /// Its largest packet.
+    pub mtu: u32,
+    /// Whether it is up.
+    pub up: bool,
+}
+
+/// One operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Delete the link: it can not be made right.
+    DeleteLink,
+    /// Make the link.
+    AddLink(VxlanLink),
+    /// Set the link's Ethernet address and largest packet, and set it up.
+    ChangeLink {
+        /// The Ethernet address.
+        mac: MacAddr,
+        /// The largest packet.
+        mtu: u32,
+    },
+    /// Delete a route that the overlay never makes.
+    DeleteStray(Route),
+    /// Delete an entry.
+    Delete(Entry),
+    /// Set an entry, in place of whatever has its key.
+    Set(Entry),
+    /// Set a kernel parameter.
+    Sysctl {
+        /// Which.
+        name: String,
+        /// To what.
+        value: &'static str,
+    },
+    /// Replace the nftables table.
+    Masquerade(Masquerade),
+}
+
+/// Operations in the order to carry them out; none when there is nothing to do.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// The operations.
+    pub ops: Vec<Op>,
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = LINK_NAMES.vxlan;
+        match self {
+            Self::DeleteLink => write!(f, "delete link {name}"),
+            Self::AddLink(link) => {
+                let VxlanLink { vxlan, mac, mtu } = link;
+                write!(f, "add link {name} vxlan id {} port {}", vxlan.vni, vxlan.port)?;
+                if let Some(local) = vxlan.local {
+                    write!(f, " local {local}")?;
+                }
+                write!(f, " mac {mac} mtu {mtu}")
+            }
+            Self::ChangeLink { mac, mtu } => write!(f, "change link {name} up mac {mac} mtu {mtu}"),
+            Self::DeleteStray(route) => write!(f, "delete stray route {route}"),
+            Self::Delete(entry) => write!(f, "delete {entry}"),
+            Self::Set(entry) => write!(f, "set {entry}"),
+            Self::Sysctl { name, value } => write!(f, "sysctl {name} = {value}"),
+            Self::Masquerade(masquerade) => {
+                let list = |nets: &[ipnet::IpNet]| {
+                    nets.iter()
+                        .map(ipnet::IpNet::to_string)
+                        .collect::<Vec<_>>()
+                        .join(" ")
+                };
+                write!(
+                    f,
+                    "masquerade {} except to {}",
+                    list(&masquerade.sources),
+                    list(&masquerade.inside)
+                )
+            }
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.ops.iter().try_for_each(|op| writeln!(f, "{op}"))
+    }
+}
+
+/// What makes the kernel hold what it should.
+pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
+    let mut ops = Vec::new();
+    let survives = plan_link(&desired.link, observed.link.as_ref(), &mut ops);
+    // What is on a link goes with it, and so do the routes over it.
+    let stays = |entry: &&Entry| survives || !entry.is_over_vxlan();
+    let there: BTreeSet<&Entry> = observed.entries.iter().filter(stays).collect();
+    let mut alike: BTreeMap<Key, usize> = BTreeMap::new();
+    for entry in &there {
+        *alike.entry(entry.key()).or_default() += 1;
+    }
+    if survives {
+        ops.extend(observed.strays.iter().copied().map(Op::DeleteStray));
+    }
+    for entry in there.iter().rev() {
+        let key = entry.key();
+        match desired.entries.get(&key) {
+            // Setting replaces one entry: of several with a key, the wrong ones must go.
+            Some(wanted) if *wanted == **entry || alike.get(&key) == Some(&1) => {}
+            _ => ops.push(Op::Delete(**entry)),
+        }
+    }
+    let missing: BTreeSet<Entry> = desired
+        .entries
+        .values()
+        .filter(|e| !there.contains(e))
+        .copied()
+        .collect();
+    ops.extend(missing.into_iter().map(Op::Set));
+    for (name, value) in &desired.sysctls {
+        // A parameter of a link that is to be made does not exist yet.
+        if observed.sysctls.get(name).is_none_or(|is| is != value) {
+            ops.push(Op::Sysctl {
+                name: name.clone(),
+                value,
+            });
+        }
+    }
+    if observed.masquerade.as_ref() != Some(&desired.masquerade) {
+        ops.push(Op::Masquerade(desired.masquerade.clone()));
+    }
+    Plan { ops }
+}
+
+/// Whether the link that is there stays.
+fn plan_link(desired: &VxlanLink, observed: Option<&ObservedLink>, ops: &mut Vec<Op>) -> bool {
+    let Some(link) = observed else {
+        ops.push(Op::AddLink(desired.clone()));
+        return false;
+    };
+    if link.vxlan.as_ref() != Some(&desired.vxlan) {
+        ops.push(Op::DeleteLink);
+        ops.push(Op::AddLink(desired.clone()));
+        return false;
+    }
+    if link.mac != Some(desired.mac) || link.mtu != desired.mtu || !link.up {
+        ops.push(Op::ChangeLink {
+            mac: desired.mac,
+            mtu: desired.mtu,
+        });
+    }
+    // A link that is down has lost its routes: they were observed as missing.
+    true
+}
+
+/// What a change of some entries takes, in proportion to their number.
+pub fn plan_change(before: &BTreeMap<Key, Entry>, after: &BTreeMap<Key, Entry>) -> Plan {
+    let mut gone: Vec<Entry> = before
+        .values()
+        .filter(|e| !after.contains_key(&e.key()))
+        .copied()
+        .collect();
+    gone.sort_by(|a, b| b.cmp(a));
+    let mut new: Vec<Entry> = after
+        .values()
+        .filter(|e| before.get(&e.key()) != Some(e))
+        .copied()
+        .collect();
+    new.sort();
+    Plan {
+        ops: gone
+            .into_iter()
+            .map(Op::Delete)
+            .chain(new.into_iter().map(Op::Set))
+            .collect(),
+    }
+}

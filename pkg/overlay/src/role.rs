@@ -1,0 +1,305 @@
+//! The loop: nodes change, the kernel's state is changed by others, and now and then everything is looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Node;
+use svcnet_netlink::monitor::{Event, Group, Happened, Monitor};
+use svcnet_netlink::underlay::NoUnderlay;
+use svcnet_netlink::{Rtnl, rt};
+use svcnet_runtime::backoff::Backoff;
+use svcnet_runtime::{Change, Component, Context, Scope};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::desired::{Desired, Entry, Facts, Key, Over, Waiting, desired, peer_entries};
+use crate::plan::{Plan, plan, plan_change};
+use crate::view::{NodeNet, View};
+use crate::{Config, LINK_NAMES, apply, observe};
+
+/// Changes by others come in bursts: they are answered together.
+const SETTLE: Duration = Duration::from_millis(50);
+/// Everything is looked at this often even when nothing is told.
+const RESYNC: Duration = Duration::from_secs(60);
+
+/// Why the overlay can not run at all.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel gives no socket.
+    #[error(transparent)]
+    Netlink(#[from] rt::Error),
+    /// The subscription to changes failed.
+    #[error("read changes of the network: {0}")]
+    Monitor(#[source] std::io::Error),
+}
+
+/// Why a pass did not end with everything in place.
+#[derive(Debug, thiserror::Error)]
+enum Unready {
+    #[error("{0}")]
+    Waiting(Waiting),
+    #[error("{0}")]
+    NoUnderlay(NoUnderlay),
+    #[error(transparent)]
+    Kernel(#[from] rt::Error),
+    #[error("{0}")]
+    Apply(String),
+}
+
+/// The overlay of one node.
+pub struct Overlay {
+    nodes: mpsc::Receiver<Change<Node>>,
+    shutdown: CancellationToken,
+    state: State,
+}
+
+impl Overlay {
+    /// Subscribes to the nodes.
+    ///
+    /// # Errors
+    /// When the kernel gives no netlink socket.
+    pub fn new(config: Config, ctx: &Context) -> Result<Self, Error> {
+        Ok(Self {
+            nodes: ctx.informers.subscribe(Scope::default()),
+            shutdown: ctx.shutdown.clone(),
+            state: State {
+                view: View::new(&ctx.node_name),
+                config,
+                rt: Rtnl::open()?,
+                component: ctx.health.component("overlay"),
+                current: None,
+                backoff: Backoff::default(),
+            },
+        })
+    }
+
+    /// Works until shutdown, and leaves the network as it is then.
+    ///
+    /// # Errors
+    /// When the kernel stops telling of changes.
+    pub async fn run(mut self) -> Result<(), Error> {
+        let mut monitor = Monitor::open(&[Group::Link, Group::Address, Group::Route, Group::Neighbour])?;
+        // The last known nodes are given out first: until they are, what is there stays as it is.
+        let mut listed = false;
+        let mut next_pass = Instant::now() + RESYNC;
+        loop {
+            tokio::select! {
+                () = self.shutdown.cancelled() => return Ok(()),
+                change = self.nodes.recv() => {
+                    let Some(change) = change else { return Ok(()) };
+                    listed |= matches!(change, Change::Reset(_));
+                    if self.state.take(change) == Follow::Pass {
+                        next_pass = Instant::now();
+                    }
+                }
+                events = monitor.next() => {
+                    let events = events.map_err(Error::Monitor)?;
+                    if events.iter().any(|e| self.state.concerns(e)) {
+                        next_pass = next_pass.min(Instant::now() + SETTLE);
+                    }
+                }
+                () = sleep_until(next_pass), if listed => {
+                    next_pass = Instant::now() + self.state.pass();
+                }
+            }
+        }
+    }
+}
+
+/// What a change asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Follow {
+    /// Nothing more: it has been carried out.
+    Done,
+    /// A look at everything.
+    Pass,
+}
+
+struct State {
+    config: Config,
+    view: View,
+    rt: Rtnl,
+    component: Component,
+    /// What the kernel was last told to hold, and what that was based on.
+    current: Option<(Facts, Desired)>,
+    backoff: Backoff,
+}
+
+impl State {
+    /// Takes a change of the nodes. That of one peer is carried out at once, without looking at the others.
+    fn take(&mut self, change: Change<Node>) -> Follow {
+        let named = |node: &Node| (node.metadata.name.clone().unwrap_or_default(), NodeNet::of(node));
+        match change {
+            Change::Reset(nodes) => {
+                self.view.reset(nodes.iter().map(|node| named(node)));
+                Follow::Pass
+            }
+            Change::Apply(node) => {
+                let (name, net) = named(&node);
+                self.set_node(&name, Some(net))
+            }
+            Change::Delete(node) => self.set_node(&named(&node).0, None),
+        }
+    }
+
+    fn set_node(&mut self, name: &str, next: Option<NodeNet>) -> Follow {
+        if self.view.node(name) == next.as_ref() {
+            return Follow::Done; // heartbeats and conditions
+        }
+        let affected = self.view.affected(name, next.as_ref());
+        let before = self.entries_of(&affected);
+        self.view.set(name, next);
+        let after = self.entries_of(&affected);
+        let Some((_, desired)) = self.current.as_mut().filter(|_| name != self.view.own_name()) else {
+            return Follow::Pass;
+        };
+        let change = plan_change(&before, &after);
+        for key in before.keys() {
+            desired.entries.remove(key);
+        }
+        desired.entries.extend(after);
+        let failed = !apply_and_tell(&change, &mut self.rt).is_empty();
+        self.count_peers();
+        if failed { Follow::Pass } else { Follow::Done }
+    }
+
+    fn entries_of(&self, nodes: &BTreeSet<String>) -> BTreeMap<Key, Entry> {
+        let Some((facts, _)) = &self.current else {
+            return BTreeMap::new();
+        };
+        let mut entries = BTreeMap::new();
+        for name in nodes.iter().filter(|n| *n != self.view.own_name()) {
+            let Some(node) = self.view.node(name) else {
+                continue;
+            };
+            match peer_entries(&self.view, facts, name, node) {
+                Ok(found) => entries.extend(found.into_iter().map(|e| (e.key(), e))),
+                Err(reason) => tracing::debug!(node = %name, %reason, "a node has no route over the overlay"),
+            }
+        }
+        entries
+    }
+
+    /// Whether an event contradicts what the kernel was told, or may change what it is to be told.
+    fn concerns(&self, event: &Event) -> bool {
+        let Some((facts, desired)) = &self.current else {
+            // Waiting for something: only links and addresses can end that.
+            return matches!(event, Event::Link(..) | Event::Address(..) | Event::Lost);
+        };
+        let contradicts = |happened: Happened, entry: Entry| {
+            let wanted = desired.entries.get(&entry.key());
+            match happened {
+                Happened::Set => wanted != Some(&entry),
+                Happened::Deleted => wanted == Some(&entry),
+            }
+        };
+        match event {
+            Event::Lost | Event::Address(..) => true,
+            Event::Link(_, link) => {
+                [LINK_NAMES.vxlan, LINK_NAMES.bridge, &facts.underlay.name].contains(&link.name.as_str())
+            }
+            Event::Neighbour(happened, _, address) => {
+                // Of other links too: that the address is one of ours is rare enough.
+                *happened == Happened::Deleted && desired.entries.contains_key(&Key::Neighbour(*address))
+            }
+            Event::Fdb(happened, e) => contradicts(
+                *happened,
+                Entry::Fdb {
+                    mac: svcnet_api::types::MacAddr::new(e.mac),
+                    destination: e.destination,
+                },
+            ),
+            Event::Route(happened, r) => {
+                let ours = desired.entries.get(&Key::Route(r.destination));
+                let over = if matches!(
+                    ours,
+                    Some(Entry::Route {
+                        over: Over::Bridge,
+                        ..
+                    })
+                ) {
+                    Over::Bridge
+                } else {
+                    Over::Vxlan
+                };
+                let entry = Entry::Route {
+                    destination: r.destination,
+                    over,
+                    gateway: r.gateway,
+                    source: r.source,
+                };
+                (ours.is_some() || r.protocol == svcnet_netlink::route::PROTOCOL_SVCNET)
+                    && contradicts(*happened, entry)
+            }
+        }
+    }
+
+    /// Looks at everything and makes it right. Returns when to look again.
+    fn pass(&mut self) -> Duration {
+        match self.try_pass() {
+            Ok(()) => {
+                if self.backoff.reset() {
+                    tracing::info!("the overlay is in place");
+                }
+                self.component.ready();
+                self.count_peers();
+                RESYNC
+            }
+            Err(unready) => {
+                let text = unready.to_string();
+                if self.backoff.is_news(&text) {
+                    tracing::warn!(reason = %text, "the overlay is not in place");
+                }
+                self.component.not_ready(text);
+                self.backoff.next_delay()
+            }
+        }
+    }
+
+    fn try_pass(&mut self) -> Result<(), Unready> {
+        let facts = observe::facts(&self.config, &mut self.rt)?.map_err(Unready::NoUnderlay)?;
+        let desired = desired(&self.config, &self.view, &facts).map_err(Unready::Waiting)?;
+        let observed = observe::observe(&mut self.rt, &desired)?;
+        let plan = plan(&desired, &observed);
+        self.current = Some((facts, desired));
+        let errors = apply_and_tell(&plan, &mut self.rt);
+        match errors.as_slice() {
+            [] => Ok(()),
+            [first, rest @ ..] => {
+                let mut text = first.to_string();
+                if !rest.is_empty() {
+                    _ = write!(text, " (and {} more)", rest.len());
+                }
+                Err(Unready::Apply(text))
+            }
+        }
+    }
+
+    fn count_peers(&self) {
+        #[expect(clippy::cast_precision_loss, reason = "a gauge: nobody has 2^52 nodes")]
+        metrics::gauge!("svcnet_overlay_peers").set(self.view.peers().count() as f64);
+    }
+}
+
+fn apply_and_tell(plan: &Plan, rt: &mut Rtnl) -> Vec<apply::Error> {
+    if plan.is_empty() {
+        return Vec::new();
+    }
+    let start = Instant::now();
+    let errors = apply::apply(plan, rt);
+    for op in &plan.ops {
+        tracing::debug!(%op, "applied");
+    }
+    metrics::counter!("svcnet_overlay_operations_total").increment(plan.ops.len() as u64);
+    metrics::counter!("svcnet_overlay_errors_total").increment(errors.len() as u64);
+    let elapsed_ms = start.elapsed().as_millis();
+    tracing::info!(
+        plan.ops = plan.ops.len(),
+        errors = errors.len(),
+        elapsed_ms,
+        "overlay changed"
+    );
+    errors
+}

@@ -1,0 +1,143 @@
+//! What the overlay knows of the cluster: each node's address and pod networks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Node;
+use svcnet_api::types::PodCidr;
+
+/// The part of a Node that concerns the overlay.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeNet {
+    /// Its InternalIP addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its pod networks.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+impl NodeNet {
+    /// Reads a Node; what does not parse counts as not being there.
+    pub fn of(node: &Node) -> Self {
+        let status = node.status.iter().flat_map(|s| s.addresses.iter().flatten());
+        let internal = status.filter(|a| a.type_ == "InternalIP");
+        let mut pod_cidrs = Vec::new();
+        if let Some(spec) = &node.spec {
+            let all = spec.pod_cidrs.iter().flatten().chain(spec.pod_cidr.as_ref());
+            for cidr in all
+                .filter_map(|text| text.parse::<PodCidr>().ok())
+                .map(PodCidr::net)
+            {
+                if !pod_cidrs.contains(&cidr) {
+                    pod_cidrs.push(cidr);
+                }
+            }
+        }
+        Self {
+            addresses: internal.filter_map(|a| a.address.parse().ok()).collect(),
+            pod_cidrs,
+        }
+    }
+}
+
+/// The nodes by name, and who claims which pod network.
+#[derive(Debug, Clone)]
+pub struct View {
+    own_name: String,
+    nodes: BTreeMap<String, NodeNet>,
+    claims: BTreeMap<IpNet, BTreeSet<String>>,
+}
+
+impl View {
+    /// Knows no node.
+    pub fn new(own_name: impl Into<String>) -> Self {
+        Self {
+            own_name: own_name.into(),
+            nodes: BTreeMap::new(),
+            claims: BTreeMap::new(),
+        }
+    }
+
+    /// The name of this node.
+    pub fn own_name(&self) -> &str {
+        &self.own_name
+    }
+
+    /// This node, once it is known.
+    pub fn own(&self) -> Option<&NodeNet> {
+        self.nodes.get(&self.own_name)
+    }
+
+    /// The other nodes.
+    pub fn peers(&self) -> impl Iterator<Item = &str> {
+        self.nodes
+            .keys()
+            .map(String::as_str)
+            .filter(|name| *name != self.own_name)
+    }
+
+    /// A node.
+    pub fn node(&self, name: &str) -> Option<&NodeNet> {
+        self.nodes.get(name)
+    }
+
+    /// The node that a pod network belongs to. Two Nodes that claim the same one are a mistake, on which all nodes
+    /// must still agree: this node keeps what is its own, otherwise the first by name has it.
+    pub fn owner(&self, cidr: IpNet) -> Option<&str> {
+        let claimants = self.claims.get(&cidr)?;
+        claimants
+            .get(&self.own_name)
+            .or_else(|| claimants.first())
+            .map(String::as_str)
+    }
+
+    /// The nodes whose entries may change when this one becomes `next`: itself, and those that claim what it claims
+    /// or claimed. As many as there are conflicts, not as there are nodes.
+    pub fn affected(&self, name: &str, next: Option<&NodeNet>) -> BTreeSet<String> {
+        let claimed = self
+            .nodes
+            .get(name)
+            .into_iter()
+            .chain(next)
+            .flat_map(|n| &n.pod_cidrs);
+        let rivals = claimed
+            .filter_map(|cidr| self.claims.get(cidr))
+            .flatten()
+            .cloned();
+        rivals.chain([name.to_string()]).collect()
+    }
+
+    /// Takes a node's new state; `None` when it is gone.
+    pub fn set(&mut self, name: &str, next: Option<NodeNet>) {
+        let former = match next {
+            Some(next) => {
+                for cidr in &next.pod_cidrs {
+                    self.claims.entry(*cidr).or_default().insert(name.to_string());
+                }
+                self.nodes.insert(name.to_string(), next)
+            }
+            None => self.nodes.remove(name),
+        };
+        let kept = self.nodes.get(name);
+        for cidr in former.into_iter().flat_map(|f| f.pod_cidrs) {
+            if kept.is_some_and(|k| k.pod_cidrs.contains(&cidr)) {
+                continue;
+            }
+            if let Some(claimants) = self.claims.get_mut(&cidr) {
+                claimants.remove(name);
+                if claimants.is_empty() {
+                    self.claims.remove(&cidr);
+                }
+            }
+        }
+    }
+
+    /// Takes the whole list: other nodes are gone.
+    pub fn reset(&mut self, nodes: impl IntoIterator<Item = (String, NodeNet)>) {
+        self.nodes.clear();
+        self.claims.clear();
+        for (name, node) in nodes {
+            self.set(&name, Some(node));
+        }
+    }
+}
