@@ -9,10 +9,12 @@
 )]
 
 pub mod addr;
+pub mod conntrack;
 pub mod link;
 pub mod monitor;
 pub mod neigh;
 pub mod netns;
+pub mod nft;
 pub mod packet;
 pub mod route;
 pub mod rt;

@@ -1,0 +1,436 @@
+//! Rules spelled as in `nft`: each method is a match or a statement, in the order that `nft` itself would compile them
+//! to, so that `nft list ruleset` turns them back into the same words.
+
+use ipnet::IpNet;
+
+use super::expr::{CT_STATE_NEW, CT_STATUS_DNAT};
+use super::expr::{
+    CmpOp, CtKey, DynsetOp, Expr, FibOf, Header, MetaKey, NAT_FULLY_RANDOM, RTN_LOCAL, Reg, Reject,
+};
+use super::object::{Family, Rule, Verdict};
+
+/// Bytes of a link's name in the kernel (`IFNAMSIZ`).
+const IFNAMSIZ: usize = 16;
+
+/// One field of a concatenation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Field {
+    /// `ip saddr` or `ip6 saddr`.
+    Saddr,
+    /// `ip daddr` or `ip6 daddr`.
+    Daddr,
+    /// `meta l4proto`
+    L4Proto,
+    /// `th dport`
+    Dport,
+    /// `ct original ip daddr`
+    OriginalDaddr,
+    /// `ct original proto-dst`; prints only after a match on the protocol.
+    OriginalDport,
+    /// `numgen random mod N`
+    RandomBelow(u32),
+}
+
+impl Field {
+    /// The expression that loads it, and how many words it fills.
+    fn load(self, family: Family, reg: Reg) -> (Expr, u8) {
+        let address = |source: bool| {
+            let (offset, len) = match (family, source) {
+                (Family::Ip, true) => (12, 4),
+                (Family::Ip, false) => (16, 4),
+                (Family::Ip6, true) => (8, 16),
+                (Family::Ip6, false) => (24, 16),
+            };
+            Expr::Payload {
+                header: Header::Network,
+                offset,
+                len,
+                reg,
+            }
+        };
+        let words = match family {
+            Family::Ip => 1,
+            Family::Ip6 => 4,
+        };
+        match self {
+            Self::Saddr => (address(true), words),
+            Self::Daddr => (address(false), words),
+            Self::L4Proto => (
+                Expr::Meta {
+                    key: MetaKey::L4Proto,
+                    reg,
+                },
+                1,
+            ),
+            Self::Dport => (
+                Expr::Payload {
+                    header: Header::Transport,
+                    offset: 2,
+                    len: 2,
+                    reg,
+                },
+                1,
+            ),
+            Self::OriginalDaddr => {
+                let key = match family {
+                    Family::Ip => CtKey::DstIp,
+                    Family::Ip6 => CtKey::DstIp6,
+                };
+                (
+                    Expr::Ct {
+                        key,
+                        original: true,
+                        reg,
+                    },
+                    words,
+                )
+            }
+            Self::OriginalDport => (
+                Expr::Ct {
+                    key: CtKey::ProtoDst,
+                    original: true,
+                    reg,
+                },
+                1,
+            ),
+            Self::RandomBelow(modulus) => (
+                Expr::Numgen {
+                    kind: super::expr::Numgen::Random,
+                    modulus,
+                    reg,
+                },
+                1,
+            ),
+        }
+    }
+}
+
+impl Rule {
+    /// Loads a concatenation into registers from [`Reg::W0`] on.
+    #[must_use]
+    pub fn load(mut self, family: Family, fields: &[Field]) -> Self {
+        self.load_at(family, fields, Reg::W0);
+        self
+    }
+
+    /// Says which register comes behind.
+    fn load_at(&mut self, family: Family, fields: &[Field], mut reg: Reg) -> Reg {
+        for field in fields {
+            let (expr, words) = field.load(family, reg);
+            self.exprs.push(expr);
+            reg = reg.plus(words);
+        }
+        reg
+    }
+
+    /// `update @MAP { KEY timeout T : DATA }`: adds an element, or begins the time of the one that is there anew.
+    #[must_use]
+    pub fn update(
+        mut self,
+        family: Family,
+        map: &str,
+        key: &[Field],
+        timeout_ms: u64,
+        data: &[Field],
+    ) -> Self {
+        let behind = self.load_at(family, key, Reg::W0);
+        self.load_at(family, data, behind);
+        self.expr(Expr::Dynset {
+            set: map.to_string(),
+            op: DynsetOp::Update,
+            key: Reg::W0,
+            data: Some(behind),
+            timeout_ms: Some(timeout_ms),
+        })
+    }
+
+    /// `KEY @SET`: goes on when the set holds the key.
+    #[must_use]
+    pub fn in_set(self, family: Family, key: &[Field], set: &str) -> Self {
+        self.lookup(family, key, set, None, false)
+    }
+
+    /// `KEY != @SET`
+    #[must_use]
+    pub fn not_in_set(self, family: Family, key: &[Field], set: &str) -> Self {
+        self.lookup(family, key, set, None, true)
+    }
+
+    /// `KEY map @MAP`: the value lies in registers from [`Reg::W0`] on; a miss ends the rule.
+    #[must_use]
+    pub fn map(self, family: Family, key: &[Field], map: &str) -> Self {
+        self.lookup(family, key, map, Some(Reg::W0), false)
+    }
+
+    fn lookup(self, family: Family, key: &[Field], set: &str, value: Option<Reg>, invert: bool) -> Self {
+        self.load(family, key).expr(Expr::Lookup {
+            set: set.to_string(),
+            key: Reg::W0,
+            value,
+            invert,
+        })
+    }
+
+    /// `dnat ip to KEY map @MAP`, where the map holds address and port.
+    #[must_use]
+    pub fn dnat_map(self, family: Family, key: &[Field], map: &str) -> Self {
+        let port = match family {
+            Family::Ip => Reg::W0.plus(1),
+            Family::Ip6 => Reg::W0.plus(4),
+        };
+        self.map(family, key, map).expr(Expr::Dnat {
+            family,
+            addr: Reg::W0,
+            port,
+        })
+    }
+
+    /// `ip saddr NET`
+    #[must_use]
+    pub fn saddr(self, net: IpNet) -> Self {
+        self.address(Field::Saddr, net, CmpOp::Eq)
+    }
+
+    /// `ip saddr != NET`
+    #[must_use]
+    pub fn saddr_not(self, net: IpNet) -> Self {
+        self.address(Field::Saddr, net, CmpOp::Ne)
+    }
+
+    /// `ip daddr NET`
+    #[must_use]
+    pub fn daddr(self, net: IpNet) -> Self {
+        self.address(Field::Daddr, net, CmpOp::Eq)
+    }
+
+    /// `ip daddr != NET`
+    #[must_use]
+    pub fn daddr_not(self, net: IpNet) -> Self {
+        self.address(Field::Daddr, net, CmpOp::Ne)
+    }
+
+    /// `ct original ip daddr NET`
+    #[must_use]
+    pub fn original_daddr(self, net: IpNet) -> Self {
+        self.address(Field::OriginalDaddr, net, CmpOp::Eq)
+    }
+
+    fn address(self, field: Field, net: IpNet, op: CmpOp) -> Self {
+        let (family, data, mask) = match net {
+            IpNet::V4(net) => (
+                Family::Ip,
+                net.network().octets().to_vec(),
+                net.netmask().octets().to_vec(),
+            ),
+            IpNet::V6(net) => (
+                Family::Ip6,
+                net.network().octets().to_vec(),
+                net.netmask().octets().to_vec(),
+            ),
+        };
+        let mut rule = self.load(family, &[field]);
+        if mask.iter().any(|byte| *byte != 0xff) {
+            rule = rule.expr(Expr::Mask { reg: Reg::W0, mask });
+        }
+        rule.expr(Expr::Cmp {
+            reg: Reg::W0,
+            op,
+            data,
+        })
+    }
+
+    /// `iifname NAME`
+    #[must_use]
+    pub fn in_link(self, name: &str) -> Self {
+        self.link(MetaKey::IifName, CmpOp::Eq, name)
+    }
+
+    /// `iifname != NAME`
+    #[must_use]
+    pub fn in_link_not(self, name: &str) -> Self {
+        self.link(MetaKey::IifName, CmpOp::Ne, name)
+    }
+
+    /// `oifname NAME`
+    #[must_use]
+    pub fn out_link(self, name: &str) -> Self {
+        self.link(MetaKey::OifName, CmpOp::Eq, name)
+    }
+
+    /// `oifname != NAME`
+    #[must_use]
+    pub fn out_link_not(self, name: &str) -> Self {
+        self.link(MetaKey::OifName, CmpOp::Ne, name)
+    }
+
+    fn link(self, key: MetaKey, op: CmpOp, name: &str) -> Self {
+        let mut data = name.as_bytes().to_vec();
+        data.resize(IFNAMSIZ, 0);
+        self.expr(Expr::Meta { key, reg: Reg::W0 }).expr(Expr::Cmp {
+            reg: Reg::W0,
+            op,
+            data,
+        })
+    }
+
+    /// `meta l4proto PROTOCOL`
+    #[must_use]
+    pub fn l4proto(self, protocol: u8) -> Self {
+        self.expr(Expr::Meta {
+            key: MetaKey::L4Proto,
+            reg: Reg::W0,
+        })
+        .expr(Expr::Cmp {
+            reg: Reg::W0,
+            op: CmpOp::Eq,
+            data: vec![protocol],
+        })
+    }
+
+    /// `ct state new`
+    #[must_use]
+    pub fn ct_new(self) -> Self {
+        self.ct_bit(CtKey::State, CT_STATE_NEW, CmpOp::Ne)
+    }
+
+    /// `ct status dnat`: the destination of the connection was translated, by us or another.
+    #[must_use]
+    pub fn ct_dnat(self) -> Self {
+        self.ct_bit(CtKey::Status, CT_STATUS_DNAT, CmpOp::Ne)
+    }
+
+    /// `ct status ! dnat`
+    #[must_use]
+    pub fn ct_not_dnat(self) -> Self {
+        self.ct_bit(CtKey::Status, CT_STATUS_DNAT, CmpOp::Eq)
+    }
+
+    /// A bit is set when it differs from zero, which is how `nft` asks.
+    fn ct_bit(self, key: CtKey, bit: u32, op: CmpOp) -> Self {
+        self.expr(Expr::Ct {
+            key,
+            original: false,
+            reg: Reg::W0,
+        })
+        .expr(Expr::Mask {
+            reg: Reg::W0,
+            mask: bit.to_ne_bytes().to_vec(),
+        })
+        .expr(Expr::Cmp {
+            reg: Reg::W0,
+            op,
+            data: vec![0; 4],
+        })
+    }
+
+    /// `fib saddr type local`: sent by this host.
+    #[must_use]
+    pub fn from_this_host(self) -> Self {
+        self.local(FibOf::Source, CmpOp::Eq)
+    }
+
+    /// `fib daddr type local`: to this host.
+    #[must_use]
+    pub fn to_this_host(self) -> Self {
+        self.local(FibOf::Destination, CmpOp::Eq)
+    }
+
+    /// `fib daddr type != local`
+    #[must_use]
+    pub fn not_to_this_host(self) -> Self {
+        self.local(FibOf::Destination, CmpOp::Ne)
+    }
+
+    fn local(self, of: FibOf, op: CmpOp) -> Self {
+        self.expr(Expr::Fib { of, reg: Reg::W0 }).expr(Expr::Cmp {
+            reg: Reg::W0,
+            op,
+            data: RTN_LOCAL.to_ne_bytes().to_vec(),
+        })
+    }
+
+    /// Follows a verdict, which ends the rule.
+    #[must_use]
+    pub fn verdict(self, verdict: Verdict) -> Self {
+        self.expr(Expr::Verdict(verdict))
+    }
+
+    /// `accept`
+    #[must_use]
+    pub fn accept(self) -> Self {
+        self.verdict(Verdict::Accept)
+    }
+
+    /// `drop`
+    #[must_use]
+    pub fn drop(self) -> Self {
+        self.verdict(Verdict::Drop)
+    }
+
+    /// `jump CHAIN`
+    #[must_use]
+    pub fn jump(self, chain: &str) -> Self {
+        self.verdict(Verdict::Jump(chain.to_string()))
+    }
+
+    /// `goto CHAIN`
+    #[must_use]
+    pub fn goto(self, chain: &str) -> Self {
+        self.verdict(Verdict::Goto(chain.to_string()))
+    }
+
+    /// `masquerade fully-random`: ports are chosen at random, so that nodes behind one address do not collide.
+    #[must_use]
+    pub fn masquerade(self) -> Self {
+        self.expr(Expr::Masquerade {
+            flags: NAT_FULLY_RANDOM,
+        })
+    }
+
+    /// `reject with tcp reset`; needs a match on TCP before it.
+    #[must_use]
+    pub fn reject_tcp(self) -> Self {
+        self.expr(Expr::Reject(Reject::TcpReset))
+    }
+
+    /// `reject`: port unreachable.
+    #[must_use]
+    pub fn reject(self, family: Family) -> Self {
+        self.expr(Expr::Reject(Reject::PortUnreachable(family)))
+    }
+
+    /// `meta priority set none`
+    #[must_use]
+    pub fn clear_priority(self) -> Self {
+        self.expr(Expr::Immediate {
+            reg: Reg::W0,
+            data: vec![0; 4],
+        })
+        .expr(Expr::MetaSet {
+            key: MetaKey::Priority,
+            reg: Reg::W0,
+        })
+    }
+
+    /// `meta priority set KEY map @MAP`; a miss ends the rule and leaves the priority alone.
+    #[must_use]
+    pub fn priority_from_map(self, family: Family, key: &[Field], map: &str) -> Self {
+        self.map(family, key, map).expr(Expr::MetaSet {
+            key: MetaKey::Priority,
+            reg: Reg::W0,
+        })
+    }
+
+    /// `meta priority vmap @MAP`
+    #[must_use]
+    pub fn priority_vmap(self, map: &str) -> Self {
+        self.expr(Expr::Meta {
+            key: MetaKey::Priority,
+            reg: Reg::W0,
+        })
+        .expr(Expr::Vmap {
+            set: map.to_string(),
+            key: Reg::W0,
+        })
+    }
+}
