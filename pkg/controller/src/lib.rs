@@ -1,1 +1,12 @@
-//! svcnet-controller
+//! What makes a cluster out of objects: addresses and ports for Services, endpoints from Pods, a network for each
+//! node, node life, LoadBalancer addresses, and the end of namespaces.
+//!
+//! [`alloc`] runs inside the API server, as part of writing a Service. Everything else is an ordinary client of the
+//! API: [`Controllers`].
+
+pub mod alloc;
+mod config;
+mod controllers;
+
+pub use config::Config;
+pub use controllers::{Controllers, Error};

@@ -1,0 +1,16 @@
+//! ClusterIPs and node ports: who may have which, as part of writing a Service.
+//!
+//! The allocators proper ([`range`], [`addresses`], [`ports`]) are pure; [`fields`], [`families`] and [`carry`] turn
+//! a Service into wishes; [`service`] makes a transaction of it that the API server runs with every write.
+
+mod addresses;
+mod carry;
+mod families;
+mod fields;
+mod ports;
+mod range;
+mod service;
+mod slots;
+
+pub use addresses::AddressRangeError;
+pub use service::{RestoreWarning, ServiceAllocator};

@@ -1,0 +1,98 @@
+//! Node ports: by number, so that TCP/N and UDP/N of two Services collide.
+
+use svcnet_api::types::NodePortRange;
+
+use super::range::{NumberRange, Refusal};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PortAllocator {
+    range: NodePortRange,
+    numbers: NumberRange,
+}
+
+impl PortAllocator {
+    pub(super) fn new(range: NodePortRange) -> Self {
+        let (first, end) = (u64::from(range.first()), u64::from(range.last()) + 1);
+        Self {
+            range,
+            numbers: NumberRange::new(first..end, first + static_band(range.size()), Vec::new()),
+        }
+    }
+
+    pub(super) fn take(&mut self, port: i64) -> Result<(), Refusal> {
+        self.numbers
+            .take(u64::try_from(port).map_err(|_| Refusal::OutOfRange)?)
+    }
+
+    pub(super) fn take_any(&mut self, random: u64) -> Result<i64, Refusal> {
+        self.numbers.take_any(random).map(u64::cast_signed)
+    }
+
+    /// Takes in what the store holds. Whether it is of the range, and was free.
+    pub(super) fn restore(&mut self, port: i64) -> Result<(), Refusal> {
+        match u64::try_from(port) {
+            Ok(number) if self.numbers.contains(number) => {
+                if self.numbers.restore(number) {
+                    Ok(())
+                } else {
+                    Err(Refusal::Taken)
+                }
+            }
+            _ => Err(Refusal::OutOfRange),
+        }
+    }
+
+    pub(super) fn release(&mut self, port: i64) {
+        if let Ok(number) = u64::try_from(port) {
+            self.numbers.release(number);
+        }
+    }
+
+    pub(super) fn range(&self) -> NodePortRange {
+        self.range
+    }
+
+    pub(super) fn taken(&self) -> u64 {
+        self.numbers.taken()
+    }
+}
+
+/// Ports at the start of the range that are kept for who asks by name: `min(max(16, size/32), 128)` (KEP-3668), none
+/// in a range of 16 or fewer.
+fn static_band(size: u32) -> u64 {
+    if size <= 16 {
+        0
+    } else {
+        u64::from((size / 32).clamp(16, 128))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allocator(range: &str) -> PortAllocator {
+        PortAllocator::new(range.parse().unwrap())
+    }
+
+    #[test]
+    fn bands_are_those_of_the_real_one() {
+        assert_eq!(allocator("30000-32767").take_any(0), Ok(30086));
+        assert_eq!(allocator("30000-30015").take_any(0), Ok(30000));
+        assert_eq!(allocator("30000-30019").take_any(0), Ok(30016));
+        assert_eq!(allocator("1-65535").take_any(0), Ok(129));
+    }
+
+    #[test]
+    fn ports_outside_the_range_are_refused() {
+        let mut ports = allocator("30000-32767");
+        for port in [-1, 0, 29999, 32768, 70000] {
+            assert_eq!(ports.take(port), Err(Refusal::OutOfRange), "{port}");
+        }
+        assert_eq!(ports.take(32767), Ok(()));
+        assert_eq!(ports.take(32767), Err(Refusal::Taken));
+        ports.release(32767);
+        assert_eq!(ports.take(32767), Ok(()));
+        assert_eq!(ports.taken(), 1);
+    }
+}
