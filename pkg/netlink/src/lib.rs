@@ -19,6 +19,7 @@ pub mod packet;
 pub mod route;
 pub mod rt;
 pub mod sysctl;
+pub mod udp;
 pub mod underlay;
 
 pub use rt::Rtnl;
