@@ -35,8 +35,7 @@ pub const DEFAULT_EXCLUDED: [&str; 15] = [
 /// How an announcer is set up.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// This node's addresses; heartbeats leave from, and arrive at, the first of each family. None: those of its Node
-    /// object.
+    /// This node's addresses; heartbeats leave from, and arrive at, the first one. None: those of its Node object.
     pub node_ips: Vec<IpAddr>,
     /// UDP port of the heartbeats, the same on all nodes.
     pub heartbeat_port: u16,

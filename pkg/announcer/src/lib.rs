@@ -1,41 +1,225 @@
 //! Announces LoadBalancer addresses on the local network: exactly one node answers ARP and neighbour solicitations for
 //! each, and another takes over within a second when it dies.
+//!
+//! - `view`: what concerns announcements of all that the API says.
+//! - `desired`: which addresses this node is a candidate for, or why not.
+//! - `membership`, `election`, `message`: who is alive, which candidate wins, how they talk.
+//! - `plan`: from the addresses won to probes, claims and announcements, in time.
+//! - `core`: all of these together, without clock and sockets. `engine`: with them, on a thread of its own.
+//! - `links`, `apply`: which links carry announcements, and the frames on them.
+//!
+//! Elections need the nodes only: with the API away, an address still moves when its owner dies.
 
+mod apply;
 mod config;
+mod core;
+mod desired;
+mod election;
+mod engine;
+mod events;
+mod links;
+mod membership;
+mod message;
+mod metrics;
+mod plan;
+mod view;
 
 pub use config::{
     Config, DEFAULT_EXCLUDED, DEFAULT_HEARTBEAT_PORT, DEFAULT_INTERVAL, DEFAULT_TIMEOUT, LinkPattern,
     PatternError,
 };
+pub use desired::NotAnnounced;
 
-use svcnet_runtime::Context;
+use std::sync::Arc;
+use std::thread;
+
+use k8s_openapi::api::core::v1 as core_v1;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use svcnet_api::metallb::{CONFIG_MAP_NAME, IPAddressPool, L2Advertisement};
+use svcnet_api::wellknown::NAMESPACE_METALLB;
+use svcnet_runtime::{Change, Context, Scope};
+use tokio::sync::{mpsc, watch};
+
+use crate::desired::Desired;
+use crate::engine::Engine;
+use crate::view::View;
 
 /// The announcer of a node.
 pub struct Announcer {
+    config: Config,
     context: Context,
+    changes: Changes,
 }
 
 /// Why an announcer cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {}
+pub enum Error {
+    /// A peer would be declared dead although it beats in time.
+    #[error(
+        "announcer: the timeout ({timeout:?}) must be at least twice the heartbeat interval ({interval:?})"
+    )]
+    Timing {
+        /// Time between two heartbeats.
+        interval: std::time::Duration,
+        /// Silence after which a peer is dead.
+        timeout: std::time::Duration,
+    },
+    /// The system has no more threads.
+    #[error("announcer: cannot start a thread: {0}")]
+    Thread(#[source] std::io::Error),
+    /// The thread that does the work is gone.
+    #[error("announcer: stopped unexpectedly")]
+    Stopped,
+}
+
+/// What it hears of.
+struct Changes {
+    services: mpsc::Receiver<Change<core_v1::Service>>,
+    slices: mpsc::Receiver<Change<EndpointSlice>>,
+    nodes: mpsc::Receiver<Change<core_v1::Node>>,
+    pools: mpsc::Receiver<Change<IPAddressPool>>,
+    advertisements: mpsc::Receiver<Change<L2Advertisement>>,
+    config_maps: mpsc::Receiver<Change<core_v1::ConfigMap>>,
+}
+
+/// Which kinds have been listed: without the configuration kinds, which a cluster may not know, it can start.
+#[derive(Debug, Default)]
+struct Seen {
+    services: bool,
+    slices: bool,
+    nodes: bool,
+}
 
 impl Announcer {
     /// Subscribes to what it needs to know.
     ///
     /// # Errors
-    /// None yet.
-    pub fn new(_config: Config, context: &Context) -> Result<Self, Error> {
+    /// When the periods contradict each other.
+    pub fn new(config: Config, context: &Context) -> Result<Self, Error> {
+        if config.timeout < config.interval * 2 || config.interval.is_zero() {
+            return Err(Error::Timing {
+                interval: config.interval,
+                timeout: config.timeout,
+            });
+        }
+        let informers = &context.informers;
+        let legacy = Scope {
+            namespace: Some(NAMESPACE_METALLB.to_string()),
+            fields: Some(format!("metadata.name={CONFIG_MAP_NAME}")),
+            ..Scope::default()
+        };
         Ok(Self {
+            config,
             context: context.clone(),
+            changes: Changes {
+                services: informers.subscribe(Scope::default()),
+                slices: informers.subscribe(Scope::default()),
+                nodes: informers.subscribe(Scope::default()),
+                pools: informers.subscribe(Scope::default()),
+                advertisements: informers.subscribe(Scope::default()),
+                config_maps: informers.subscribe(legacy),
+            },
         })
     }
 
-    /// Works until shutdown.
+    /// Works until shutdown; then tells its peers, which take its addresses over.
     ///
     /// # Errors
-    /// None yet.
+    /// When the system has no more threads.
     pub async fn run(self) -> Result<(), Error> {
-        self.context.shutdown.cancelled().await;
-        Ok(())
+        let Self {
+            config,
+            context,
+            changes,
+        } = self;
+        let (desired, receiver) = watch::channel(None);
+        let (notices, notices_receiver) = mpsc::channel(events::QUEUE_LENGTH);
+        let class = config.load_balancer_class.clone();
+        let engine = Engine {
+            config,
+            node: context.node_name.clone(),
+            desired: receiver,
+            notices,
+            health: context.health.component("announcer"),
+            shutdown: context.shutdown.clone(),
+        };
+        let (ended, end) = tokio::sync::oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Error::Thread)?;
+        thread::Builder::new()
+            .name("announcer".to_string())
+            .spawn(move || {
+                runtime.block_on(engine.run());
+                _ = ended.send(());
+            })
+            .map_err(Error::Thread)?;
+        let view = View::new(&context.node_name);
+        tokio::select! {
+            () = follow(view, class, changes, &desired) => {}
+            () = events::write(context.client.clone(), context.node_name.clone(), notices_receiver) => {}
+            ended = end => return ended.map_err(|_| Error::Stopped),
+        }
+        Err(Error::Stopped)
+    }
+}
+
+/// Keeps the desired state up to date with the API.
+async fn follow(
+    mut view: View,
+    class: Option<String>,
+    mut changes: Changes,
+    desired: &watch::Sender<Option<Arc<Desired>>>,
+) {
+    let mut seen = Seen::default();
+    let mut dirty = false;
+    loop {
+        dirty |= tokio::select! {
+            Some(change) = changes.services.recv() => {
+                seen.services = true;
+                view.change_service(&change)
+            }
+            Some(change) = changes.slices.recv() => {
+                seen.slices = true;
+                view.change_slice(&change)
+            }
+            Some(change) = changes.nodes.recv() => {
+                seen.nodes = true;
+                view.change_node(&change)
+            }
+            Some(change) = changes.pools.recv() => view.change_pool(&change),
+            Some(change) = changes.advertisements.recv() => view.change_advertisement(&change),
+            Some(change) = changes.config_maps.recv() => view.change_config_map(&change),
+            else => std::future::pending().await,
+        };
+        let known = seen.services && seen.slices && seen.nodes;
+        // While more is waiting, the answer would be outdated at once.
+        if dirty && known && changes.is_empty() {
+            dirty = false;
+            publish(&view, class.as_deref(), desired);
+        }
+    }
+}
+
+fn publish(view: &View, class: Option<&str>, desired: &watch::Sender<Option<Arc<Desired>>>) {
+    let new = Desired::new(view, class);
+    desired.send_if_modified(|old| {
+        let changed = old.as_deref() != Some(&new);
+        if changed {
+            *old = Some(Arc::new(new));
+        }
+        changed
+    });
+}
+
+impl Changes {
+    fn is_empty(&self) -> bool {
+        self.services.is_empty()
+            && self.slices.is_empty()
+            && self.nodes.is_empty()
+            && self.pools.is_empty()
+            && self.advertisements.is_empty()
+            && self.config_maps.is_empty()
     }
 }

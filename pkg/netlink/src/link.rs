@@ -39,6 +39,8 @@ pub struct Link {
     pub lower_up: bool,
     /// Whether it is a loopback link.
     pub loopback: bool,
+    /// Whether ARP is off on it.
+    pub no_arp: bool,
     /// Index of the bridge, bond or VRF that it is a port of.
     pub master: Option<u32>,
     /// For a veth its peer, for a VXLAN its underlay: an index in [`Link::peer_netns`].
@@ -147,6 +149,7 @@ impl Link {
             up: flags.contains(LinkFlags::Up),
             lower_up: flags.contains(LinkFlags::LowerUp),
             loopback: flags.contains(LinkFlags::Loopback),
+            no_arp: flags.contains(LinkFlags::Noarp),
             master: None,
             lower: None,
             peer_netns: None,

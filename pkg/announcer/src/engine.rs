@@ -1,0 +1,401 @@
+//! The announcer's own thread: sockets, time, and the core between them. Nothing else runs there, so that no other
+//! work of the process delays heartbeats and answers, and it waits for nothing but the network.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use socket2::{Domain, SockRef, Socket, Type};
+use svcnet_netlink::Rtnl;
+use svcnet_netlink::monitor::{Group, Monitor};
+use svcnet_netlink::packet::{arp, ndp};
+use svcnet_runtime::Component;
+use tokio::net::UdpSocket;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::apply::{Content, Frame, Wire};
+use crate::config::Config;
+use crate::core::Core;
+use crate::desired::Desired;
+use crate::events::Notice;
+use crate::links;
+use crate::membership::Timing;
+use crate::message::{DATAGRAM_LENGTH_MAX, Message};
+use crate::metrics;
+use crate::plan::Operation;
+
+/// Time between two attempts to get a socket or to see the links.
+const RETRY: Duration = Duration::from_millis(500);
+/// Room for the lists of many peers at once.
+const RECEIVE_BUFFER: usize = 1 << 20;
+/// Heartbeats go first where queues are full: class 6, "internetwork control".
+const TRAFFIC_CLASS: u32 = 0xc0;
+
+/// What an engine runs with.
+pub(crate) struct Engine {
+    pub(crate) config: Config,
+    pub(crate) node: String,
+    /// `None` until the API has been seen.
+    pub(crate) desired: watch::Receiver<Option<Arc<Desired>>>,
+    pub(crate) notices: mpsc::Sender<Notice>,
+    pub(crate) health: Component,
+    pub(crate) shutdown: CancellationToken,
+}
+
+struct Running {
+    engine: Engine,
+    core: Core,
+    wire: Wire,
+    beats: Option<Beats>,
+    retry_at: Option<Instant>,
+    alive: BTreeSet<Box<str>>,
+}
+
+/// The heartbeat socket.
+struct Beats {
+    address: SocketAddr,
+    socket: UdpSocket,
+}
+
+/// What woke the engine up.
+enum Woken {
+    Shutdown,
+    Time,
+    Desired,
+    Links,
+    Frame(Frame),
+    Datagram(usize),
+}
+
+impl Engine {
+    /// Works until shutdown, in the network namespace of the calling thread. For a runtime of one thread.
+    pub(crate) async fn run(mut self) {
+        let Ok(()) = self.wait_for_desired().await else {
+            return;
+        };
+        let timing = Timing {
+            interval: self.config.interval,
+            timeout: self.config.timeout,
+        };
+        let core = Core::new(
+            &self.node,
+            incarnation(),
+            timing,
+            self.config.probe,
+            Instant::now(),
+        );
+        let (wire, frames) = Wire::new();
+        let monitor = Monitor::open(&[Group::Link])
+            .inspect_err(|error| tracing::warn!(%error, "links are looked at only now and then"))
+            .ok();
+        let mut running = Running {
+            engine: self,
+            core,
+            wire,
+            beats: None,
+            retry_at: Some(Instant::now()),
+            alive: BTreeSet::new(),
+        };
+        running.take_desired();
+        running.run(monitor, frames).await;
+    }
+
+    async fn wait_for_desired(&mut self) -> Result<(), ()> {
+        tokio::select! {
+            () = self.shutdown.cancelled() => Err(()),
+            seen = self.desired.wait_for(Option::is_some) => seen.map(drop).map_err(drop),
+        }
+    }
+
+    /// The address that heartbeats leave from.
+    fn address(&self, desired: &Desired) -> Option<SocketAddr> {
+        let configured = self.config.node_ips.first();
+        let address = configured.or(desired.own.first())?;
+        Some(SocketAddr::new(*address, self.config.heartbeat_port))
+    }
+}
+
+impl Running {
+    async fn run(mut self, mut monitor: Option<Monitor>, mut frames: mpsc::Receiver<Frame>) {
+        let mut buffer = vec![0; DATAGRAM_LENGTH_MAX + 1];
+        loop {
+            self.work().await;
+            let deadline = self.deadline();
+            let woken = tokio::select! {
+                biased;
+                () = self.engine.shutdown.cancelled() => Woken::Shutdown,
+                length = receive(self.beats.as_ref(), &mut buffer) => Woken::Datagram(length),
+                Some(frame) = frames.recv() => Woken::Frame(frame),
+                Ok(()) = self.engine.desired.changed() => Woken::Desired,
+                () = links_changed(monitor.as_mut()) => Woken::Links,
+                () = tokio::time::sleep_until(deadline.into()) => Woken::Time,
+            };
+            match woken {
+                Woken::Shutdown => return self.leave().await,
+                Woken::Datagram(length) => self.take_datagram(&buffer[..length]),
+                Woken::Frame(frame) => self.take_frame(&frame),
+                Woken::Desired => self.take_desired(),
+                Woken::Links => self.look_at_links(),
+                Woken::Time => {}
+            }
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        let work = self.beats.is_some().then(|| self.core.deadline());
+        let far = Instant::now() + RETRY * 4;
+        [work, self.retry_at]
+            .into_iter()
+            .flatten()
+            .fold(far, Instant::min)
+    }
+
+    async fn work(&mut self) {
+        let now = Instant::now();
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.retry_at = None;
+            self.open_beats(now);
+            self.look_at_links();
+        }
+        // Without heartbeats this node would think that it is alone.
+        if self.beats.is_none() {
+            return;
+        }
+        let work = self.core.work(now);
+        for operation in &work.operations {
+            self.wire.apply(operation);
+            self.tell(operation);
+        }
+        self.send(&work.messages).await;
+        if work.changed {
+            self.tell_peers();
+            metrics::states(&self.core);
+        }
+    }
+
+    async fn send(&self, messages: &[(IpAddr, Message)]) {
+        let Some(beats) = &self.beats else { return };
+        for (address, message) in messages {
+            let target = SocketAddr::new(*address, beats.address.port());
+            let data = message.encode(&self.engine.config.key);
+            // Never waits for room: a beat that is late is of no use. Past tokio, whose sockets refuse to send before
+            // they have once been polled: the first beat matters.
+            if let Err(error) = SockRef::from(&beats.socket).send_to(&data, &target.into()) {
+                tracing::trace!(peer = %target, %error, "heartbeat not sent");
+            }
+        }
+        // Lets the readers of the links run even when beats are due without end.
+        tokio::task::yield_now().await;
+    }
+
+    async fn leave(&mut self) {
+        self.core.leave(Instant::now());
+        // Twice, as one may be lost. The addresses are not answered for any more: peers may take them at once.
+        for _ in 0..2 {
+            self.work().await;
+            self.core.leave(Instant::now());
+        }
+    }
+
+    fn take_datagram(&mut self, data: &[u8]) {
+        match Message::decode(data, &self.engine.config.key) {
+            Ok(message) => {
+                if !self.core.receive(Instant::now(), message) {
+                    metrics::rejected("stale");
+                }
+            }
+            Err(malformed) => metrics::rejected(malformed.name()),
+        }
+    }
+
+    fn take_frame(&mut self, frame: &Frame) {
+        let now = Instant::now();
+        let asked = match &frame.content {
+            Content::Arp(arp) => {
+                if !arp.sender.is_unspecified() {
+                    self.core.claimed_by(now, IpAddr::V4(arp.sender), arp.sender_mac);
+                }
+                let request = arp.operation == arp::Operation::Request && arp.sender != arp.target;
+                request.then_some(IpAddr::V4(arp.target))
+            }
+            Content::Ndp(ndp) => match ndp.message {
+                ndp::Message::Advertisement { .. } => {
+                    let mac = ndp.link_address.unwrap_or(ndp.source_mac);
+                    self.core.claimed_by(now, IpAddr::V6(ndp.target), mac);
+                    None
+                }
+                ndp::Message::Solicitation => Some(IpAddr::V6(ndp.target)),
+            },
+        };
+        let (Some(address), Some(link)) = (asked, self.wire.link_name(frame.link)) else {
+            return;
+        };
+        if self.core.answers(address, link) {
+            metrics::request(address);
+            self.wire.answer(frame.link, &frame.content);
+            metrics::response(address);
+        }
+    }
+
+    fn take_desired(&mut self) {
+        let Some(desired) = self.engine.desired.borrow_and_update().clone() else {
+            return;
+        };
+        let address = self.engine.address(&desired);
+        let v6 = address.is_some_and(|a| a.is_ipv6());
+        self.core.set_desired((*desired).clone(), v6);
+        if self.beats.as_ref().map(|b| b.address) != address {
+            self.retry_at = Some(Instant::now());
+        }
+    }
+
+    fn open_beats(&mut self, now: Instant) {
+        let Some(address) = self.engine.address(self.core.desired()) else {
+            self.engine
+                .health
+                .not_ready("this node has no address yet: neither --node-ip nor an InternalIP");
+            return;
+        };
+        if self.beats.as_ref().is_some_and(|b| b.address == address) {
+            return;
+        }
+        match Beats::open(address) {
+            Ok(beats) => {
+                tracing::info!(src.addr = %address, "exchanging heartbeats");
+                self.beats = Some(beats);
+                self.core.listen(now);
+                self.engine.health.ready();
+            }
+            Err(error) => {
+                let why = format!("heartbeats on UDP {address}: {error}");
+                // Said once: the text stays the same while the failure does.
+                tracing::warn!(reason = why, "cannot exchange heartbeats, trying again");
+                self.engine.health.not_ready(why);
+                self.retry_at = Some(now + RETRY * 4);
+            }
+        }
+    }
+
+    fn look_at_links(&mut self) {
+        match Rtnl::open().and_then(|mut rtnl| rtnl.links()) {
+            Ok(found) => {
+                let carriers = links::carriers(&found, &self.engine.config);
+                if carriers != self.core.carriers() {
+                    let names: Vec<&str> = carriers.iter().map(|c| c.name.as_str()).collect();
+                    tracing::info!(links = names.join(","), "links to announce on");
+                    let used = self.wire.set_carriers(carriers);
+                    self.core.set_carriers(Instant::now(), used);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot see the links, trying again");
+                self.retry_at = Some(Instant::now() + RETRY);
+            }
+        }
+    }
+
+    /// Tells people and their tools what has been done.
+    fn tell(&self, operation: &Operation) {
+        let node = &self.engine.node;
+        match operation {
+            Operation::Claim(address, links) => {
+                tracing::info!(%address, %links, "announcing");
+                metrics::takeover();
+                metrics::announced(node, *address, self.services(*address), true);
+                // MetalLB's words.
+                let message = format!("announcing from node {node:?} with protocol \"layer2\"");
+                self.notify(*address, false, "nodeAssigned", &message);
+            }
+            Operation::Release(address) => {
+                let reason = self.core.standing(*address).err().map(|r| r.to_string());
+                tracing::info!(%address, reason, "no longer announcing");
+                metrics::announced(node, *address, self.services(*address), false);
+            }
+            Operation::Report(address, contest) => {
+                tracing::warn!(%address, reason = %contest, "address in use");
+                metrics::contested(*address);
+                self.notify(*address, true, "AddressInUse", &format!("{address} is {contest}"));
+            }
+            Operation::Probe(..) | Operation::Announce(..) => tracing::debug!(%operation, "sent"),
+        }
+    }
+
+    fn services(&self, address: IpAddr) -> &[crate::desired::Target] {
+        let known = self.core.desired().addresses.get(&address);
+        known.map_or(&[], |a| a.services.as_slice())
+    }
+
+    fn notify(&self, address: IpAddr, warning: bool, reason: &'static str, message: &str) {
+        for service in self.services(address) {
+            let notice = Notice {
+                service: service.clone(),
+                warning,
+                reason,
+                message: message.to_string(),
+            };
+            _ = self.engine.notices.try_send(notice);
+        }
+    }
+
+    fn tell_peers(&mut self) {
+        let alive: BTreeSet<Box<str>> = self.core.membership().alive().map(Into::into).collect();
+        for node in alive.difference(&self.alive) {
+            tracing::info!(node = %node, "peer is alive");
+        }
+        for node in self.alive.difference(&alive) {
+            tracing::info!(node = %node, "peer is silent or gone");
+        }
+        self.alive = alive;
+    }
+}
+
+impl Beats {
+    fn open(address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), None)?;
+        // The address may not be there yet, or go and come back; heartbeats must leave from it all the same.
+        if address.is_ipv4() {
+            socket.set_freebind_v4(true)?;
+            socket.set_tos_v4(TRAFFIC_CLASS)?;
+        } else {
+            socket.set_freebind_v6(true)?;
+            socket.set_only_v6(true)?;
+            socket.set_tclass_v6(TRAFFIC_CLASS)?;
+        }
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        socket.bind(&address.into())?;
+        let socket = UdpSocket::from_std(socket.into())?;
+        Ok(Self { address, socket })
+    }
+}
+
+async fn receive(beats: Option<&Beats>, buffer: &mut [u8]) -> usize {
+    let Some(beats) = beats else {
+        return std::future::pending().await;
+    };
+    loop {
+        // Errors are answers of the network to earlier beats: a peer that is not up yet refuses them.
+        if let Ok(length) = beats.socket.recv(buffer).await {
+            return length;
+        }
+    }
+}
+
+async fn links_changed(monitor: Option<&mut Monitor>) {
+    match monitor {
+        Some(monitor) => {
+            if monitor.next().await.is_err() {
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+        None => tokio::time::sleep(RETRY).await,
+    }
+}
+
+/// Greater after each restart, unless the clock is set back; peers forgive that.
+fn incarnation() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
+}
