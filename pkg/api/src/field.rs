@@ -52,6 +52,8 @@ pub enum Problem {
     Required,
     /// The value stands twice. Holds the value as given.
     Duplicate(Value),
+    /// A whole struct stands twice. Holds it in Go's syntax (`%#v`), which is how the real apiserver prints structs.
+    DuplicateStruct(String),
     /// Not one of the known values. Holds the value and the known ones.
     NotSupported(Value, Vec<String>),
     /// The field may not be set (in this combination).
@@ -120,12 +122,30 @@ impl FieldError {
         }
     }
 
+    /// `PATH: Too long: may not be more than MAX bytes`
+    pub fn too_long(path: FieldPath, max: usize) -> Self {
+        Self {
+            path,
+            problem: Problem::TooLong(max),
+            detail: String::new(),
+        }
+    }
+
+    /// `PATH: Too many: GOT: must have at most MAX items`
+    pub fn too_many(path: FieldPath, got: usize, max: usize) -> Self {
+        Self {
+            path,
+            problem: Problem::TooMany(got, max),
+            detail: String::new(),
+        }
+    }
+
     /// The entry in `Status.details.causes`.
     pub fn to_cause(&self) -> Value {
         let reason = match self.problem {
             Problem::Invalid(_) => "FieldValueInvalid",
             Problem::Required => "FieldValueRequired",
-            Problem::Duplicate(_) => "FieldValueDuplicate",
+            Problem::Duplicate(_) | Problem::DuplicateStruct(_) => "FieldValueDuplicate",
             Problem::NotSupported(..) => "FieldValueNotSupported",
             Problem::Forbidden => "FieldValueForbidden",
             Problem::TooLong(_) => "FieldValueTooLong",
@@ -137,6 +157,7 @@ impl FieldError {
     fn body(&self) -> String {
         let head = match &self.problem {
             Problem::Invalid(value) => format!("Invalid value: {}", go_value(value)),
+            Problem::DuplicateStruct(value) => format!("Duplicate value: {value}"),
             Problem::Required => "Required value".to_string(),
             Problem::Duplicate(value) => format!("Duplicate value: {}", go_value(value)),
             Problem::NotSupported(value, known) => {

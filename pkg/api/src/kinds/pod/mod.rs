@@ -1,8 +1,8 @@
-//! Pod.
+//! Pod: the table entry. Defaults in `default`, checks in `validate`.
 
-use serde_json::Value;
+mod default;
+mod validate;
 
-use crate::field::FieldError;
 use crate::kind::{Kind, NameRule};
 
 pub(crate) const KIND: Kind = Kind {
@@ -28,13 +28,7 @@ pub(crate) const KIND: Kind = Kind {
         "status.nominatedNodeName",
     ],
     columns: &[],
-    default,
-    validate,
+    default: default::default,
+    validate: validate::validate,
     name_rule: NameRule::Subdomain,
 };
-
-fn default(_new: &mut Value, _old: Option<&Value>) {}
-
-fn validate(_new: &Value, _old: Option<&Value>) -> Vec<FieldError> {
-    Vec::new()
-}
