@@ -2,6 +2,7 @@
 //! of svcnet shares. No I/O, no clock.
 
 pub mod admission;
+pub mod columns;
 pub mod error;
 pub mod field;
 pub mod kind;

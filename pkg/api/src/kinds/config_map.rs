@@ -1,9 +1,10 @@
 //! ConfigMap: text and bytes under keys.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::columns::{AGE, NAME, column};
 use crate::field::{FieldError, FieldPath};
-use crate::kind::{Kind, NameRule};
+use crate::kind::{Column, Kind, NameRule};
 use crate::metadata;
 use crate::names;
 use crate::rules::{Fields, each};
@@ -23,11 +24,19 @@ pub(crate) const KIND: Kind = Kind {
     status: false,
     volatile: false,
     selectable_fields: &[],
-    columns: &[],
+    columns: &COLUMNS,
     default,
     validate,
     name_rule: NameRule::Subdomain,
 };
+
+const COLUMNS: [Column; 3] = [
+    NAME,
+    column("Data", "Data contains the configuration data.", |map, _| {
+        json!(map.entries("data").count() + map.entries("binaryData").count())
+    }),
+    AGE,
+];
 
 fn default(_new: &mut Value, _old: Option<&Value>) {}
 
@@ -80,8 +89,6 @@ pub(super) fn immutable_data(new: &Value, old: &Value, fields: &[&str]) -> Vec<F
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn words(new: &Value, old: Option<&Value>) -> Vec<String> {

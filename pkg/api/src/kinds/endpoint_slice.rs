@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde_json::Value;
 
+use crate::columns;
 use crate::field::{FieldError, FieldPath};
 use crate::kind::{Kind, NameRule};
 use crate::metadata;
@@ -27,7 +28,7 @@ pub(crate) const KIND: Kind = Kind {
     status: false,
     volatile: false,
     selectable_fields: &[],
-    columns: &[],
+    columns: &columns::ENDPOINT_SLICE,
     default,
     validate,
     name_rule: NameRule::Subdomain,

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::columns;
 use crate::field::{FieldError, FieldPath};
 use crate::kind::{Kind, NameRule};
 use crate::metadata;
@@ -20,7 +21,7 @@ pub(crate) const KIND: Kind = Kind {
     status: false,
     volatile: false,
     selectable_fields: &[],
-    columns: &[],
+    columns: &columns::ENDPOINTS,
     default,
     validate,
     name_rule: NameRule::Subdomain,

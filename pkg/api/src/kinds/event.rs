@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::columns;
 use crate::field::{FieldError, FieldPath};
 use crate::kind::{Kind, NameRule};
 use crate::metadata;
@@ -31,7 +32,7 @@ pub(crate) const KIND: Kind = Kind {
         "source",
         "type",
     ],
-    columns: &[],
+    columns: &columns::EVENT,
     default,
     validate,
     name_rule: NameRule::Subdomain,

@@ -3,8 +3,9 @@
 use serde_json::Value;
 
 use super::l2_advertisement::selectors;
+use crate::columns::{NAME, column};
 use crate::field::{FieldError, FieldPath};
-use crate::kind::{Kind, NameRule};
+use crate::kind::{Column, Kind, NameRule};
 use crate::metadata;
 use crate::metallb::AddressRange;
 use crate::rules::{Fields, object_in, set_default};
@@ -21,11 +22,35 @@ pub(crate) const KIND: Kind = Kind {
     status: true,
     volatile: false,
     selectable_fields: &[],
-    columns: &[],
+    columns: &COLUMNS,
     default,
     validate,
     name_rule: NameRule::Subdomain,
 };
+
+// Those of the CustomResourceDefinition, lists as JSON: a custom resource has no printer of its own.
+const COLUMNS: [Column; 4] = [
+    NAME,
+    Column {
+        type_: "boolean",
+        ..column(
+            "Auto Assign",
+            "Whether Services get addresses without asking for the pool.",
+            |pool, _| pool["spec"]["autoAssign"].clone(),
+        )
+    },
+    Column {
+        type_: "boolean",
+        ..column(
+            "Avoid Buggy IPs",
+            "Whether addresses ending in .0 and .255 are left out.",
+            |pool, _| pool["spec"]["avoidBuggyIPs"].clone(),
+        )
+    },
+    column("Addresses", "The ranges of the pool.", |pool, _| {
+        super::l2_advertisement::as_json(&pool["spec"]["addresses"])
+    }),
+];
 
 fn default(new: &mut Value, _old: Option<&Value>) {
     // Those of MetalLB's CustomResourceDefinition, which fills in a spec but makes none.

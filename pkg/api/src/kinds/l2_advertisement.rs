@@ -4,8 +4,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::columns::{NAME, column};
 use crate::field::{FieldError, FieldPath};
-use crate::kind::{Kind, NameRule};
+use crate::kind::{Column, Kind, NameRule};
 use crate::metadata;
 use crate::rules::Fields;
 use crate::selector::LabelSelector;
@@ -22,11 +23,44 @@ pub(crate) const KIND: Kind = Kind {
     status: true,
     volatile: false,
     selectable_fields: &[],
-    columns: &[],
+    columns: &COLUMNS,
     default,
     validate,
     name_rule: NameRule::Subdomain,
 };
+
+// Those of the CustomResourceDefinition.
+const COLUMNS: [Column; 5] = [
+    NAME,
+    column(
+        "IPAddressPools",
+        "The pools that are announced, by name.",
+        |it, _| as_json(&it["spec"]["ipAddressPools"]),
+    ),
+    column(
+        "IPAddressPool Selectors",
+        "The pools that are announced, by label.",
+        |it, _| as_json(&it["spec"]["ipAddressPoolSelectors"]),
+    ),
+    column("Interfaces", "The links that are announced on.", |it, _| {
+        as_json(&it["spec"]["interfaces"])
+    }),
+    Column {
+        priority: 10,
+        ..column("Node Selectors", "The nodes that may announce.", |it, _| {
+            as_json(&it["spec"]["nodeSelectors"])
+        })
+    },
+];
+
+/// A cell with a list in it; empty where there is none.
+pub(super) fn as_json(value: &Value) -> Value {
+    if value.is_null() {
+        Value::Null
+    } else {
+        value.to_string().into()
+    }
+}
 
 fn default(_new: &mut Value, _old: Option<&Value>) {}
 

@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
+use crate::columns::{AGE, NAME, column};
 use crate::field::{FieldError, FieldPath};
-use crate::kind::{Kind, NameRule};
+use crate::kind::{Column, Kind, NameRule};
 use crate::metadata;
 
 pub(crate) const KIND: Kind = Kind {
@@ -18,11 +19,21 @@ pub(crate) const KIND: Kind = Kind {
     status: false,
     volatile: true,
     selectable_fields: &[],
-    columns: &[],
+    columns: &COLUMNS,
     default,
     validate,
     name_rule: NameRule::Subdomain,
 };
+
+const COLUMNS: [Column; 3] = [
+    NAME,
+    column(
+        "Holder",
+        "holderIdentity contains the identity of the holder of a current lease.",
+        |lease, _| lease["spec"]["holderIdentity"].clone(),
+    ),
+    AGE,
+];
 
 fn default(_new: &mut Value, _old: Option<&Value>) {}
 

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
+use crate::columns::{AGE, NAME, column};
 use crate::field::{FieldError, FieldPath};
-use crate::kind::{Kind, NameRule};
+use crate::kind::{Column, Kind, NameRule};
 use crate::metadata;
 use crate::names;
 use crate::rules::{Fields, each, object_in, set_default};
@@ -23,11 +24,19 @@ pub(crate) const KIND: Kind = Kind {
     status: true,
     volatile: false,
     selectable_fields: &["status.phase"],
-    columns: &[],
+    columns: &COLUMNS,
     default,
     validate,
     name_rule: NameRule::Label1123,
 };
+
+const COLUMNS: [Column; 3] = [
+    NAME,
+    column("Status", "The status of the namespace", |namespace, _| {
+        namespace["status"]["phase"].clone()
+    }),
+    AGE,
+];
 
 fn default(new: &mut Value, old: Option<&Value>) {
     let name = new["metadata"].text("name").to_string();

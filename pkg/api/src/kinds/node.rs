@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
+use crate::columns;
 use crate::field::{FieldError, FieldPath};
 use crate::kind::{Kind, NameRule};
 use crate::metadata;
@@ -21,7 +22,7 @@ pub(crate) const KIND: Kind = Kind {
     status: true,
     volatile: false,
     selectable_fields: &["spec.unschedulable"],
-    columns: &[],
+    columns: &columns::NODE,
     default,
     validate,
     name_rule: NameRule::Subdomain,

@@ -2,11 +2,12 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::config_map::{SIZE_MAX, immutable_data};
+use crate::columns::{AGE, NAME, column};
 use crate::field::{FieldError, FieldPath};
-use crate::kind::{Kind, NameRule};
+use crate::kind::{Column, Kind, NameRule};
 use crate::metadata;
 use crate::names;
 use crate::rules::{Fields, each, immutable, object_in, set_default};
@@ -23,11 +24,24 @@ pub(crate) const KIND: Kind = Kind {
     status: false,
     volatile: false,
     selectable_fields: &["type"],
-    columns: &[],
+    columns: &COLUMNS,
     default,
     validate,
     name_rule: NameRule::Subdomain,
 };
+
+const COLUMNS: [Column; 4] = [
+    NAME,
+    column(
+        "Type",
+        "Used to facilitate programmatic handling of secret data.",
+        |secret, _| secret["type"].clone(),
+    ),
+    column("Data", "Data contains the secret data.", |secret, _| {
+        json!(secret.entries("data").count())
+    }),
+    AGE,
+];
 
 fn default(new: &mut Value, _old: Option<&Value>) {
     let Value::Object(fields) = &mut *new else { return };
@@ -88,8 +102,6 @@ fn required_keys(secret: &Value) -> Vec<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

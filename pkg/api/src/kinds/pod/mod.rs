@@ -3,6 +3,7 @@
 mod default;
 mod validate;
 
+use crate::columns;
 use crate::kind::{Kind, NameRule};
 
 pub(crate) const KIND: Kind = Kind {
@@ -27,7 +28,7 @@ pub(crate) const KIND: Kind = Kind {
         "status.podIPs",
         "status.nominatedNodeName",
     ],
-    columns: &[],
+    columns: &columns::POD,
     default: default::default,
     validate: validate::validate,
     name_rule: NameRule::Subdomain,

@@ -9,6 +9,7 @@ mod tests;
 
 use serde_json::Value;
 
+use crate::columns;
 use crate::kind::{Kind, NameRule};
 use crate::rules::Fields;
 
@@ -24,7 +25,7 @@ pub(crate) const KIND: Kind = Kind {
     status: true,
     volatile: false,
     selectable_fields: &["spec.clusterIP", "spec.type"],
-    columns: &[],
+    columns: &columns::SERVICE,
     default: default::default,
     validate: validate::validate,
     name_rule: NameRule::Label1035,
