@@ -1,6 +1,8 @@
 //! The API server: HTTP over TLS, discovery, reading, watching, writing, patches, who may do what.
 
 mod config;
+mod patch;
+mod protobuf;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
