@@ -12,7 +12,7 @@ mod openapi;
 pub use check::{Check, check, prune};
 pub use decode::{decode, encode_error};
 pub use model::{SchemaNode, Type};
-pub use openapi::{Document, document, index};
+pub use openapi::{Document, V2_MEDIA_TYPE, document, index, v2_document};
 
 use std::io::Read;
 

@@ -1,5 +1,8 @@
 //! The documents behind `/openapi/v3`, as kubectl reads them: `explain` prints the descriptions, `apply` and `edit`
-//! take the merge keys, and both look in the operations for the query parameters that the server understands.
+//! take the merge keys, and both look in the operations for the query parameters that the server understands. For older
+//! ones there is `/openapi/v2` too.
+
+mod v2;
 
 use std::io::Write;
 use std::sync::OnceLock;
@@ -12,6 +15,9 @@ use sha2::{Digest, Sha512};
 use super::{SOURCES, Source, inflate};
 use crate::kind::Kind;
 use crate::registry::GroupVersion;
+
+/// The Kubernetes version that the schemas are of.
+const VERSION: &str = "v1.33.0";
 
 /// The description of one group version. Kept compressed: it is asked for seldom.
 #[derive(Debug)]
@@ -61,6 +67,36 @@ pub fn document(path: &str) -> Option<&'static Document> {
     Some(DOCUMENTS.get(at)?.get_or_init(|| source.document()))
 }
 
+/// The type of [`v2_document`], as the answer names it. Clients ask for it with an `@` in place of a dot, which
+/// is no valid media type.
+pub const V2_MEDIA_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// What `/openapi/v2` answers: all group versions in one, in protobuf alone (kubectl asks for nothing else).
+pub fn v2_document() -> Vec<u8> {
+    static DOCUMENT: OnceLock<Vec<u8>> = OnceLock::new();
+    let gzip = DOCUMENT.get_or_init(|| {
+        let (mut definitions, mut paths) = (Map::new(), Map::new());
+        for source in &SOURCES {
+            if let Ok(Value::Object(own)) = serde_json::from_slice(&source.inflate()) {
+                definitions.extend(own);
+            }
+            source
+                .group_version()
+                .kinds()
+                .for_each(|k| add_paths(&mut paths, k, &source.group_version().path()));
+        }
+        deflate(&v2::encode(&definitions, &paths))
+    });
+    inflate(gzip)
+}
+
+#[expect(clippy::expect_used, reason = "memory does not refuse to be written")]
+fn deflate(plain: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(plain).expect("invariant: memory takes it");
+    encoder.finish().expect("invariant: memory takes it")
+}
+
 impl Source {
     fn group_version(&self) -> GroupVersion {
         GroupVersion {
@@ -69,17 +105,14 @@ impl Source {
         }
     }
 
-    #[expect(
-        clippy::expect_used,
-        reason = "writing to memory, of data that is part of the binary"
-    )]
+    #[expect(clippy::expect_used, reason = "the input is part of the binary")]
     fn document(&self) -> Document {
         let definitions = String::from_utf8(self.inflate()).expect("invariant: own schemas are text");
         let mut paths = Map::new();
         for kind in self.group_version().kinds() {
             add_paths(&mut paths, kind, &self.group_version().path());
         }
-        let info = json!({"title": "Kubernetes", "version": "v1.33.0"});
+        let info = json!({"title": "Kubernetes", "version": VERSION});
         let paths = Value::Object(paths);
         let text = format!(
             "{{\"openapi\":\"3.0.0\",\"info\":{info},\"paths\":{paths},\"components\":{{\"schemas\":{definitions}}}}}"
@@ -88,12 +121,8 @@ impl Source {
             .iter()
             .map(|byte| format!("{byte:02X}"))
             .collect();
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-        encoder
-            .write_all(text.as_bytes())
-            .expect("invariant: memory takes it");
         Document {
-            gzip: encoder.finish().expect("invariant: memory takes it"),
+            gzip: deflate(text.as_bytes()),
             hash,
         }
     }
