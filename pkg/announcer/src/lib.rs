@@ -155,13 +155,19 @@ impl Announcer {
                 _ = ended.send(());
             })
             .map_err(Error::Thread)?;
+        // Beside the rest: a server that is slow to take events holds up nothing else.
+        let writer = tokio::spawn(events::write(
+            context.client,
+            context.node_name.clone(),
+            notices_receiver,
+        ));
         let view = View::new(&context.node_name);
-        tokio::select! {
-            () = follow(view, class, changes, &desired) => {}
-            () = events::write(context.client.clone(), context.node_name.clone(), notices_receiver) => {}
-            ended = end => return ended.map_err(|_| Error::Stopped),
-        }
-        Err(Error::Stopped)
+        let result = tokio::select! {
+            () = follow(view, class, changes, &desired) => Err(Error::Stopped),
+            ended = end => ended.map_err(|_| Error::Stopped),
+        };
+        writer.abort();
+        result
     }
 }
 
