@@ -21,6 +21,15 @@ pub struct Underlay {
     pub mtu: u32,
 }
 
+impl Underlay {
+    /// The largest packet of a pod: what was asked for, else what fits in here when encapsulated as VXLAN.
+    pub fn pod_mtu(&self, wanted: Option<u32>) -> u32 {
+        // The outer IP header (20 or 40), UDP 8, VXLAN 8, the inner Ethernet header 14.
+        let overhead = if self.address.is_ipv4() { 50 } else { 70 };
+        wanted.unwrap_or(self.mtu.saturating_sub(overhead))
+    }
+}
+
 /// What the operator says about it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Choice {

@@ -6,17 +6,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
-use svcnet_api::types::MacAddr;
+use svcnet_api::types::{MacAddr, PodCidr};
 use svcnet_netlink::link::Vxlan;
 use svcnet_netlink::underlay::Underlay;
 
 use crate::view::{NodeNet, View};
 use crate::{Config, LINK_NAMES};
-
-/// Outer Ethernet without its addresses' link header: IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14.
-const OVERHEAD_V4: u32 = 50;
-/// The same with an outer IPv6 header of 40.
-const OVERHEAD_V6: u32 = 70;
 
 /// What this node has of its own that the overlay builds upon.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,7 +193,7 @@ pub enum Unreachable {
     /// It has no pod network.
     NoPodCidr,
     /// All its pod networks belong to other nodes.
-    Claimed(Vec<IpNet>),
+    Claimed(Vec<PodCidr>),
 }
 
 impl fmt::Display for Unreachable {
@@ -207,7 +202,7 @@ impl fmt::Display for Unreachable {
             Self::NoAddress => f.write_str("its Node has no InternalIP of this node's address family"),
             Self::NoPodCidr => f.write_str("its Node has no pod CIDR"),
             Self::Claimed(cidrs) => {
-                let cidrs: Vec<String> = cidrs.iter().map(IpNet::to_string).collect();
+                let cidrs: Vec<String> = cidrs.iter().map(PodCidr::to_string).collect();
                 write!(f, "its pod CIDR {} belongs to another Node", cidrs.join(", "))
             }
         }
@@ -223,26 +218,8 @@ pub fn vxlan_mac(node: &str) -> MacAddr {
 }
 
 /// The address of a VXLAN link: the first of the node's pod network, which no pod has.
-fn vxlan_address(cidr: IpNet) -> IpAddr {
-    cidr.network()
-}
-
-/// The bridge's address: the first host of the pod network.
-pub fn gateway(cidr: IpNet) -> IpAddr {
-    match cidr.network() {
-        IpAddr::V4(a) => IpAddr::V4(u32::from(a).saturating_add(1).into()),
-        IpAddr::V6(a) => IpAddr::V6(u128::from(a).saturating_add(1).into()),
-    }
-}
-
-/// The largest packet of a pod.
-pub fn pod_mtu(config_mtu: Option<u32>, underlay: &Underlay) -> u32 {
-    let overhead = if underlay.address.is_ipv4() {
-        OVERHEAD_V4
-    } else {
-        OVERHEAD_V6
-    };
-    config_mtu.unwrap_or(underlay.mtu.saturating_sub(overhead))
+fn vxlan_address(cidr: PodCidr) -> IpAddr {
+    cidr.net().network()
 }
 
 /// What leads to a peer.
@@ -264,7 +241,7 @@ pub fn peer_entries(
     if node.pod_cidrs.is_empty() {
         return Err(Unreachable::NoPodCidr);
     }
-    let own: Vec<IpNet> = node
+    let own: Vec<PodCidr> = node
         .pod_cidrs
         .iter()
         .copied()
@@ -279,7 +256,7 @@ pub fn peer_entries(
         let address = vxlan_address(cidr);
         entries.push(Entry::Neighbour { address, mac });
         entries.push(Entry::Route {
-            destination: cidr,
+            destination: cidr.net(),
             over: Over::Vxlan,
             gateway: Some(address),
             source: None,
@@ -319,7 +296,7 @@ pub fn desired(config: &Config, view: &View, facts: &Facts) -> Result<Desired, W
             learning: false,
         },
         mac: vxlan_mac(view.own_name()),
-        mtu: pod_mtu(config.mtu, &facts.underlay),
+        mtu: facts.underlay.pod_mtu(config.mtu),
     };
     let inside = config
         .cluster_cidr
@@ -327,7 +304,7 @@ pub fn desired(config: &Config, view: &View, facts: &Facts) -> Result<Desired, W
         .chain(config.service_cidr.iter())
         .collect();
     let masquerade = Masquerade {
-        sources: own.pod_cidrs.clone(),
+        sources: own.pod_cidrs.iter().map(|c| c.net()).collect(),
         inside,
     };
     Ok(Desired {
@@ -343,10 +320,10 @@ pub fn desired(config: &Config, view: &View, facts: &Facts) -> Result<Desired, W
 fn put_service_route(
     config: &Config,
     facts: &Facts,
-    cidr: IpNet,
+    cidr: PodCidr,
     put: &mut impl FnMut(Entry) -> Option<Entry>,
 ) {
-    let source = gateway(cidr);
+    let source = cidr.gateway();
     let services = config.service_cidr.of_family(source.is_ipv6());
     if let Some(destination) = services.filter(|_| facts.gateways.contains(&source)) {
         put(Entry::Route {
@@ -362,7 +339,7 @@ fn put_service_route(
 /// redirect would tell them to talk directly. The kernel sends them when either of `all` and the link says so.
 fn sysctls(own: &NodeNet, facts: &Facts) -> BTreeMap<String, &'static str> {
     let mut sysctls = BTreeMap::new();
-    if own.pod_cidrs.iter().any(|c| matches!(c, IpNet::V4(_))) {
+    if own.pod_cidrs.iter().any(|c| c.gateway().is_ipv4()) {
         sysctls.insert("net/ipv4/ip_forward".to_string(), "1");
         sysctls.insert("net/ipv4/conf/all/send_redirects".to_string(), "0");
         sysctls.insert(format!("net/ipv4/conf/{}/send_redirects", LINK_NAMES.vxlan), "0");
@@ -370,7 +347,7 @@ fn sysctls(own: &NodeNet, facts: &Facts) -> BTreeMap<String, &'static str> {
             sysctls.insert(format!("net/ipv4/conf/{}/send_redirects", LINK_NAMES.bridge), "0");
         }
     }
-    if own.pod_cidrs.iter().any(|c| matches!(c, IpNet::V6(_))) {
+    if own.pod_cidrs.iter().any(|c| c.gateway().is_ipv6()) {
         sysctls.insert("net/ipv6/conf/all/forwarding".to_string(), "1");
     }
     sysctls

@@ -1,9 +1,8 @@
 //! What the overlay knows of the cluster: each node's address and pod networks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use svcnet_api::types::PodCidr;
 
@@ -13,7 +12,7 @@ pub struct NodeNet {
     /// Its InternalIP addresses.
     pub addresses: Vec<IpAddr>,
     /// Its pod networks.
-    pub pod_cidrs: Vec<IpNet>,
+    pub pod_cidrs: Vec<PodCidr>,
 }
 
 impl NodeNet {
@@ -24,10 +23,7 @@ impl NodeNet {
         let mut pod_cidrs = Vec::new();
         if let Some(spec) = &node.spec {
             let all = spec.pod_cidrs.iter().flatten().chain(spec.pod_cidr.as_ref());
-            for cidr in all
-                .filter_map(|text| text.parse::<PodCidr>().ok())
-                .map(PodCidr::net)
-            {
+            for cidr in all.filter_map(|text| text.parse::<PodCidr>().ok()) {
                 if !pod_cidrs.contains(&cidr) {
                     pod_cidrs.push(cidr);
                 }
@@ -45,7 +41,7 @@ impl NodeNet {
 pub struct View {
     own_name: String,
     nodes: BTreeMap<String, NodeNet>,
-    claims: BTreeMap<IpNet, BTreeSet<String>>,
+    claims: HashMap<PodCidr, BTreeSet<String>>,
 }
 
 impl View {
@@ -54,7 +50,7 @@ impl View {
         Self {
             own_name: own_name.into(),
             nodes: BTreeMap::new(),
-            claims: BTreeMap::new(),
+            claims: HashMap::new(),
         }
     }
 
@@ -83,7 +79,7 @@ impl View {
 
     /// The node that a pod network belongs to. Two Nodes that claim the same one are a mistake, on which all nodes
     /// must still agree: this node keeps what is its own, otherwise the first by name has it.
-    pub fn owner(&self, cidr: IpNet) -> Option<&str> {
+    pub fn owner(&self, cidr: PodCidr) -> Option<&str> {
         let claimants = self.claims.get(&cidr)?;
         claimants
             .get(&self.own_name)

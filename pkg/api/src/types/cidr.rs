@@ -71,6 +71,16 @@ macro_rules! cidr {
 cidr!(PodCidr, "a network like 10.244.1.0/24");
 cidr!(ServiceCidr, "a network like 10.96.0.0/12");
 
+impl PodCidr {
+    /// The address of the bridge that the node's pods hang on, their gateway: the first host of the range.
+    pub fn gateway(self) -> IpAddr {
+        match self.0.network() {
+            IpAddr::V4(a) => IpAddr::V4(u32::from(a).saturating_add(1).into()),
+            IpAddr::V6(a) => IpAddr::V6(u128::from(a).saturating_add(1).into()),
+        }
+    }
+}
+
 /// One network, or two of different families separated by a comma (dual stack); the first is the primary one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CidrList {

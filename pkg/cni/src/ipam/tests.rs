@@ -1,0 +1,168 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+
+fn attachment(n: u8) -> Attachment {
+    Attachment::new(&format!("c{n}"), "eth0").unwrap()
+}
+
+fn cidrs() -> Vec<PodCidr> {
+    vec![
+        "10.244.1.0/28".parse().unwrap(),
+        "fd00:10:244:1::/64".parse().unwrap(),
+    ]
+}
+
+fn reserve(ipam: &mut Ipam, n: u8) -> Result<Lease, Error> {
+    let reserved = ipam.reserve(&attachment(n), &cidrs(), Path::new("/run/netns/x"), None)?;
+    Ok(reserved.lease().clone())
+}
+
+#[test]
+fn addresses_go_round_and_are_not_used_again_at_once() {
+    let dir = TempDir::new().unwrap();
+    let mut ipam = Ipam::open(dir.path()).unwrap();
+    let first = reserve(&mut ipam, 0).unwrap();
+    assert_eq!(first.addresses[0].to_string(), "10.244.1.2");
+    assert_eq!(first.addresses[1].to_string(), "fd00:10:244:1::2");
+    for n in 3..15 {
+        ipam.release(&attachment(0)).unwrap();
+        drop(ipam);
+        ipam = Ipam::open(dir.path()).unwrap();
+        assert_eq!(
+            reserve(&mut ipam, 0).unwrap().addresses[0].to_string(),
+            format!("10.244.1.{n}")
+        );
+    }
+    ipam.release(&attachment(0)).unwrap();
+    assert_eq!(
+        reserve(&mut ipam, 0).unwrap().addresses[0].to_string(),
+        "10.244.1.2"
+    );
+}
+
+#[test]
+fn a_second_reservation_keeps_the_first() {
+    let dir = TempDir::new().unwrap();
+    let mut ipam = Ipam::open(dir.path()).unwrap();
+    let first = reserve(&mut ipam, 1).unwrap();
+    let again = ipam
+        .reserve(&attachment(1), &cidrs(), Path::new("/elsewhere"), None)
+        .unwrap();
+    assert_eq!(again, Reserved::Kept(first));
+    assert!(ipam.release(&attachment(1)).unwrap().is_some());
+    assert!(ipam.release(&attachment(1)).unwrap().is_none());
+}
+
+#[test]
+fn exhaustion_is_said_as_host_local_says_it() {
+    let dir = TempDir::new().unwrap();
+    let mut ipam = Ipam::open(dir.path()).unwrap();
+    for n in 0..13 {
+        reserve(&mut ipam, n).unwrap();
+    }
+    let error = reserve(&mut ipam, 13).unwrap_err().to_string();
+    let wanted =
+        "failed to allocate for range 0: no IP addresses available in range set: 10.244.1.1-10.244.1.14";
+    assert_eq!(error, wanted);
+    ipam.release(&attachment(7)).unwrap();
+    assert_eq!(
+        reserve(&mut ipam, 13).unwrap().addresses[0].to_string(),
+        "10.244.1.9"
+    );
+}
+
+#[test]
+fn one_process_at_a_time_and_no_guess_about_what_is_not_readable() {
+    let dir = TempDir::new().unwrap();
+    let ipam = Ipam::open(dir.path()).unwrap();
+    assert!(matches!(Ipam::open(dir.path()), Err(Error::Locked(_))));
+    drop(ipam);
+    fs::write(dir.path().join("leases/c9@eth0"), "{").unwrap();
+    assert!(matches!(Ipam::open(dir.path()), Err(Error::NotALease { .. })));
+}
+
+/// What a step does to the directory, and where it may be killed.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Reserve(u8),
+    Release(u8),
+    /// A kill while the lease of this container was being written, after so many bytes.
+    KilledWriting(u8, usize),
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..20u8).prop_map(Step::Reserve),
+        3 => (0..20u8).prop_map(Step::Release),
+        1 => (0..20u8, 0..200usize).prop_map(|(n, bytes)| Step::KilledWriting(n, bytes)),
+        1 => Just(Step::Restart),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Against a model that remembers everything: no address is given twice, none is lost, and none comes back
+    /// at once, whatever is killed when.
+    #[test]
+    fn no_address_twice_wherever_it_is_killed(steps in prop::collection::vec(step(), 1..60)) {
+        let dir = TempDir::new().unwrap();
+        let mut ipam = Ipam::open(dir.path()).unwrap();
+        let mut model: BTreeMap<u8, Vec<IpAddr>> = BTreeMap::new();
+        let mut history: Vec<IpAddr> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Reserve(n) => match reserve(&mut ipam, n) {
+                    Ok(lease) => {
+                        if let Some(had) = model.get(&n) {
+                            prop_assert_eq!(had, &lease.addresses);
+                            continue;
+                        }
+                        let v4 = lease.addresses[0];
+                        prop_assert!(!model.values().any(|a| a.contains(&v4)));
+                        // Given twice in a row only when there is no other.
+                        prop_assert!(history.last() != Some(&v4) || model.len() == 12);
+                        history.push(v4);
+                        model.insert(n, lease.addresses);
+                    }
+                    Err(error) => {
+                        let exhausted = matches!(error, Error::Exhausted { .. });
+                        prop_assert!(exhausted);
+                        prop_assert_eq!(model.len(), 13);
+                    }
+                },
+                Step::Release(n) => {
+                    let released = ipam.release(&attachment(n)).unwrap().map(|l| l.addresses);
+                    prop_assert_eq!(released, model.remove(&n));
+                }
+                Step::KilledWriting(n, bytes) => {
+                    drop(ipam);
+                    let whole = serde_json::to_vec(&Lease {
+                        serial: 1 << 40,
+                        attachment: attachment(n),
+                        addresses: vec!["10.244.1.2".parse().unwrap()],
+                        netns: "/run/netns/x".into(),
+                        pod: None,
+                    }).unwrap();
+                    let draft = dir.path().join(format!("leases/.{}", file_name(&attachment(n))));
+                    fs::write(draft, &whole[..bytes.min(whole.len())]).unwrap();
+                    ipam = Ipam::open(dir.path()).unwrap();
+                }
+                Step::Restart => {
+                    drop(ipam);
+                    ipam = Ipam::open(dir.path()).unwrap();
+                }
+            }
+            let mut held: Vec<_> = ipam.leases().map(|l| l.addresses.clone()).collect();
+            let mut wanted: Vec<_> = model.values().cloned().collect();
+            held.sort();
+            wanted.sort();
+            prop_assert_eq!(held, wanted);
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! Tells the API which address a pod has: in the background, again and again until it is done or no longer true.
+//!
+//! A pod that a runtime starts without the API knowing it (podman, `ctr`) gets a Pod object, which goes with it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::Status;
+use serde_json::{Value, json};
+use svcnet_runtime::backoff::Backoff;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::protocol::PodRef;
+
+/// On Pods that the daemon made, with the value `cni`.
+const LABEL_CREATED_BY: &str = "svcnet.io/created-by";
+
+/// Which pod, whatever its identity.
+type Key = (String, String);
+
+/// What the API is to say about a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Wanted {
+    /// These are its addresses.
+    Addresses {
+        uid: Option<String>,
+        addresses: Vec<IpAddr>,
+        host: Option<IpAddr>,
+    },
+    /// It has ended: the object goes if the daemon made it.
+    Ended { uid: Option<String> },
+}
+
+/// What is still to be told.
+#[derive(Clone, Default)]
+pub(crate) struct Registrar {
+    inner: Arc<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// One entry a pod: the last word counts.
+    pending: Mutex<BTreeMap<Key, Wanted>>,
+    more: Notify,
+}
+
+impl Registrar {
+    /// A pod has these addresses.
+    pub(crate) fn register(&self, pod: &PodRef, addresses: &[IpAddr], host: Option<IpAddr>) {
+        self.put(
+            pod,
+            Wanted::Addresses {
+                uid: pod.uid.clone(),
+                addresses: addresses.to_vec(),
+                host,
+            },
+        );
+    }
+
+    /// A pod has ended.
+    pub(crate) fn unregister(&self, pod: &PodRef) {
+        self.put(pod, Wanted::Ended { uid: pod.uid.clone() });
+    }
+
+    fn put(&self, pod: &PodRef, wanted: Wanted) {
+        self.pending()
+            .insert((pod.namespace.clone(), pod.name.clone()), wanted);
+        self.inner.more.notify_one();
+    }
+
+    fn pending(&self) -> MutexGuard<'_, BTreeMap<Key, Wanted>> {
+        self.inner.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the API until shutdown. Objects that the daemon made for pods which are not among `running` go first:
+    /// they ended while nobody looked.
+    pub(crate) async fn run(
+        self,
+        client: kube::Client,
+        node: String,
+        running: Vec<Key>,
+        shutdown: CancellationToken,
+    ) {
+        let teller = Teller { client, node };
+        let work = async {
+            let mut backoff = Backoff::default();
+            while let Err(error) = teller.remove_ended(&running).await {
+                self.wait(&mut backoff, &error).await;
+            }
+            loop {
+                if self.tell_all(&teller, &mut backoff).await {
+                    self.inner.more.notified().await;
+                }
+            }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = work => {}
+        }
+    }
+
+    /// Tries everything once; whether nothing is left.
+    async fn tell_all(&self, teller: &Teller, backoff: &mut Backoff) -> bool {
+        let all: Vec<(Key, Wanted)> = self
+            .pending()
+            .iter()
+            .map(|(k, w)| (k.clone(), w.clone()))
+            .collect();
+        let mut failure = None;
+        for (key, wanted) in all {
+            match teller.tell(&key, &wanted).await {
+                Ok(()) => {
+                    let mut pending = self.pending();
+                    if pending.get(&key) == Some(&wanted) {
+                        pending.remove(&key);
+                    }
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
+        match failure {
+            Some(error) => {
+                self.wait(backoff, &error).await;
+                false
+            }
+            None => {
+                if backoff.reset() {
+                    tracing::info!("pod addresses are registered again");
+                }
+                self.pending().is_empty()
+            }
+        }
+    }
+
+    async fn wait(&self, backoff: &mut Backoff, error: &kube::Error) {
+        // The text of a connection's failure varies with every try.
+        let news = match error {
+            kube::Error::Api(status) => status.message.clone(),
+            _ => "unreachable".to_string(),
+        };
+        if backoff.is_news(&news) {
+            tracing::warn!(%error, "pod addresses can not be registered, trying on");
+        }
+        let delay: Duration = backoff.next_delay();
+        tokio::time::sleep(delay).await;
+    }
+}
+
+struct Teller {
+    client: kube::Client,
+    node: String,
+}
+
+impl Teller {
+    async fn tell(&self, (namespace, name): &Key, wanted: &Wanted) -> Result<(), kube::Error> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let pod = api.get_opt(name).await?;
+        match (pod, wanted) {
+            (Some(pod), Wanted::Addresses { uid, addresses, host }) => {
+                if !same(&pod, uid.as_ref()) {
+                    tracing::debug!(object.ns = %namespace, object.name = %name, "a newer pod has the name");
+                    return Ok(());
+                }
+                let patch = status(&pod, addresses, *host);
+                match patch {
+                    Some(patch) => gone_is_fine(
+                        api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch))
+                            .await,
+                    ),
+                    None => Ok(()),
+                }
+            }
+            (None, Wanted::Addresses { addresses, host, .. }) => {
+                match api
+                    .create(&PostParams::default(), &self.object(namespace, name))
+                    .await
+                {
+                    // Somebody else was faster: the next try tells its object.
+                    Err(kube::Error::Api(e)) if e.code == 409 && e.reason == "AlreadyExists" => {}
+                    created => _ = created?,
+                }
+                let patch = json!({ "status": running(addresses, *host) });
+                gone_is_fine(
+                    api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch))
+                        .await,
+                )
+            }
+            (Some(pod), Wanted::Ended { uid }) if is_ours(&pod) && same(&pod, uid.as_ref()) => {
+                let preconditions = Preconditions {
+                    uid: pod.metadata.uid,
+                    ..Preconditions::default()
+                };
+                let params = DeleteParams {
+                    preconditions: Some(preconditions),
+                    ..DeleteParams::default()
+                };
+                gone_is_fine(api.delete(name, &params.grace_period(0)).await)
+            }
+            (_, Wanted::Ended { .. }) => Ok(()),
+        }
+    }
+
+    /// Deletes the objects made for pods that are no more.
+    async fn remove_ended(&self, running: &[Key]) -> Result<(), kube::Error> {
+        let all: Api<Pod> = Api::all(self.client.clone());
+        let ours = ListParams::default()
+            .labels(&format!("{LABEL_CREATED_BY}=cni"))
+            .fields(&format!("spec.nodeName={}", self.node));
+        for pod in all.list(&ours).await? {
+            let key = (
+                pod.metadata.namespace.unwrap_or_default(),
+                pod.metadata.name.unwrap_or_default(),
+            );
+            if !running.contains(&key) {
+                self.tell(
+                    &key,
+                    &Wanted::Ended {
+                        uid: pod.metadata.uid,
+                    },
+                )
+                .await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn object(&self, namespace: &str, name: &str) -> Pod {
+        let object = json!({
+            "metadata": { "namespace": namespace, "name": name, "labels": { LABEL_CREATED_BY: "cni" } },
+            "spec": {
+                "nodeName": self.node,
+                // The runtime does not tell what runs in it, and a Pod without a container is not valid.
+                "containers": [{ "name": "unknown", "image": "unknown" }],
+            },
+        });
+        serde_json::from_value(object).unwrap_or_default()
+    }
+}
+
+/// Whether the object is of the pod that the runtime meant.
+fn same(pod: &Pod, uid: Option<&String>) -> bool {
+    uid.is_none_or(|uid| pod.metadata.uid.as_ref() == Some(uid) || is_ours(pod))
+}
+
+fn is_ours(pod: &Pod) -> bool {
+    pod.metadata
+        .labels
+        .as_ref()
+        .and_then(|l| l.get(LABEL_CREATED_BY))
+        .is_some_and(|v| v == "cni")
+}
+
+fn addresses_status(addresses: &[IpAddr], host: Option<IpAddr>) -> Value {
+    let list: Vec<Value> = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
+    let mut status = json!({ "podIP": addresses.first(), "podIPs": list });
+    if let Some(host) = host {
+        status["hostIP"] = json!(host);
+        status["hostIPs"] = json!([{ "ip": host }]);
+    }
+    status
+}
+
+/// The status of a pod that nobody else speaks for.
+fn running(addresses: &[IpAddr], host: Option<IpAddr>) -> Value {
+    let mut status = addresses_status(addresses, host);
+    status["phase"] = json!("Running");
+    status["conditions"] = json!([{ "type": "Ready", "status": "True" }]);
+    status
+}
+
+/// The patch that the object needs, if any.
+fn status(pod: &Pod, addresses: &[IpAddr], host: Option<IpAddr>) -> Option<Value> {
+    let status = pod.status.clone().unwrap_or_default();
+    let has: Vec<String> = status
+        .pod_ips
+        .unwrap_or_default()
+        .into_iter()
+        .map(|ip| ip.ip)
+        .collect();
+    let wants: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+    let host_is_right = host.is_none_or(|h| status.host_ip == Some(h.to_string()));
+    if has == wants && status.pod_ip.as_ref() == wants.first() && host_is_right {
+        return None;
+    }
+    let full = if is_ours(pod) {
+        running(addresses, host)
+    } else {
+        addresses_status(addresses, host)
+    };
+    Some(json!({ "status": full }))
+}
+
+fn gone_is_fine<T>(result: Result<T, kube::Error>) -> Result<(), kube::Error> {
+    match result {
+        Err(kube::Error::Api(error)) if is_gone(&error) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Gone, or another one by now.
+fn is_gone(error: &Status) -> bool {
+    error.code == 404 || (error.code == 409 && error.reason == "Conflict")
+}
