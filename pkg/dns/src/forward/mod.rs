@@ -132,7 +132,7 @@ impl Forwarder {
             if upstream.found_looping() {
                 tracing::warn!(
                     dst.addr = %upstream.address,
-                    "this upstream resolver forwards to this server: left out until it no longer does; name others with --dns-upstream"
+                    "this upstream resolver forwards to this server: left out until it no longer does; name others with --upstream-dns"
                 );
             }
         }

@@ -78,7 +78,7 @@ impl Forwarder {
             .collect();
         if list.is_empty() {
             tracing::warn!(
-                "there is no upstream resolver: names outside the cluster fail; name some in resolv.conf or with --dns-upstream"
+                "there is no upstream resolver: names outside the cluster fail; name some in resolv.conf or with --upstream-dns"
             );
         } else {
             let upstreams: Vec<String> = list.iter().map(|upstream| upstream.address.to_string()).collect();

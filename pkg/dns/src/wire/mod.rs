@@ -8,6 +8,9 @@ mod query;
 mod record;
 mod scan;
 
+#[cfg(test)]
+mod tests;
+
 pub use encode::{Extended, Reply, encode, encode_header_only};
 pub(crate) use encode::{begin, opt_record};
 pub use query::{Edns, Query, Refusal};
