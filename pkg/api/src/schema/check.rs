@@ -2,7 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::model::{SchemaNode, Type};
 use crate::kind::Kind;
@@ -52,7 +52,8 @@ pub fn check(kind: &Kind, object: &Value) -> Check {
     walk.found
 }
 
-/// Drops fields that the kind does not have, and those that are null: decoding into a Go type does the same.
+/// Drops fields that the kind does not have, and those that are null: decoding into a Go type does the same. Items of
+/// lists that are null become the zero value of their type.
 pub fn prune(kind: &Kind, object: &mut Value) {
     if let Some(root) = SchemaNode::root(kind) {
         prune_value(object, root);
@@ -71,10 +72,27 @@ fn prune_value(value: &mut Value, schema: SchemaNode) {
         }),
         (Value::Array(items), _) => {
             if let Some(schema) = schema.items() {
-                items.iter_mut().for_each(|item| prune_value(item, schema));
+                for item in items {
+                    if item.is_null() {
+                        *item = zero(schema.type_());
+                    }
+                    prune_value(item, schema);
+                }
             }
         }
         _ => {}
+    }
+}
+
+/// What Go makes of a null in a list.
+fn zero(type_: Type) -> Value {
+    match type_ {
+        Type::Object | Type::Map => Value::Object(Map::new()),
+        Type::List => Value::Array(Vec::new()),
+        Type::String | Type::Bytes => Value::from(""),
+        Type::Int32 | Type::Int64 | Type::Number | Type::IntOrString => Value::from(0),
+        Type::Boolean => Value::from(false),
+        Type::Time | Type::Quantity | Type::Any => Value::Null,
     }
 }
 

@@ -67,7 +67,6 @@ impl<'de> Visitor<'de> for Place<'_> {
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        // 80.0 is a whole number to Go's decoder too when it fits one exactly.
         Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
     }
 
