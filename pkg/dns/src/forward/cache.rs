@@ -67,7 +67,7 @@ const CHECKING_DISABLED: u8 = 2;
 
 fn flags(query: &Query<'_>) -> u8 {
     let dnssec_ok = query.edns.is_some_and(|edns| edns.dnssec_ok);
-    u8::from(dnssec_ok) * DNSSEC_OK | u8::from(query.checking_disabled()) * CHECKING_DISABLED
+    (u8::from(dnssec_ok) * DNSSEC_OK) | (u8::from(query.checking_disabled()) * CHECKING_DISABLED)
 }
 
 /// The cache.

@@ -53,26 +53,11 @@ impl Handler {
             Err(refusal) => return refuse(refusal, message, tally, out),
         };
         let limit = limit(&query, transport);
-        let mut fail = |rcode, code, text, tally: &mut Tally| {
+        if let Some((rcode, extended)) = unsuitable(&query) {
             tally.request(Domain::Rest, query.record_type);
             tally.response(Domain::Rest, rcode);
-            write_failure(&query, rcode, &Extended { code, text }, limit, out);
-            Outcome::Reply
-        };
-        if query.edns.is_some_and(|edns| edns.version != 0) {
-            return fail(Rcode::BadVers, 0, "only version 0 is known", tally);
-        }
-        if query.class != CLASS_IN {
-            return fail(Rcode::Refused, 21, "only class IN is served", tally);
-        }
-        match query.record_type {
-            RecordType::AXFR | RecordType::IXFR => {
-                return fail(Rcode::Refused, 18, "no zone transfer", tally);
-            }
-            RecordType::OPT | RecordType::TSIG => {
-                return fail(Rcode::FormErr, 0, "no type to ask for", tally);
-            }
-            _ => {}
+            write_failure(&query, rcode, &extended, limit, out);
+            return Outcome::Reply;
         }
         // Differs from question to question, without a random number for each.
         let rotation = u32::from(query.id());
@@ -206,6 +191,20 @@ fn limit(query: &Query<'_>, transport: Transport) -> usize {
         Transport::Udp => query.udp_limit(),
         Transport::Tcp => TCP_MAX,
     }
+}
+
+/// What no name is looked up for.
+fn unsuitable(query: &Query<'_>) -> Option<(Rcode, Extended)> {
+    let (rcode, code, text) = match query.record_type {
+        _ if query.edns.is_some_and(|edns| edns.version != 0) => {
+            (Rcode::BadVers, 0, "only version 0 is known")
+        }
+        _ if query.class != CLASS_IN => (Rcode::Refused, 21, "only class IN is served"),
+        RecordType::AXFR | RecordType::IXFR => (Rcode::Refused, 18, "no zone transfer"),
+        RecordType::OPT | RecordType::TSIG => (Rcode::FormErr, 0, "no type to ask for"),
+        _ => return None,
+    };
+    Some((rcode, Extended { code, text }))
 }
 
 fn rcode(failure: Failure) -> Rcode {

@@ -103,8 +103,8 @@ fn what_is_no_question_is_refused() {
     );
 }
 
-#[test]
-fn every_kind_of_record_can_be_read_by_others() {
+/// An answer with a record of each kind.
+fn one_of_each() -> Answer {
     let zone: Name = "cluster.local".parse().unwrap();
     let host: Name = "db-0.db.prod.svc.cluster.local".parse().unwrap();
     let soa = Soa {
@@ -119,7 +119,7 @@ fn every_kind_of_record_can_be_read_by_others() {
         ttl: 30,
         data,
     };
-    let answer = Answer {
+    Answer {
         records: vec![
             a_record(Owner::Question, 1),
             record(Data::Aaaa("fd00::1".parse().unwrap())),
@@ -140,7 +140,12 @@ fn every_kind_of_record_can_be_read_by_others() {
         }],
         additional: vec![a_record(Owner::Name(host), 2)],
         ..Answer::empty(Rcode::NoError, true)
-    };
+    }
+}
+
+#[test]
+fn every_kind_of_record_can_be_read_by_others() {
+    let answer = one_of_each();
     let message = written(
         &question("DB.prod.svc.Cluster.local.", TheirType::A, Some(1232)),
         &answer,

@@ -130,6 +130,10 @@ fn cluster_ip_services() {
             "NOERROR\n@ 30 A 10.244.2.2",
         ),
     ]);
+}
+
+#[test]
+fn cluster_ip_services_have_nothing_else() {
     no_data("web.default.svc.cluster.local", RecordType::AAAA);
     no_data("web.default.svc.cluster.local", RecordType::MX);
     no_data("unallocated.default.svc.cluster.local", RecordType::A);

@@ -1,11 +1,4 @@
 //! The server as its clients see it: datagrams, connections, truncation, nonsense, addresses that come and go.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on has failed"
-)]
-
-mod fixture;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpStream, UdpSocket};
@@ -17,7 +10,7 @@ use svcnet_dns::Config;
 use svcnet_netlink::Rtnl;
 use svcnet_netlink::addr::Address;
 
-use fixture::{Running, SERVER, answers, ask, config, dig, dig_at, isolated, question, until};
+use crate::fixture::{Running, SERVER, answers, ask, config, dig, dig_at, isolated, question, until};
 
 const WEB: &str = "web.default.svc.cluster.local.";
 

@@ -1,11 +1,4 @@
 //! Names outside the cluster: upstreams that answer, are silent, lie, truncate, and ask us in turn.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on has failed"
-)]
-
-mod fixture;
 
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -14,7 +7,8 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::RecordType;
 use svcnet_dns::Config;
 
-use fixture::{Behaviour, Running, SERVER, Upstream, answers, ask, config, dig, isolated, question, until};
+use crate::fixture::{Running, SERVER, answers, ask, config, dig, isolated, question, until};
+use crate::upstream::{Behaviour, Upstream};
 
 const FOUND: [&str; 1] = ["192.0.2.80"];
 const FIRST: &str = "127.0.1.1:53";
