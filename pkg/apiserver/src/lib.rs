@@ -1,60 +1,175 @@
 //! The API server: HTTP over TLS, discovery, reading, watching, writing, patches, who may do what.
+//!
+//! One request's way: `serve` (TLS, who is it) → `handler` (`url`: what is wanted; `auth`: may they) → `read` or `watch`
+//! straight from the store's memory, or `decode` → `patch` → `write` (defaults, hooks, checks, commit) → `reply`.
+//! No verb knows a kind by name: kinds are entries of `svcnet_api::registry`, their few exceptions stand in `traits`.
 
+mod auth;
+mod body;
+mod bootstrap;
 mod config;
+mod decode;
+mod discovery;
+mod handler;
+mod join;
+mod namespace;
+mod negotiate;
+mod object;
 mod patch;
+mod pki;
 mod protobuf;
+mod read;
+mod reply;
+mod root;
+mod serve;
+mod server;
+mod table;
+mod traits;
+mod url;
+mod watch;
+mod write;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 pub use config::{Config, RenderMetrics};
+pub use pki::PkiError;
+pub use root::VERSION;
+use svcnet_store::{OpenError, Store};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+
+use crate::pki::{Authority, ClientName, Serving, Token, write_kubeconfig};
+use crate::server::Server;
+
+/// How often is looked whether the serving certificate nears its end.
+const RENEW_EVERY: Duration = Duration::from_secs(12 * 60 * 60);
 
 /// Why the server does not start, or stops.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file or directory cannot be used.
-    #[error("cannot use {path}")]
-    File {
-        /// Which one.
-        path: PathBuf,
+    /// A certificate, key, token or kubeconfig.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// The data.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The port.
+    #[error("cannot listen on {address}{}", if in_use(.source) { " (another program has that port)" } else { "" })]
+    Listen {
+        /// The address.
+        address: SocketAddr,
         /// What happened.
         #[source]
         source: std::io::Error,
     },
+    /// Plain HTTP anywhere but on loopback.
+    #[error("{0} is no loopback address: plain HTTP is for tests on this host alone")]
+    NotLoopback(SocketAddr),
+    /// An object in the store does not parse.
+    #[error("the stored object {resource} {path} is damaged; restore the data directory from a backup")]
+    Object {
+        /// Its kind's resource.
+        resource: String,
+        /// Namespace and name.
+        path: String,
+    },
+}
+
+fn in_use(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::AddrInUse
 }
 
 /// An API server that has its ports and its data, and is ready to run.
 #[derive(Debug)]
 pub struct ApiServer {
-    config: Config,
+    server: Arc<Server>,
+    listeners: Vec<TcpListener>,
+    plain: Option<TcpListener>,
+    acceptor: Acceptor,
     addresses: Vec<SocketAddr>,
+    plain_address: Option<SocketAddr>,
     controller_kubeconfig: PathBuf,
     agent_kubeconfig: PathBuf,
+    token_path: PathBuf,
+}
+
+struct Acceptor(TlsAcceptor);
+
+impl std::fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Acceptor")
+    }
 }
 
 impl ApiServer {
-    /// Opens the store, makes or loads the certificates, binds the ports, and puts in what every cluster has.
+    /// Binds the ports, opens the store, makes or loads the certificates, tells the hooks what is stored, and puts in what
+    /// every cluster has.
     ///
     /// # Errors
-    /// A busy port, a data directory that is in use or not ours, a bad address.
-    pub async fn start(config: Config) -> Result<Self, Error> {
-        let controller_kubeconfig = config.data_dir.join("controller/kubeconfig.yaml");
-        let agent_kubeconfig = config.data_dir.join("agent/kubeconfig.yaml");
-        Ok(Self {
-            addresses: config.listen.clone(),
-            config,
-            controller_kubeconfig,
-            agent_kubeconfig,
-        })
+    /// A busy port, a data directory that is in use or not ours, a name that cannot stand in a certificate.
+    pub async fn start(mut config: Config) -> Result<Self, Error> {
+        let mut listeners = Vec::new();
+        for address in &config.listen {
+            listeners.push(listen(*address).await?);
+        }
+        let addresses: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
+        config.listen.clone_from(&addresses);
+        let plain = match config.listen_plain {
+            Some(address) if !address.ip().is_loopback() => return Err(Error::NotLoopback(address)),
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
+        let data_dir = config.data_dir.clone();
+        let store = Store::open(&data_dir.join("store"), &server::collection_specs())?;
+        let authority = Authority::open(&data_dir.join("pki"))?;
+        let serving = Serving::open(&authority, pki::sans(&config))?;
+        let token_path = data_dir.join("token");
+        let token = Token::open(&token_path, &authority)?;
+        let server = Arc::new(Server::new(config, store, authority, serving, token)?);
+        server.restore_admissions()?;
+        let acceptor = Acceptor(serve::acceptor(&server)?);
+        let started = Self {
+            plain_address: plain.as_ref().and_then(|l| l.local_addr().ok()),
+            server,
+            listeners,
+            plain,
+            acceptor,
+            addresses,
+            controller_kubeconfig: data_dir.join("controller/kubeconfig.yaml"),
+            agent_kubeconfig: data_dir.join("agent/kubeconfig.yaml"),
+            token_path,
+        };
+        started.write_kubeconfigs()?;
+        // What fails here is said in the log, and tried again while the server runs.
+        _ = bootstrap::repair(&started.server, started.port()).await;
+        Ok(started)
     }
 
     /// Serves until `shutdown` is cancelled; then ends watches, finishes what is under way, and closes the store.
     ///
     /// # Errors
-    /// When the store fails.
+    /// None at present: what fails while running is logged, and said at `/readyz`.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
-        shutdown.cancelled().await;
+        let server = self.server.clone();
+        let keeper = tokio::spawn(bootstrap::keep(server.clone(), self.port()));
+        let renewer = tokio::spawn(renew(server.clone()));
+        let stop = server.shutdown.clone();
+        let stopper = tokio::spawn(async move {
+            shutdown.cancelled().await;
+            stop.cancel();
+        });
+        for address in &self.addresses {
+            tracing::info!(%address, "the API is served");
+        }
+        serve::serve(server.clone(), self.listeners, self.plain, self.acceptor.0).await;
+        for task in [keeper, renewer, stopper] {
+            _ = task.await;
+        }
+        server.store.close().await;
         Ok(())
     }
 
@@ -63,9 +178,14 @@ impl ApiServer {
         &self.addresses
     }
 
+    /// The address that plain HTTP is served on, if it is.
+    pub fn plain_address(&self) -> Option<SocketAddr> {
+        self.plain_address
+    }
+
     /// The administrator's kubeconfig.
     pub fn admin_kubeconfig(&self) -> &Path {
-        &self.config.admin_kubeconfig
+        &self.server.config.admin_kubeconfig
     }
 
     /// The kubeconfig of the controllers in this process.
@@ -76,5 +196,81 @@ impl ApiServer {
     /// The kubeconfig of the agent on this host.
     pub fn agent_kubeconfig(&self) -> &Path {
         &self.agent_kubeconfig
+    }
+
+    /// The file that holds the join token.
+    pub fn token_path(&self) -> &Path {
+        &self.token_path
+    }
+
+    fn port(&self) -> u16 {
+        self.addresses
+            .first()
+            .map_or(svcnet_api::wellknown::API_PORT, SocketAddr::port)
+    }
+
+    /// The administrator may be anywhere, and is told the advertised address; the roles of this host use loopback where
+    /// it is served, which stays when the host's address changes.
+    fn write_kubeconfigs(&self) -> Result<(), Error> {
+        let config = &self.server.config;
+        let local = self
+            .addresses
+            .iter()
+            .find(|a| a.ip().is_loopback() || a.ip().is_unspecified());
+        let loopback = |a: &SocketAddr| if a.ip().is_ipv4() { "127.0.0.1" } else { "[::1]" };
+        let advertised = SocketAddr::new(config.advertise_address, self.port());
+        let here = local.map_or_else(
+            || advertised.to_string(),
+            |a| format!("{}:{}", loopback(a), a.port()),
+        );
+        let node = format!("system:node:{}", config.node_name);
+        let advertised = advertised.to_string();
+        let files = [
+            (
+                "admin",
+                "svcnet-admin",
+                "system:masters",
+                config.admin_kubeconfig.as_path(),
+                &advertised,
+            ),
+            (
+                "controller",
+                "system:svcnet-controller",
+                "system:controller",
+                self.controller_kubeconfig.as_path(),
+                &here,
+            ),
+            (
+                "agent",
+                node.as_str(),
+                "system:nodes",
+                self.agent_kubeconfig.as_path(),
+                &here,
+            ),
+        ];
+        let authority = &self.server.authority;
+        for (file, user, group, path, address) in files {
+            let (cert, key) = authority.client_pair(file, ClientName { user, group })?;
+            write_kubeconfig(path, &format!("https://{address}"), authority, (&cert, &key))?;
+        }
+        Ok(())
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| Error::Listen { address, source })
+}
+
+async fn renew(server: Arc<Server>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(RENEW_EVERY) => {}
+            () = server.shutdown.cancelled() => return,
+        }
+        if let Err(error) = server.serving.renew(&server.authority) {
+            tracing::warn!(reason = %error, "the serving certificate cannot be renewed");
+        }
     }
 }

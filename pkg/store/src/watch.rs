@@ -43,6 +43,11 @@ pub enum WatchError {
 }
 
 impl Watcher {
+    /// Everything up to this revision has been taken.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
     /// What has happened since the last call, without waiting.
     ///
     /// # Errors

@@ -1,75 +1,135 @@
-//! The three kinds of patch: what changes what, without a store.
+//! Patches: what a client wants changed, put on the stored object. Pure functions.
 
-mod directives;
+mod apply;
 mod strategic;
+
 #[cfg(test)]
 mod tests;
 
 use serde_json::Value;
 use svcnet_api::schema::SchemaNode;
-use svcnet_api::{ApiError, Kind, Reason};
+use svcnet_api::{ApiError, FieldError, FieldPath, Kind, Reason};
 
-/// How a patch is to be read.
+use crate::url::Query;
+use crate::{decode, traits};
+
+const JSON: &str = "application/json-patch+json";
+const MERGE: &str = "application/merge-patch+json";
+const STRATEGIC: &str = "application/strategic-merge-patch+json";
+const APPLY: &str = "application/apply-patch+yaml";
+
+/// How many operations a JSON patch may have (the real server's limit).
+const OPERATIONS_MAX: usize = 10_000;
+
+/// The kinds of patches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PatchKind {
-    /// A list of operations (RFC 6902).
+    /// RFC 6902.
     Json,
-    /// An object whose fields replace, and whose nulls remove (RFC 7386).
+    /// RFC 7396.
     Merge,
-    /// A merge that knows the keys of lists (sig-api-machinery, strategic-merge-patch.md).
+    /// Kubernetes' own, which knows lists whose items have keys.
     Strategic,
+    /// Server-side apply.
+    Apply,
 }
 
 impl PatchKind {
-    /// From the content type of the request, without its parameters.
-    pub(crate) fn from_content_type(content_type: &str) -> Option<Self> {
-        match content_type {
-            "application/json-patch+json" => Some(Self::Json),
-            "application/merge-patch+json" => Some(Self::Merge),
-            "application/strategic-merge-patch+json" => Some(Self::Strategic),
-            _ => None,
+    pub(crate) fn of(media: &str) -> Result<Self, ApiError> {
+        match media {
+            JSON => Ok(Self::Json),
+            MERGE => Ok(Self::Merge),
+            STRATEGIC => Ok(Self::Strategic),
+            APPLY => Ok(Self::Apply),
+            _ => Err(decode::unsupported(&[JSON, MERGE, STRATEGIC, APPLY])),
         }
     }
 }
 
-/// The object as it is after the patch.
-///
-/// # Errors
-/// 400 for a patch that makes no sense, 422 for JSON operations that do not fit the object, 415 for a strategic merge of
-/// a kind without Go types (`metallb.io`), as the real server answers for custom resources.
+/// The patch in a body.
+pub(crate) fn parse(how: PatchKind, body: &[u8]) -> Result<Value, ApiError> {
+    let media = if how == PatchKind::Apply {
+        APPLY
+    } else {
+        "application/json"
+    };
+    let (patch, _) = decode::value(media, body)?;
+    let right = if how == PatchKind::Json {
+        patch.is_array()
+    } else {
+        patch.is_object()
+    };
+    if !right {
+        return Err(ApiError::bad_request(
+            "the patch is not of the form that its content type says",
+        ));
+    }
+    Ok(patch)
+}
+
+/// What server-side apply asks of its callers.
+pub(crate) fn check_apply(kind: &Kind, query: &Query, patch: &Value) -> Result<(), ApiError> {
+    if query.get("fieldManager").is_none() {
+        let error = FieldError::required(FieldPath::new("fieldManager"), "is required for apply patch");
+        let mut refused = ApiError::invalid(kind, "", &[error]);
+        refused.message =
+            refused
+                .message
+                .replacen(&format!("{} \"\"", kind.kind), "PatchOptions.meta.k8s.io \"\"", 1);
+        return Err(refused);
+    }
+    let said = |name: &str| patch.get(name).and_then(Value::as_str).unwrap_or_default();
+    if said("kind") != kind.kind || said("apiVersion") != kind.api_version() {
+        return Err(ApiError::bad_request(format!(
+            "invalid object type: {}, Kind={}",
+            said("apiVersion"),
+            said("kind")
+        )));
+    }
+    Ok(())
+}
+
+/// The object that the patch makes of the current one.
 pub(crate) fn apply(kind: &Kind, how: PatchKind, patch: &Value, current: &Value) -> Result<Value, ApiError> {
+    let mut new = current.clone();
     match how {
-        PatchKind::Json => {
-            let operations: json_patch::Patch = serde_json::from_value(patch.clone())
-                .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
-            let mut patched = current.clone();
-            json_patch::patch(&mut patched, &operations).map_err(|error| {
-                let message =
-                    format!("the server rejected our request due to an error in our request: {error}");
-                ApiError::new(Reason::Invalid, message)
-            })?;
-            Ok(patched)
-        }
-        PatchKind::Merge => {
-            let mut patched = current.clone();
-            json_patch::merge(&mut patched, object_of(patch)?);
-            Ok(patched)
+        PatchKind::Json => json(patch, &mut new)?,
+        PatchKind::Merge => json_patch::merge(&mut new, patch),
+        // Such lists have no keys there (the real server's word on custom resources).
+        PatchKind::Strategic if traits::is_custom(kind) => {
+            return Err(decode::unsupported(&[JSON, MERGE, APPLY]));
         }
         PatchKind::Strategic => {
-            if kind.group == "metallb.io" {
-                let message = "the body of the request was in an unknown format - accepted media types include: \
-                               application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
-                return Err(ApiError::new(Reason::UnsupportedMediaType, message));
-            }
-            strategic::merge(SchemaNode::root(kind), object_of(patch)?, current)
+            new = strategic::merge(new, patch.clone(), SchemaNode::root(kind))
+                .map_err(|e| ApiError::bad_request(e.to_string()))?;
         }
+        PatchKind::Apply => new = apply::merge(new, patch.clone(), SchemaNode::root(kind)),
+    }
+    if new.is_object() {
+        Ok(new)
+    } else {
+        Err(ApiError::bad_request("the patch leaves no object"))
     }
 }
 
-fn object_of(patch: &Value) -> Result<&Value, ApiError> {
-    if patch.is_object() {
-        Ok(patch)
-    } else {
-        Err(ApiError::bad_request("error decoding patch: it is no object"))
+fn json(patch: &Value, object: &mut Value) -> Result<(), ApiError> {
+    let operations: json_patch::Patch = serde_json::from_value(patch.clone())
+        .map_err(|e| ApiError::bad_request(format!("error decoding patch: {e}")))?;
+    if operations.0.len() > OPERATIONS_MAX {
+        let why = format!(
+            "The allowed maximum operations in a JSON patch is {OPERATIONS_MAX}, got {}",
+            operations.0.len()
+        );
+        return Err(ApiError::new(Reason::RequestEntityTooLarge, why));
     }
+    json_patch::patch(object, &operations.0).map_err(|error| {
+        let mut refused = ApiError::new(
+            Reason::Invalid,
+            "the server rejected our request due to an error in our request",
+        );
+        refused.details = Some(serde_json::json!({
+            "causes": [{"reason": "UnexpectedServerResponse", "message": error.to_string()}],
+        }));
+        refused
+    })
 }

@@ -1,214 +1,270 @@
-//! Strategic merge: like a merge patch, but lists whose items have a key are merged item by item.
+//! Strategic merge patches, after k8s.io/apimachinery, pkg/util/strategicpatch.
 //!
-//! Follows k8s.io/apimachinery, pkg/util/strategicpatch. Which lists merge, and by which key, stands in the schema
-//! (`x-kubernetes-patch-strategy`, `x-kubernetes-patch-merge-key`).
-
-use std::collections::BTreeSet;
+//! Like RFC 7396, but lists whose schema says `merge` are merged: of objects by the field that the schema names, of plain
+//! values as sets. Directives in the patch say what a plain merge cannot: `$patch` (`replace`, `delete`, `merge`) in a map
+//! or an item, `$retainKeys` (union types), `$setElementOrder/LIST`, `$deleteFromPrimitiveList/LIST`.
 
 use serde_json::{Map, Value};
-use svcnet_api::ApiError;
 use svcnet_api::schema::SchemaNode;
 
-use super::directives::{self, Directive};
+const PATCH: &str = "$patch";
+const RETAIN_KEYS: &str = "$retainKeys";
+const ELEMENT_ORDER: &str = "$setElementOrder/";
+const DELETE_FROM: &str = "$deleteFromPrimitiveList/";
 
-/// The object after the patch.
-pub(super) fn merge(schema: Option<SchemaNode>, patch: &Value, current: &Value) -> Result<Value, ApiError> {
-    let empty = Map::new();
-    let patch = patch.as_object().unwrap_or(&empty);
-    let current = current.as_object().unwrap_or(&empty);
-    Ok(Value::Object(merge_object(schema, patch, current)?))
+/// What is wrong with a patch.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum StrategicError {
+    #[error("unknown patch type found: {0}")]
+    Directive(String),
+    #[error("merging list items needs a merge key, and the list {0:?} has none")]
+    NoMergeKey(String),
+    #[error("map: {item} does not contain declared merge key: {key}")]
+    KeyMissing { item: String, key: String },
+    #[error("the directive {0} must hold a list")]
+    NoList(String),
+    #[error("{0} must hold all fields of the patch")]
+    RetainKeys(&'static str),
+    #[error(
+        "the list of {0} is not in the order of its $setElementOrder, or has items that it does not name"
+    )]
+    Order(String),
 }
 
-fn merge_object(
-    schema: Option<SchemaNode>,
-    patch: &Map<String, Value>,
-    current: &Map<String, Value>,
-) -> Result<Map<String, Value>, ApiError> {
-    match Directive::of(patch)? {
-        Directive::Delete => return Ok(Map::new()),
-        Directive::Replace => return Ok(stripped_object(patch)),
-        Directive::Merge => {}
+type Result<T> = std::result::Result<T, StrategicError>;
+type Object = Map<String, Value>;
+
+/// The object that a patch makes of another.
+pub(crate) fn merge(original: Value, patch: Value, schema: Option<SchemaNode>) -> Result<Value> {
+    match (original, patch) {
+        (Value::Object(original), Value::Object(patch)) => {
+            Ok(Value::Object(merge_maps(original, patch, schema)?))
+        }
+        (_, patch) => Ok(without_directives(patch)),
     }
-    let mut merged = current.clone();
-    if let Some(kept) = directives::retained(patch) {
-        merged.retain(|key, _| kept.contains(&key.as_str()));
+}
+
+fn merge_maps(mut original: Object, mut patch: Object, schema: Option<SchemaNode>) -> Result<Object> {
+    match patch.remove(PATCH) {
+        None => {}
+        Some(Value::String(how)) if how == "replace" => return Ok(plain(patch)),
+        Some(Value::String(how)) if how == "delete" => return Ok(Object::new()),
+        Some(Value::String(how)) if how == "merge" => {}
+        Some(other) => return Err(StrategicError::Directive(other.to_string())),
     }
+    retain_keys(&mut original, &mut patch)?;
+    set_orders(&mut original, &mut patch, schema)?;
     for (key, value) in patch {
-        if directives::is_directive(key) {
+        if let Some(list) = key.strip_prefix(DELETE_FROM) {
+            let Value::Array(gone) = value else {
+                return Err(StrategicError::NoList(key));
+            };
+            if let Some(Value::Array(items)) = original.get_mut(list) {
+                items.retain(|item| !gone.contains(item));
+            }
             continue;
         }
-        let below = schema.and_then(|node| node.child(key));
-        let old = merged.get(key);
-        let new = match (value, old) {
-            (Value::Null, _) => None,
-            (Value::Object(patch), Some(Value::Object(old))) => {
-                let removed = Directive::of(patch)? == Directive::Delete;
-                (!removed)
-                    .then(|| merge_object(below, patch, old).map(Value::Object))
-                    .transpose()?
+        let below = schema.and_then(|s| s.child(&key));
+        let merged = match (original.remove(&key), value) {
+            (_, Value::Null) => continue,
+            (Some(Value::Object(old)), Value::Object(new)) if !replaces(below) => {
+                Value::Object(merge_maps(old, new, below)?)
             }
-            (Value::Object(patch), _) => {
-                let removed = Directive::of(patch)? == Directive::Delete;
-                (!removed)
-                    .then(|| merge_object(below, patch, &Map::new()).map(Value::Object))
-                    .transpose()?
+            (Some(Value::Array(old)), Value::Array(new)) if below.is_some_and(SchemaNode::merges) => {
+                Value::Array(merge_lists(old, new, below, &key)?)
             }
-            (Value::Array(items), old) => {
-                let old = old.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-                Some(Value::Array(merge_list(below, patch, key, items, old)?))
-            }
-            (other, _) => Some(other.clone()),
+            (_, new) => without_directives(new),
         };
-        match new {
-            Some(new) => _ = merged.insert(key.clone(), new),
-            None => _ = merged.remove(key),
-        }
+        original.insert(key, merged);
     }
-    without_patched_list(schema, patch, &mut merged)?;
-    Ok(merged)
+    Ok(original)
 }
 
-/// `$deleteFromPrimitiveList` and `$setElementOrder` may stand alone, with no list of the same name in the patch.
-fn without_patched_list(
-    schema: Option<SchemaNode>,
-    patch: &Map<String, Value>,
-    merged: &mut Map<String, Value>,
-) -> Result<(), ApiError> {
-    let fields: BTreeSet<&str> = patch
+fn replaces(schema: Option<SchemaNode>) -> bool {
+    schema.is_some_and(|s| s.patch_strategies().any(|s| s == "replace"))
+}
+
+/// `$retainKeys`: of the original stay only these (a volume changes from one source to another).
+fn retain_keys(original: &mut Object, patch: &mut Object) -> Result<()> {
+    let Some(list) = patch.remove(RETAIN_KEYS) else {
+        return Ok(());
+    };
+    let Value::Array(keys) = list else {
+        return Err(StrategicError::NoList(RETAIN_KEYS.to_string()));
+    };
+    let kept = |key: &String| keys.iter().any(|k| k.as_str() == Some(key));
+    let fields = patch.iter().filter(|(k, v)| !k.starts_with('$') && !v.is_null());
+    if fields.map(|(k, _)| k).any(|k| !kept(k)) {
+        return Err(StrategicError::RetainKeys(RETAIN_KEYS));
+    }
+    original.retain(|key, _| kept(key));
+    Ok(())
+}
+
+/// Merges the lists whose order the patch gives, and puts them in that order.
+fn set_orders(original: &mut Object, patch: &mut Object, schema: Option<SchemaNode>) -> Result<()> {
+    let directives: Vec<String> = patch
         .keys()
-        .filter_map(|key| key.strip_prefix('$')?.split_once('/'))
-        .map(|p| p.1)
+        .filter(|k| k.starts_with(ELEMENT_ORDER))
+        .cloned()
         .collect();
-    for field in fields.into_iter().filter(|field| !patch.contains_key(*field)) {
-        let Some(old) = merged.get(field).and_then(Value::as_array).cloned() else {
-            continue;
+    for directive in directives {
+        let Some(Value::Array(order)) = patch.remove(&directive) else {
+            return Err(StrategicError::NoList(directive));
         };
-        let below = schema.and_then(|node| node.property(field));
-        let list = merge_list(below, patch, field, &[], &old)?;
-        merged.insert(field.to_string(), Value::Array(list));
+        let name = directive.trim_start_matches(ELEMENT_ORDER);
+        let below = schema.and_then(|s| s.child(name));
+        let key = below.and_then(SchemaNode::merge_key);
+        let gone = patch.remove(&format!("{DELETE_FROM}{name}"));
+        let change = match patch.remove(name) {
+            Some(Value::Array(change)) => change,
+            // `ports: null` beside an order: the list goes.
+            Some(Value::Null) => {
+                original.remove(name);
+                continue;
+            }
+            Some(other) => {
+                original.insert(name.to_string(), without_directives(other));
+                continue;
+            }
+            None => Vec::new(),
+        };
+        if !follows(&change, &order, key) {
+            return Err(StrategicError::Order(name.to_string()));
+        }
+        let before = match original.get(name) {
+            Some(Value::Array(items)) => items.clone(),
+            _ => Vec::new(),
+        };
+        let mut merged = merge_lists(before.clone(), change, below, name)?;
+        if let Some(Value::Array(gone)) = gone {
+            merged.retain(|item| !gone.contains(item));
+        }
+        if merged.is_empty() && !original.contains_key(name) {
+            continue;
+        }
+        original.insert(
+            name.to_string(),
+            Value::Array(ordered(merged, &order, &before, key)),
+        );
     }
     Ok(())
 }
 
-fn merge_list(
-    schema: Option<SchemaNode>,
-    parent: &Map<String, Value>,
-    field: &str,
-    patch: &[Value],
-    current: &[Value],
-) -> Result<Vec<Value>, ApiError> {
-    let order = directives::list(parent, "$setElementOrder", field);
-    let merges = schema.is_some_and(SchemaNode::merges);
-    if !merges {
-        return Ok(patch.iter().map(directives::stripped).collect());
-    }
-    let Some(key) = schema.and_then(SchemaNode::merge_key) else {
-        let removed = directives::list(parent, "$deleteFromPrimitiveList", field);
-        return Ok(merge_scalars(patch, current, removed, order));
-    };
-    let items = merge_items(schema.and_then(SchemaNode::items), key, patch, current)?;
-    Ok(order.map_or_else(
-        || items.clone(),
-        |order| ordered(&items, order, |item| item.get(key), |o| o.get(key)),
-    ))
+/// Whether the items of a patch stand in the order that the patch gives.
+fn follows(change: &[Value], order: &[Value], key: Option<&str>) -> bool {
+    let mut rest = order.iter();
+    change
+        .iter()
+        .filter(|item| item.get(PATCH).is_none())
+        .all(|item| rest.any(|o| is_same_item(o, item, key)))
 }
 
-/// Items with a key: each of the patch is merged into the item of the same key, or added at the end.
-fn merge_items(
-    schema: Option<SchemaNode>,
-    key: &str,
-    patch: &[Value],
-    current: &[Value],
-) -> Result<Vec<Value>, ApiError> {
-    let replaces = |item: &Value| item.get("$patch").and_then(Value::as_str) == Some("replace");
-    if patch.iter().any(|item| replaces(item) && item.get(key).is_none()) {
-        return Ok(patch
-            .iter()
-            .filter(|item| !replaces(item))
-            .map(directives::stripped)
-            .collect());
+/// Items that the order names come in that order; the others keep their place among them as far as that goes.
+fn ordered(items: Vec<Value>, order: &[Value], before: &[Value], key: Option<&str>) -> Vec<Value> {
+    let place = |list: &[Value], item: &Value| list.iter().position(|o| is_same_item(o, item, key));
+    let (mut named, others): (Vec<Value>, Vec<Value>) =
+        items.into_iter().partition(|i| place(order, i).is_some());
+    named.sort_by_key(|item| place(order, item));
+    let mut merged = Vec::with_capacity(named.len() + others.len());
+    let (mut named, mut others) = (named.into_iter().peekable(), others.into_iter().peekable());
+    loop {
+        let other_first = match (others.peek(), named.peek()) {
+            (Some(other), Some(named)) => {
+                let (other, named) = (place(before, other), place(before, named));
+                other.zip(named).is_some_and(|(other, named)| other < named)
+            }
+            (Some(_), None) => true,
+            (None, Some(_)) => false,
+            (None, None) => return merged,
+        };
+        merged.extend(if other_first { others.next() } else { named.next() });
     }
-    let mut merged = current.to_vec();
-    for item in patch {
-        let Some(fields) = item.as_object() else {
-            return Err(ApiError::bad_request(format!(
-                "an item with the key {key:?} is expected, not {item}"
-            )));
-        };
-        let Some(id) = fields.get(key) else {
-            let why = format!("map: {item} does not contain declared merge key: {key}");
-            return Err(ApiError::bad_request(why));
-        };
-        let same = |other: &Value| other.get(key) == Some(id);
-        match Directive::of(fields)? {
-            Directive::Delete => merged.retain(|other| !same(other)),
-            Directive::Replace | Directive::Merge => {
-                let old = merged.iter().position(same);
-                let before = old
-                    .and_then(|i| merged[i].as_object())
-                    .cloned()
-                    .unwrap_or_default();
-                let new = Value::Object(merge_object(schema, fields, &before)?);
-                match old {
-                    Some(i) => merged[i] = new,
-                    None => merged.push(new),
-                }
+}
+
+/// Whether two items are one: by the key, or as a whole where there is none.
+fn is_same_item(a: &Value, b: &Value, key: Option<&str>) -> bool {
+    match key {
+        Some(key) => a.get(key).is_some() && a.get(key) == b.get(key),
+        None => a == b,
+    }
+}
+
+fn merge_lists(
+    mut original: Vec<Value>,
+    patch: Vec<Value>,
+    schema: Option<SchemaNode>,
+    name: &str,
+) -> Result<Vec<Value>> {
+    if !original.iter().chain(&patch).any(Value::is_object) {
+        for item in patch {
+            if !original.contains(&item) {
+                original.push(item);
             }
         }
+        return Ok(original);
     }
-    Ok(merged)
-}
-
-/// Plain values: those of the patch join the list, those under `$deleteFromPrimitiveList` leave it.
-fn merge_scalars(
-    patch: &[Value],
-    current: &[Value],
-    removed: Option<&Vec<Value>>,
-    order: Option<&Vec<Value>>,
-) -> Vec<Value> {
-    let mut merged: Vec<Value> = Vec::new();
-    for value in current
-        .iter()
-        .filter(|v| !removed.is_some_and(|r| r.contains(v)))
-        .chain(patch)
-    {
-        if !merged.contains(value) {
-            merged.push(value.clone());
+    let key = schema.and_then(SchemaNode::merge_key);
+    let items = schema.and_then(SchemaNode::items);
+    let (special, patch): (Vec<Value>, Vec<Value>) = patch.into_iter().partition(|i| i.get(PATCH).is_some());
+    let mut is_replaced = false;
+    for item in special {
+        match item[PATCH].as_str() {
+            Some("replace") => is_replaced = true,
+            Some("delete") => {
+                let key = key.ok_or_else(|| StrategicError::NoMergeKey(name.to_string()))?;
+                if item.get(key).is_none() {
+                    return Err(key_missing(&item, key));
+                }
+                original.retain(|o| !is_same_item(o, &item, Some(key)));
+            }
+            _ => return Err(StrategicError::Directive(item[PATCH].to_string())),
         }
     }
-    order.map_or_else(
-        || merged.clone(),
-        |order| ordered(&merged, order, |v| Some(v), |o| Some(o)),
-    )
+    if is_replaced {
+        return Ok(patch.into_iter().map(without_directives).collect());
+    }
+    let key = key.ok_or_else(|| StrategicError::NoMergeKey(name.to_string()))?;
+    for item in patch {
+        if item.get(key).is_none() {
+            return Err(key_missing(&item, key));
+        }
+        match original.iter_mut().find(|o| is_same_item(o, &item, Some(key))) {
+            Some(slot) => *slot = merge(slot.take(), item, items)?,
+            None => original.push(without_directives(item)),
+        }
+    }
+    Ok(original)
 }
 
-/// The items in the order that the patch asks for. Items that it does not name (they are the server's own) keep their
-/// place after the named item that stood before them.
-fn ordered<'a>(
-    items: &'a [Value],
-    order: &'a [Value],
-    id: impl Fn(&'a Value) -> Option<&'a Value>,
-    order_id: impl Fn(&'a Value) -> Option<&'a Value>,
-) -> Vec<Value> {
-    let rank = |item: &'a Value| {
-        order
-            .iter()
-            .position(|o| order_id(o).is_some() && order_id(o) == id(item))
-    };
-    let mut ranked: Vec<(usize, usize, &Value)> = Vec::with_capacity(items.len());
-    let mut last = 0;
-    for (place, item) in items.iter().enumerate() {
-        // Ranks are doubled, so that what is not named sorts behind what stood before it.
-        last = rank(item).map_or(last | 1, |rank| 2 * (rank + 1));
-        ranked.push((last, place, item));
+fn key_missing(item: &Value, key: &str) -> StrategicError {
+    StrategicError::KeyMissing {
+        item: item.to_string(),
+        key: key.to_string(),
     }
-    ranked.sort_by_key(|(rank, place, _)| (*rank, *place));
-    ranked.into_iter().map(|(_, _, item)| item.clone()).collect()
 }
 
-fn stripped_object(patch: &Map<String, Value>) -> Map<String, Value> {
-    match directives::stripped(&Value::Object(patch.clone())) {
-        Value::Object(fields) => fields,
-        _ => Map::new(),
+/// A value out of a patch that meets nothing to merge with: directives and nulls have no meaning there.
+fn without_directives(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => Value::Object(plain(fields)),
+        Value::Array(items) => {
+            let kept = items
+                .into_iter()
+                .filter(|i| i.get(PATCH).is_none_or(|how| how != "delete"));
+            Value::Array(kept.map(without_directives).collect())
+        }
+        other => other,
     }
+}
+
+fn plain(fields: Object) -> Object {
+    let kept = fields
+        .into_iter()
+        .filter(|(k, v)| !v.is_null() && !is_directive(k));
+    kept.map(|(k, v)| (k, without_directives(v))).collect()
+}
+
+fn is_directive(key: &str) -> bool {
+    key == PATCH || key == RETAIN_KEYS || key.starts_with(ELEMENT_ORDER) || key.starts_with(DELETE_FROM)
 }

@@ -1,0 +1,269 @@
+//! What every cluster has: its first namespaces, and the Services of the API and of DNS. Put in at start, and again
+//! whenever somebody has taken it away.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use svcnet_api::wellknown::{LABEL_SERVICE_NAME, NAMESPACE_NODE_LEASE, NAMESPACE_SYSTEM};
+use svcnet_api::{ApiError, Kind, Reason, registry};
+
+use crate::auth::User;
+use crate::server::Server;
+use crate::write::Place;
+use crate::{object, pki, traits};
+
+/// How often is looked whether all of it is there.
+const REPAIR_EVERY: Duration = Duration::from_secs(5);
+/// How often is looked for objects that have outlived their kind's lifetime.
+const EXPIRE_EVERY: Duration = Duration::from_secs(60);
+
+const NAMESPACES: [&str; 4] = ["default", NAMESPACE_SYSTEM, "kube-public", NAMESPACE_NODE_LEASE];
+
+/// Parts of an object that must be as given, and nothing else of it.
+struct Wanted {
+    group: &'static str,
+    plural: &'static str,
+    namespace: &'static str,
+    name: &'static str,
+    object: Value,
+    /// Made anew, rather than changed, when this differs: a field that cannot be changed.
+    fixed: Option<&'static str>,
+}
+
+/// Puts in what is missing and repairs what differs. `port` is that of the API.
+pub(crate) async fn repair(server: &Server, port: u16) -> Result<(), ApiError> {
+    let mut failed = None;
+    for wanted in desired(server, port) {
+        if let Err(error) = ensure(server, &wanted).await {
+            let (namespace, name) = (wanted.namespace, wanted.name);
+            tracing::warn!(object.ns = namespace, object.name = name, reason = %error, "cannot put in what every cluster has");
+            failed.get_or_insert(error);
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// Repairs until shutdown.
+pub(crate) async fn keep(server: Arc<Server>, port: u16) {
+    let mut repair_tick = tokio::time::interval(REPAIR_EVERY);
+    let mut expire_tick = tokio::time::interval(EXPIRE_EVERY);
+    loop {
+        tokio::select! {
+            _ = repair_tick.tick() => { _ = repair(&server, port).await; }
+            _ = expire_tick.tick() => expire(&server).await,
+            () = server.shutdown.cancelled() => return,
+        }
+    }
+}
+
+fn desired(server: &Server, port: u16) -> Vec<Wanted> {
+    let config = &server.config;
+    let mut wanted: Vec<Wanted> = NAMESPACES
+        .into_iter()
+        .map(|name| Wanted {
+            group: "",
+            plural: "namespaces",
+            namespace: "",
+            name,
+            object: json!({"metadata": {"labels": {"kubernetes.io/metadata.name": name}}}),
+            fixed: None,
+        })
+        .collect();
+    if let Some(first) = config.service_cidrs.first().and_then(|c| pki::first_host(*c)) {
+        wanted.push(service("default", "kubernetes", first, api_service()));
+        // Nobody else reaches a server at loopback, and Endpoints must not hold such addresses.
+        if !config.advertise_address.is_loopback() {
+            wanted.extend(api_endpoints(config.advertise_address, port));
+        }
+    }
+    if let Some(dns) = config.cluster_dns.first() {
+        wanted.push(service(NAMESPACE_SYSTEM, "kube-dns", *dns, dns_service()));
+    }
+    wanted
+}
+
+fn service(namespace: &'static str, name: &'static str, address: IpAddr, mut object: Value) -> Wanted {
+    object["spec"]["clusterIP"] = address.to_string().into();
+    Wanted {
+        group: "",
+        plural: "services",
+        namespace,
+        name,
+        object,
+        fixed: Some("clusterIP"),
+    }
+}
+
+fn api_service() -> Value {
+    json!({
+        "metadata": {"labels": {"component": "apiserver", "provider": "kubernetes"}},
+        "spec": {
+            "type": "ClusterIP",
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": 6443}],
+        },
+    })
+}
+
+/// Without a selector: DNS answers on each node itself, at the Service's address, and no proxy is to interfere.
+fn dns_service() -> Value {
+    json!({
+        "metadata": {"labels": {
+            "k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS",
+        }},
+        "spec": {
+            "type": "ClusterIP",
+            "ports": [
+                {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
+                {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53},
+                {"name": "metrics", "port": 9153, "protocol": "TCP", "targetPort": 9153},
+            ],
+        },
+    })
+}
+
+fn api_endpoints(address: IpAddr, port: u16) -> [Wanted; 2] {
+    let ip = address.to_string();
+    let endpoints = Wanted {
+        group: "",
+        plural: "endpoints",
+        namespace: "default",
+        name: "kubernetes",
+        object: json!({
+            "metadata": {"labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+            "subsets": [{
+                "addresses": [{"ip": ip}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
+            }],
+        }),
+        fixed: None,
+    };
+    let slice = Wanted {
+        group: "discovery.k8s.io",
+        plural: "endpointslices",
+        namespace: "default",
+        name: "kubernetes",
+        object: json!({
+            "metadata": {"labels": {LABEL_SERVICE_NAME: "kubernetes"}},
+            "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
+            "endpoints": [{"addresses": [ip], "conditions": {"ready": true}}],
+            "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
+        }),
+        fixed: Some("addressType"),
+    };
+    [endpoints, slice]
+}
+
+async fn ensure(server: &Server, wanted: &Wanted) -> Result<(), ApiError> {
+    let Some(kind) = registry::by_resource(wanted.group, "v1", wanted.plural) else {
+        return Ok(());
+    };
+    let place = |verb| Place {
+        user: User::apiserver(),
+        verb,
+        kind,
+        namespace: wanted.namespace.to_string(),
+        name: wanted.name.to_string(),
+        subresource: String::new(),
+        dry_run: false,
+    };
+    let Some(entry) = server.get(kind, wanted.namespace, wanted.name) else {
+        return create(server, place("create"), kind, &wanted.object).await;
+    };
+    let is = object::parse(&entry)?;
+    if holds(&is, &wanted.object) || object::is_terminating(&is) {
+        return Ok(());
+    }
+    let fixed = |object: &Value| {
+        let field = wanted.fixed?;
+        object
+            .get("spec")
+            .and_then(|s| s.get(field))
+            .or_else(|| object.get(field))
+            .cloned()
+    };
+    if fixed(&is) != fixed(&wanted.object) {
+        server.delete(place("delete"), &Value::Null).await?;
+        return create(server, place("create"), kind, &wanted.object).await;
+    }
+    let changed = server.modify(place("update"), |old| {
+        let mut new = old.clone();
+        overlay(&mut new, &wanted.object);
+        Ok(new)
+    });
+    changed.await.map(|_| ())
+}
+
+async fn create(server: &Server, place: Place, kind: &Kind, object: &Value) -> Result<(), ApiError> {
+    let mut object = object.clone();
+    object["apiVersion"] = kind.api_version().into();
+    object["kind"] = kind.kind.into();
+    server.create(place, object).await.map(|_| ())
+}
+
+/// Whether an object holds all that is wanted; it may hold more, in maps at any depth.
+fn holds(is: &Value, wanted: &Value) -> bool {
+    match (is, wanted) {
+        (Value::Object(is), Value::Object(wanted)) => wanted
+            .iter()
+            .all(|(key, value)| is.get(key).is_some_and(|is| holds(is, value))),
+        (Value::Array(is), Value::Array(wanted)) => {
+            is.len() == wanted.len() && is.iter().zip(wanted).all(|(is, wanted)| holds(is, wanted))
+        }
+        (is, wanted) => is == wanted,
+    }
+}
+
+fn overlay(is: &mut Value, wanted: &Value) {
+    match (is, wanted) {
+        (Value::Object(is), Value::Object(wanted)) => {
+            for (key, value) in wanted {
+                overlay(is.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (is, wanted) if !holds(is, wanted) => *is = wanted.clone(),
+        _ => {}
+    }
+}
+
+/// Takes away objects that have outlived the lifetime of their kind.
+async fn expire(server: &Server) {
+    for kind in registry::kinds() {
+        let Some(lifetime) = traits::of(kind).lifetime else {
+            continue;
+        };
+        let limit =
+            jiff::Timestamp::now().as_second() - i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX);
+        let snapshot = server
+            .store
+            .list(server.collection(kind), &svcnet_store::Range::default(), None);
+        for (_, entry) in snapshot.map(|s| s.entries).unwrap_or_default() {
+            let Ok(object) = object::parse(&entry) else {
+                continue;
+            };
+            let last = ["/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"];
+            let last = last
+                .iter()
+                .find_map(|p| object.pointer(p)?.as_str()?.parse::<jiff::Timestamp>().ok());
+            if last.is_none_or(|at| at.as_second() > limit) {
+                continue;
+            }
+            let place = Place {
+                user: User::apiserver(),
+                verb: "delete",
+                kind,
+                namespace: object::meta_text(&object, "namespace").to_string(),
+                name: object::meta_text(&object, "name").to_string(),
+                subresource: String::new(),
+                dry_run: false,
+            };
+            match server.delete(place, &Value::Null).await {
+                Err(error) if error.reason != Reason::NotFound => {
+                    tracing::warn!(object.kind = kind.kind, reason = %error, "cannot take away what has expired");
+                    return;
+                }
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Bodies of requests.
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use serde_json::Value;
+use svcnet_api::{ApiError, Kind, Reason, schema};
+
+use crate::protobuf;
+use crate::url::Query;
+
+/// The real server's limit, for JSON.
+const BODY_MAX: usize = 3 << 20;
+
+/// What `fieldValidation` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FieldValidation {
+    Ignore,
+    Warn,
+    Strict,
+}
+
+impl FieldValidation {
+    pub(crate) fn of(query: &Query) -> Result<Self, ApiError> {
+        match query.get("fieldValidation") {
+            None | Some("Warn") => Ok(Self::Warn),
+            Some("Ignore") => Ok(Self::Ignore),
+            Some("Strict") => Ok(Self::Strict),
+            Some(other) => Err(ApiError::bad_request(format!(
+                "fieldValidation parameter unsupported: {other:?}: supported values: \"\", \"Ignore\", \"Strict\", \"Warn\""
+            ))),
+        }
+    }
+}
+
+/// Reads a body, up to the limit.
+pub(crate) async fn read(body: Incoming) -> Result<Bytes, ApiError> {
+    match Limited::new(body, BODY_MAX).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => Err(ApiError::new(
+            Reason::RequestEntityTooLarge,
+            format!("Request entity too large: limit is {BODY_MAX}"),
+        )),
+        Err(error) => Err(ApiError::bad_request(format!(
+            "the body could not be read: {error}"
+        ))),
+    }
+}
+
+/// The media type of a body, without parameters; JSON where none is named.
+pub(crate) fn media_type(headers: &HeaderMap) -> &str {
+    let given = headers
+        .get(CONTENT_TYPE)
+        .and_then(|c| c.to_str().ok())
+        .unwrap_or_default();
+    let media = given.split(';').next().unwrap_or_default().trim();
+    if media.is_empty() {
+        "application/json"
+    } else {
+        media
+    }
+}
+
+/// A body as JSON, with the paths of keys that stand twice.
+pub(crate) fn value(media: &str, body: &[u8]) -> Result<(Value, Vec<String>), ApiError> {
+    match media {
+        "application/json" => schema::decode(body).map_err(|error| {
+            let why = format!("the object provided is unrecognized (must be of type {{}}): {error}");
+            ApiError::bad_request(why)
+        }),
+        "application/yaml" | "application/apply-patch+yaml" | "application/x-yaml" => {
+            let text =
+                std::str::from_utf8(body).map_err(|_| ApiError::bad_request("the body is not UTF-8"))?;
+            let value = serde_saphyr::from_str(text);
+            let value = value.map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
+            Ok((value, Vec::new()))
+        }
+        "application/vnd.kubernetes.protobuf" => Ok((protobuf::decode(body)?, Vec::new())),
+        _ => Err(unsupported(&[
+            "application/json",
+            "application/yaml",
+            "application/vnd.kubernetes.protobuf",
+        ])),
+    }
+}
+
+/// 415 in the real words.
+pub(crate) fn unsupported(known: &[&str]) -> ApiError {
+    ApiError::new(
+        Reason::UnsupportedMediaType,
+        format!(
+            "the body of the request was in an unknown format - accepted media types include: {}",
+            known.join(", ")
+        ),
+    )
+}
+
+/// An object of a kind out of a body: checked against the schema, unknown fields dropped. Gives back warnings too.
+pub(crate) fn object(
+    kind: &'static Kind,
+    media: &str,
+    body: &[u8],
+    validation: FieldValidation,
+) -> Result<(Value, Vec<String>), ApiError> {
+    if body.is_empty() {
+        return Err(ApiError::bad_request("the request has no body"));
+    }
+    let (mut value, duplicates) = value(media, body)?;
+    let Some(fields) = value.as_object_mut() else {
+        return Err(ApiError::bad_request(
+            "the object provided is unrecognized (must be of type JSON object)",
+        ));
+    };
+    let said = |fields: &serde_json::Map<String, Value>, name: &str| {
+        fields
+            .get(name)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_string()
+    };
+    let (version, name) = (said(fields, "apiVersion"), said(fields, "kind"));
+    if !version.is_empty() && version != kind.api_version() {
+        return Err(ApiError::bad_request(format!(
+            "the API version in the data ({version}) does not match the expected API version ({})",
+            kind.api_version()
+        )));
+    }
+    if !name.is_empty() && name != kind.kind {
+        let why = format!("no kind \"{name}\" is served here, but {}", kind.kind);
+        return Err(schema::encode_error(kind, &why));
+    }
+    fields.insert("apiVersion".to_string(), kind.api_version().into());
+    fields.insert("kind".to_string(), kind.kind.into());
+    let warnings = checked(kind, &mut value, &duplicates, validation)?;
+    Ok((value, warnings))
+}
+
+/// Checks an object against the schema of its kind and drops what the kind does not know.
+pub(crate) fn checked(
+    kind: &'static Kind,
+    value: &mut Value,
+    duplicates: &[String],
+    validation: FieldValidation,
+) -> Result<Vec<String>, ApiError> {
+    let check = schema::check(kind, value);
+    if let Some(error) = &check.type_error {
+        return Err(schema::encode_error(kind, error));
+    }
+    let warnings = match validation {
+        FieldValidation::Ignore => Vec::new(),
+        FieldValidation::Warn => check.warnings(duplicates),
+        FieldValidation::Strict => match check.strict_error(duplicates) {
+            Some(error) => return Err(schema::encode_error(kind, &error)),
+            None => Vec::new(),
+        },
+    };
+    schema::prune(kind, value);
+    if !value.get("metadata").is_some_and(Value::is_object) {
+        value["metadata"] = Value::Object(serde_json::Map::new());
+    }
+    Ok(warnings)
+}
+
+/// The body of a deletion: `DeleteOptions`, in JSON, YAML or protobuf, or none at all.
+pub(crate) fn delete_options(media: &str, body: &[u8]) -> Result<Value, ApiError> {
+    if body.is_empty() {
+        return Ok(Value::Null);
+    }
+    let (value, _) = value(media, body)?;
+    Ok(value)
+}

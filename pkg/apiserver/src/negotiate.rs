@@ -1,0 +1,129 @@
+//! In which form the client wants objects: as they are, as a Table to print, or their metadata alone.
+
+use http::HeaderMap;
+use http::header::{ACCEPT, ACCEPT_ENCODING};
+
+/// The form of an answer. It is JSON always.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// The objects.
+    Plain,
+    /// A `meta.k8s.io/v1` Table.
+    Table,
+    /// `PartialObjectMetadata`.
+    Metadata,
+}
+
+/// The first form of the `Accept` header that is served; plain JSON where none is (clients that prefer protobuf).
+pub(crate) fn form(headers: &HeaderMap) -> Form {
+    let accept = headers
+        .get(ACCEPT)
+        .and_then(|a| a.to_str().ok())
+        .unwrap_or_default();
+    accept.split(',').find_map(range).unwrap_or(Form::Plain)
+}
+
+fn range(range: &str) -> Option<Form> {
+    let mut parts = range.split(';').map(str::trim);
+    if !matches!(parts.next()?, "application/json" | "application/*" | "*/*") {
+        return None;
+    }
+    let (mut kind, mut group, mut version) = ("", "", "");
+    for (name, value) in parts.filter_map(|p| p.split_once('=')) {
+        match name.trim() {
+            "as" => kind = value,
+            "g" => group = value,
+            "v" => version = value,
+            _ => {}
+        }
+    }
+    if kind.is_empty() {
+        return Some(Form::Plain);
+    }
+    if group != "meta.k8s.io" || !matches!(version, "v1" | "v1beta1") {
+        return None;
+    }
+    match kind {
+        "Table" => Some(Form::Table),
+        "PartialObjectMetadata" | "PartialObjectMetadataList" => Some(Form::Metadata),
+        _ => None,
+    }
+}
+
+/// Whether discovery is asked for in one document, in exactly the version that is served.
+pub(crate) fn aggregated_discovery(headers: &HeaderMap) -> bool {
+    let accept = headers
+        .get(ACCEPT)
+        .and_then(|a| a.to_str().ok())
+        .unwrap_or_default();
+    accept.split(',').any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        parts.next() == Some("application/json")
+            && ["g=apidiscovery.k8s.io", "v=v2", "as=APIGroupDiscoveryList"]
+                .iter()
+                .all(|want| range.split(';').any(|p| p.trim() == *want))
+    })
+}
+
+/// Whether the client takes gzip.
+pub(crate) fn gzip(headers: &HeaderMap) -> bool {
+    let accept = headers.get(ACCEPT_ENCODING).and_then(|a| a.to_str().ok());
+    accept.is_some_and(|a| {
+        a.split(',')
+            .any(|e| matches!(e.trim(), "gzip") || e.trim().starts_with("gzip;q=1"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_known_form_is_taken() {
+        for (accept, expect) in [
+            ("", Form::Plain),
+            ("application/json, */*", Form::Plain),
+            ("application/vnd.kubernetes.protobuf", Form::Plain),
+            (
+                "application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1, application/json",
+                Form::Plain,
+            ),
+            (
+                "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io",
+                Form::Table,
+            ),
+            (
+                "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,\
+                 application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+                Form::Metadata,
+            ),
+            (
+                "application/json;as=Chair;v=v1;g=meta.k8s.io,application/json",
+                Form::Plain,
+            ),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, accept.parse().unwrap());
+            assert_eq!(form(&headers), expect, "{accept}");
+        }
+    }
+
+    #[test]
+    fn aggregated_discovery_must_match_exactly() {
+        for (accept, expect) in [
+            (
+                "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json",
+                true,
+            ),
+            (
+                "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json",
+                false,
+            ),
+            ("application/json", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, accept.parse().unwrap());
+            assert_eq!(aggregated_discovery(&headers), expect, "{accept}");
+        }
+    }
+}

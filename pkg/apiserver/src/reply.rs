@@ -1,0 +1,95 @@
+//! Answers on their way out.
+
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, VARY, WARNING};
+use http::{Response, StatusCode};
+use serde_json::Value;
+use svcnet_api::{ApiError, Reason};
+
+use crate::body::Body;
+
+/// Bodies below this are not worth compressing (the real server's limit).
+const GZIP_MIN: u64 = 128 << 10;
+
+/// An answer, not yet bound to a connection.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) code: u16,
+    pub(crate) content_type: &'static str,
+    pub(crate) body: Body,
+    /// What `Warning` headers say.
+    pub(crate) warnings: Vec<String>,
+    pub(crate) headers: Vec<(HeaderName, String)>,
+}
+
+impl Reply {
+    pub(crate) fn new(code: u16, content_type: &'static str, body: impl Into<Body>) -> Self {
+        Self {
+            code,
+            content_type,
+            body: body.into(),
+            warnings: Vec::new(),
+            headers: Vec::new(),
+        }
+    }
+
+    pub(crate) fn json(code: u16, value: &Value) -> Self {
+        Self::new(code, "application/json", value.to_string())
+    }
+
+    /// Bytes that are JSON already.
+    pub(crate) fn raw_json(code: u16, bytes: Bytes) -> Self {
+        Self::new(code, "application/json", bytes)
+    }
+
+    pub(crate) fn text(code: u16, text: impl Into<String>) -> Self {
+        Self::new(code, "text/plain; charset=utf-8", text.into())
+    }
+
+    pub(crate) fn into_response(self, gzip: bool) -> Response<Body> {
+        let compress = gzip && self.body.len().is_some_and(|l| l >= GZIP_MIN);
+        let body = if compress {
+            self.body.compressed()
+        } else {
+            self.body
+        };
+        let mut response = Response::new(body);
+        *response.status_mut() = StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
+        headers.insert("cache-control", HeaderValue::from_static("no-cache, private"));
+        headers.insert(VARY, HeaderValue::from_static("Accept-Encoding, Accept"));
+        if compress {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        for warning in &self.warnings {
+            let escaped = warning.replace('\\', "\\\\").replace('"', "\\\"");
+            if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{escaped}\"")) {
+                headers.append(WARNING, value);
+            }
+        }
+        for (name, value) in self.headers {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                headers.insert(name, value);
+            }
+        }
+        response
+    }
+}
+
+impl From<ApiError> for Reply {
+    fn from(error: ApiError) -> Self {
+        let mut reply = Self::json(error.reason.code(), &error.to_status());
+        match error.reason {
+            Reason::Unauthorized => {
+                let challenge = "Bearer realm=\"svcnet\"".to_string();
+                reply.headers.push((http::header::WWW_AUTHENTICATE, challenge));
+            }
+            Reason::TooManyRequests | Reason::ServiceUnavailable | Reason::Timeout => {
+                reply.headers.push((http::header::RETRY_AFTER, "1".to_string()));
+            }
+            _ => {}
+        }
+        reply
+    }
+}

@@ -1,0 +1,104 @@
+//! What every request works with: the store, the hooks, the keys of the cluster.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
+
+use serde_json::Value;
+use svcnet_api::{Kind, registry};
+use svcnet_store::{Collection, CollectionSpec, Entry, Key, Range, Store};
+use tokio::sync::{Mutex, MutexGuard};
+use tokio_util::sync::CancellationToken;
+
+use crate::pki::{Authority, Serving, Token};
+use crate::{Config, Error};
+
+/// How many locks writers to different objects share.
+const LOCKS: usize = 256;
+
+/// The server's state, shared by all connections.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) config: Config,
+    pub(crate) store: Store,
+    pub(crate) authority: Authority,
+    pub(crate) serving: Arc<Serving>,
+    pub(crate) token: Token,
+    /// Cancelled when the server stops: ends watches.
+    pub(crate) shutdown: CancellationToken,
+    collections: HashMap<(&'static str, &'static str), Collection>,
+    locks: Vec<Mutex<()>>,
+    hasher: RandomState,
+}
+
+/// What the store is opened with.
+pub(crate) fn collection_specs() -> Vec<CollectionSpec> {
+    let spec = |kind: &Kind| CollectionSpec {
+        name: kind.resource(),
+        volatile: kind.volatile,
+    };
+    registry::kinds().iter().map(spec).collect()
+}
+
+impl Server {
+    pub(crate) fn new(
+        config: Config,
+        store: Store,
+        authority: Authority,
+        serving: Serving,
+        token: Token,
+    ) -> Result<Self, Error> {
+        let kinds = registry::kinds().iter();
+        let collections = kinds.filter_map(|k| Some(((k.group, k.plural), store.collection(&k.resource())?)));
+        let collections = collections.collect();
+        Ok(Self {
+            config,
+            store,
+            authority,
+            serving: Arc::new(serving),
+            token,
+            shutdown: CancellationToken::new(),
+            collections,
+            locks: (0..LOCKS).map(|_| Mutex::new(())).collect(),
+            hasher: RandomState::new(),
+        })
+    }
+
+    /// Tells the hooks what is stored.
+    pub(crate) fn restore_admissions(&self) -> Result<(), Error> {
+        for kind in registry::kinds() {
+            let snapshot = self.store.list(self.collection(kind), &Range::default(), None);
+            for (path, entry) in snapshot.map(|s| s.entries).unwrap_or_default() {
+                let object: Value = serde_json::from_slice(&entry.value).map_err(|_| Error::Object {
+                    resource: kind.resource(),
+                    path: path.to_string(),
+                })?;
+                for admission in &self.config.admissions {
+                    admission.restore(kind, &object);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn collection(&self, kind: &Kind) -> Collection {
+        // The store was opened with one for each kind of the table.
+        self.collections[&(kind.group, kind.plural)]
+    }
+
+    pub(crate) fn key(&self, kind: &Kind, namespace: &str, name: &str) -> Key {
+        Key::new(self.collection(kind), namespace, name)
+    }
+
+    pub(crate) fn get(&self, kind: &Kind, namespace: &str, name: &str) -> Option<Entry> {
+        self.store.get(&self.key(kind, namespace, name))
+    }
+
+    /// Keeps other writers away from an object, from reading it until the hooks know what has become of it. The store's
+    /// compare-and-swap would keep the data right without this, but not what the hooks hold.
+    pub(crate) async fn lock(&self, key: &Key) -> MutexGuard<'_, ()> {
+        let hash = self.hasher.hash_one(key);
+        let index = usize::try_from(hash % LOCKS as u64).unwrap_or_default();
+        self.locks[index].lock().await
+    }
+}

@@ -1,0 +1,540 @@
+//! The way of a write: defaults, hooks, checks, the store, and back.
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use svcnet_api::{Admission, ApiError, FieldError, FieldPath, Kind, Operation, Reason, Request, Reservation};
+use svcnet_store::{Change, CommitError, Entry, Key, Write};
+
+use crate::auth::{self, Attributes, User};
+use crate::server::Server;
+use crate::{namespace, object, traits};
+
+/// How often a generated name may be taken already.
+const GENERATE_TRIES: usize = 8;
+/// How often a write may be overtaken by a change of its namespace.
+const GUARD_TRIES: usize = 5;
+const MODIFIED: &str =
+    "the object has been modified; please apply your changes to the latest version and try again";
+
+/// Who writes what, where.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) user: User,
+    pub(crate) verb: &'static str,
+    pub(crate) kind: &'static Kind,
+    pub(crate) namespace: String,
+    /// Empty until a new object has its name.
+    pub(crate) name: String,
+    pub(crate) subresource: String,
+    pub(crate) dry_run: bool,
+}
+
+/// What became of a write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Written {
+    /// The object as it is now, or as it was last.
+    pub(crate) object: Bytes,
+    pub(crate) outcome: Outcome,
+}
+
+/// What a write did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Created,
+    Updated,
+    Unchanged,
+    Deleted,
+    /// Marked for deletion; finalizers hold it.
+    Terminating,
+}
+
+/// A stored object on its way to something else.
+struct Stored {
+    entry: Entry,
+    object: Value,
+}
+
+impl Place {
+    fn attributes(&self) -> Attributes<'_> {
+        Attributes {
+            verb: self.verb,
+            kind: self.kind,
+            namespace: &self.namespace,
+            name: &self.name,
+            subresource: &self.subresource,
+        }
+    }
+}
+
+impl Server {
+    /// Creates an object.
+    pub(crate) async fn create(&self, mut place: Place, mut new: Value) -> Result<Written, ApiError> {
+        name_space(&place, &mut new)?;
+        if !object::meta_text(&new, "resourceVersion").is_empty() {
+            return Err(ApiError::bad_request(
+                "resourceVersion should not be set on objects to be created",
+            ));
+        }
+        let base = object::meta_text(&new, "generateName").to_string();
+        let given = object::meta_text(&new, "name").to_string();
+        if !place.name.is_empty() && !given.is_empty() && given != place.name {
+            return Err(name_mismatch(&given, &place.name));
+        }
+        let given = if given.is_empty() {
+            place.name.clone()
+        } else {
+            given
+        };
+        for _ in 0..GENERATE_TRIES {
+            place.name = match (given.is_empty(), base.is_empty()) {
+                (true, false) => object::generated_name(&base),
+                _ => given.clone(),
+            };
+            match self.create_named(&place, new.clone()).await {
+                Err(error) if error.reason == Reason::AlreadyExists && given.is_empty() => {}
+                done => return done,
+            }
+        }
+        Err(ApiError::already_exists(place.kind, &place.name))
+    }
+
+    async fn create_named(&self, place: &Place, mut new: Value) -> Result<Written, ApiError> {
+        let traits = traits::of(place.kind);
+        let metadata = object::metadata(&mut new);
+        for field in [
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "selfLink",
+            "resourceVersion",
+        ] {
+            metadata.remove(field);
+        }
+        metadata.insert("name".to_string(), place.name.as_str().into());
+        metadata.insert("uid".to_string(), uuid::Uuid::new_v4().to_string().into());
+        metadata.insert("creationTimestamp".to_string(), object::now().into());
+        metadata.remove("generation");
+        if traits::has_generation(place.kind) {
+            metadata.insert("generation".to_string(), 1.into());
+        }
+        if place.kind.status && !traits.status_on_create {
+            new.as_object_mut().map(|o| o.remove("status"));
+        }
+        for _ in 0..GUARD_TRIES {
+            let guards = namespace::guard(self, place)?;
+            let key = self.key(place.kind, &place.namespace, &place.name);
+            let _lock = self.lock(&key).await;
+            if self.store.get(&key).is_some() {
+                return Err(ApiError::already_exists(place.kind, &place.name));
+            }
+            match self.finish(place, None, new.clone(), key, guards).await {
+                Err(Stop::Overtaken) => {}
+                Err(Stop::Refused(error)) => return Err(error),
+                Ok(done) => return Ok(done),
+            }
+        }
+        Err(ApiError::new(
+            Reason::ServiceUnavailable,
+            "the namespace keeps changing; try again",
+        ))
+    }
+
+    /// Changes an object: `change` makes the new one out of the stored one.
+    pub(crate) async fn modify(
+        &self,
+        place: Place,
+        change: impl FnOnce(&Value) -> Result<Value, ApiError>,
+    ) -> Result<Written, ApiError> {
+        let key = self.key(place.kind, &place.namespace, &place.name);
+        let _lock = self.lock(&key).await;
+        let Some(entry) = self.store.get(&key) else {
+            return Err(ApiError::not_found(place.kind, &place.name));
+        };
+        let stored = Stored {
+            object: object::parse(&entry)?,
+            entry,
+        };
+        let wanted = change(&stored.object)?;
+        let new = carry_over(&place, &stored, wanted)?;
+        let held = object::is_held(&new, traits::of(place.kind).finalize);
+        let done = if object::is_terminating(&new) && !held && !place.dry_run {
+            self.remove(&place, stored, key).await
+        } else {
+            self.finish(&place, Some(stored), new, key, Vec::new()).await
+        };
+        done.map_err(Stop::into_error)
+    }
+
+    /// Deletes an object, or marks it for deletion while finalizers hold it.
+    pub(crate) async fn delete(&self, place: Place, options: &Value) -> Result<Written, ApiError> {
+        let key = self.key(place.kind, &place.namespace, &place.name);
+        let _lock = self.lock(&key).await;
+        let Some(entry) = self.store.get(&key) else {
+            return Err(ApiError::not_found(place.kind, &place.name));
+        };
+        let stored = Stored {
+            object: object::parse(&entry)?,
+            entry,
+        };
+        auth::may_object(&place.user, &place.attributes(), Some(&stored.object), None)?;
+        let traits = traits::of(place.kind);
+        if traits.immortal.contains(&place.name.as_str()) {
+            let why = format!("this {} may not be deleted", place.kind.singular);
+            return Err(ApiError::forbidden(place.kind, &place.name, &why));
+        }
+        preconditions(&place, &stored, options)?;
+        if !object::is_held(&stored.object, traits.finalize) {
+            return self.remove(&place, stored, key).await.map_err(Stop::into_error);
+        }
+        let mut new = stored.object.clone();
+        if !object::is_terminating(&new) {
+            let metadata = object::metadata(&mut new);
+            metadata.insert("deletionTimestamp".to_string(), object::now().into());
+            if !traits.finalize {
+                metadata.insert("deletionGracePeriodSeconds".to_string(), 0.into());
+            }
+            if metadata_generation(&new).is_some() {
+                bump_generation(&mut new);
+            }
+            if traits.finalize {
+                new["status"]["phase"] = "Terminating".into();
+            }
+        }
+        let outcome = Outcome::Terminating;
+        if place.dry_run || new == stored.object {
+            let object = new.to_string().into();
+            return Ok(Written { object, outcome });
+        }
+        // Nothing that a hook or a check looks at has changed.
+        let expect = Some(stored.entry.revision);
+        let done = self
+            .put(&place, Operation::Update, &new, key, expect, Vec::new())
+            .await;
+        let object = done.map_err(Stop::into_error)?;
+        Ok(Written { object, outcome })
+    }
+
+    /// Defaults, hooks and checks; then the store. The caller holds the object's lock.
+    async fn finish(
+        &self,
+        place: &Place,
+        stored: Option<Stored>,
+        mut new: Value,
+        key: Key,
+        guards: Vec<(Key, u64)>,
+    ) -> Result<Written, Stop> {
+        let old = stored.as_ref().map(|s| &s.object);
+        auth::may_object(&place.user, &place.attributes(), old, Some(&new))?;
+        let operation = if old.is_some() {
+            Operation::Update
+        } else {
+            Operation::Create
+        };
+        (place.kind.default)(&mut new, old);
+        let request = request(place, operation, old);
+        let reservations = admit(&self.config.admissions, &request, Some(&mut new))?;
+        let errors = (place.kind.validate)(&new, old);
+        if !errors.is_empty() {
+            return Err(ApiError::invalid(place.kind, &place.name, &errors).into());
+        }
+        if let Some(stored) = &stored
+            && object::same(&stored.object, &new)
+        {
+            return Ok(Written {
+                object: stored.entry.value.clone(),
+                outcome: Outcome::Unchanged,
+            });
+        }
+        let outcome = if old.is_some() {
+            Outcome::Updated
+        } else {
+            Outcome::Created
+        };
+        if place.dry_run {
+            let object = Bytes::from(new.to_string());
+            return Ok(Written { object, outcome });
+        }
+        let expect = stored.as_ref().map(|s| s.entry.revision);
+        let object = self.put(place, operation, &new, key, expect, guards).await?;
+        reservations.into_iter().for_each(Reservation::commit);
+        Ok(Written { object, outcome })
+    }
+
+    async fn put(
+        &self,
+        place: &Place,
+        operation: Operation,
+        new: &Value,
+        key: Key,
+        expect: Option<u64>,
+        guards: Vec<(Key, u64)>,
+    ) -> Result<Bytes, Stop> {
+        let change = Change::Put(object::template(new));
+        let write = Write {
+            key,
+            change,
+            expect,
+            guards,
+        };
+        let committed = self.store.commit(write).await;
+        let committed = committed.map_err(|e| stop(place, operation, e))?;
+        Ok(committed.value)
+    }
+
+    /// Takes an object away. The caller holds its lock.
+    async fn remove(&self, place: &Place, stored: Stored, key: Key) -> Result<Written, Stop> {
+        let request = request(place, Operation::Delete, Some(&stored.object));
+        let reservations = admit(&self.config.admissions, &request, None)?;
+        let outcome = Outcome::Deleted;
+        if place.dry_run {
+            let object = stored.entry.value;
+            return Ok(Written { object, outcome });
+        }
+        let write = Write {
+            key,
+            change: Change::Delete(object::template(&stored.object)),
+            expect: Some(stored.entry.revision),
+            guards: Vec::new(),
+        };
+        let committed = self.store.commit(write).await;
+        let committed = committed.map_err(|e| stop(place, Operation::Delete, e))?;
+        reservations.into_iter().for_each(Reservation::commit);
+        Ok(Written {
+            object: committed.value,
+            outcome,
+        })
+    }
+}
+
+/// Why a write stops.
+enum Stop {
+    Refused(ApiError),
+    /// What it relies on has changed: once more.
+    Overtaken,
+}
+
+impl Stop {
+    fn into_error(self) -> ApiError {
+        match self {
+            Self::Refused(error) => error,
+            Self::Overtaken => ApiError::new(
+                Reason::ServiceUnavailable,
+                "overtaken by another write; try again",
+            ),
+        }
+    }
+}
+
+impl From<ApiError> for Stop {
+    fn from(error: ApiError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+fn stop(place: &Place, operation: Operation, error: CommitError) -> Stop {
+    let refused = match error {
+        CommitError::Guard { .. } => return Stop::Overtaken,
+        CommitError::Conflict { .. } if operation == Operation::Create => {
+            ApiError::already_exists(place.kind, &place.name)
+        }
+        CommitError::Conflict { .. } => ApiError::conflict(place.kind, &place.name, MODIFIED),
+        CommitError::Disk(_) => ApiError::internal(error),
+        CommitError::Closed => ApiError::new(Reason::ServiceUnavailable, "the server is shutting down"),
+    };
+    Stop::Refused(refused)
+}
+
+fn request<'a>(place: &'a Place, operation: Operation, old: Option<&'a Value>) -> Request<'a> {
+    Request {
+        operation,
+        kind: place.kind,
+        namespace: &place.namespace,
+        name: &place.name,
+        old,
+        dry_run: place.dry_run,
+    }
+}
+
+/// Asks every hook. The first refusal gives back what those before it took.
+fn admit(
+    admissions: &[std::sync::Arc<dyn Admission>],
+    request: &Request<'_>,
+    mut new: Option<&mut Value>,
+) -> Result<Vec<Box<dyn Reservation>>, ApiError> {
+    let mut reservations = Vec::new();
+    for admission in admissions {
+        reservations.extend(admission.admit(request, new.as_deref_mut())?);
+    }
+    Ok(reservations)
+}
+
+/// The namespace in the URL is the object's.
+fn name_space(place: &Place, new: &mut Value) -> Result<(), ApiError> {
+    let given = object::meta_text(new, "namespace");
+    if !given.is_empty() && given != place.namespace {
+        return Err(ApiError::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    let metadata = object::metadata(new);
+    if place.namespace.is_empty() {
+        metadata.remove("namespace");
+    } else {
+        metadata.insert("namespace".to_string(), place.namespace.as_str().into());
+    }
+    Ok(())
+}
+
+fn name_mismatch(object: &str, url: &str) -> ApiError {
+    ApiError::bad_request(format!(
+        "the name of the object ({object}) does not match the name on the URL ({url})"
+    ))
+}
+
+/// The new object with all that a writer cannot change (through this subresource) as it was.
+fn carry_over(place: &Place, stored: &Stored, mut wanted: Value) -> Result<Value, ApiError> {
+    let old = &stored.object;
+    name_space(place, &mut wanted)?;
+    let name = object::meta_text(&wanted, "name");
+    if !name.is_empty() && name != place.name {
+        return Err(name_mismatch(name, &place.name));
+    }
+    let revision = object::meta_text(&wanted, "resourceVersion");
+    if !revision.is_empty() && revision != stored.entry.revision.to_string() {
+        return Err(ApiError::conflict(place.kind, &place.name, MODIFIED));
+    }
+    let (uid, old_uid) = (object::meta_text(&wanted, "uid"), object::meta_text(old, "uid"));
+    if !uid.is_empty() && uid != old_uid {
+        return Err(uid_conflict(place, uid, old_uid));
+    }
+    let metadata = object::metadata(&mut wanted);
+    for field in [
+        "name",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "generateName",
+        "resourceVersion",
+    ] {
+        match old.get("metadata").and_then(|m| m.get(field)) {
+            Some(value) => metadata.insert(field.to_string(), value.clone()),
+            None => metadata.remove(field),
+        };
+    }
+    let mut new = match place.subresource.as_str() {
+        "status" => {
+            let mut new = old.clone();
+            new["metadata"] = wanted["metadata"].take();
+            take(&mut new, &mut wanted, "status");
+            new
+        }
+        "finalize" => {
+            let mut new = old.clone();
+            new["metadata"] = wanted["metadata"].take();
+            new["spec"]["finalizers"] = wanted["spec"]["finalizers"].take();
+            new
+        }
+        _ => {
+            if place.kind.status {
+                take(&mut wanted, &mut old.clone(), "status");
+            }
+            if traits::of(place.kind).finalize
+                && let Some(kept) = old.get("spec").and_then(|s| s.get("finalizers"))
+            {
+                wanted["spec"]["finalizers"] = kept.clone();
+            }
+            wanted
+        }
+    };
+    for field in ["apiVersion", "kind"] {
+        new[field] = old[field].clone();
+    }
+    new_finalizers(place, old, &new)?;
+    if object::spec_differs(old, &new) && metadata_generation(old).is_some() {
+        bump_generation(&mut new);
+    }
+    Ok(new)
+}
+
+/// Gives `into` the field of `from`, or none.
+fn take(into: &mut Value, from: &mut Value, field: &str) {
+    let Some(into) = into.as_object_mut() else { return };
+    match from.as_object_mut().and_then(|f| f.remove(field)) {
+        Some(value) => into.insert(field.to_string(), value),
+        None => into.remove(field),
+    };
+}
+
+fn metadata_generation(object: &Value) -> Option<i64> {
+    object.get("metadata")?.get("generation")?.as_i64()
+}
+
+fn bump_generation(object: &mut Value) {
+    let next = metadata_generation(object).unwrap_or_default() + 1;
+    object::metadata(object).insert("generation".to_string(), next.into());
+}
+
+/// What is being deleted takes no new finalizers.
+fn new_finalizers(place: &Place, old: &Value, new: &Value) -> Result<(), ApiError> {
+    if !object::is_terminating(old) {
+        return Ok(());
+    }
+    let list = |object: &Value| {
+        let list = object
+            .get("metadata")
+            .and_then(|m| m.get("finalizers"))
+            .and_then(Value::as_array);
+        list.cloned().unwrap_or_default()
+    };
+    let before = list(old);
+    let added: Vec<Value> = list(new).into_iter().filter(|f| !before.contains(f)).collect();
+    if added.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = added.iter().map(Value::to_string).collect();
+    let detail = format!(
+        "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+        names.join(", ")
+    );
+    let error = FieldError::forbidden(FieldPath::new("metadata").child("finalizers"), detail);
+    Err(ApiError::invalid(place.kind, &place.name, &[error]))
+}
+
+fn uid_conflict(place: &Place, wanted: &str, is: &str) -> ApiError {
+    let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {is}");
+    ApiError::conflict(place.kind, &place.name, &why)
+}
+
+fn preconditions(place: &Place, stored: &Stored, options: &Value) -> Result<(), ApiError> {
+    let text = |field: &str| {
+        let value = options.get("preconditions").and_then(|p| p.get(field));
+        value.and_then(Value::as_str).unwrap_or_default()
+    };
+    let is = object::meta_text(&stored.object, "uid");
+    if !text("uid").is_empty() && text("uid") != is {
+        return Err(uid_conflict(place, text("uid"), is));
+    }
+    let (wanted, is) = (text("resourceVersion"), stored.entry.revision.to_string());
+    if !wanted.is_empty() && wanted != is {
+        let why = format!(
+            "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {is}"
+        );
+        return Err(ApiError::conflict(place.kind, &place.name, &why));
+    }
+    Ok(())
+}
+
+/// What a deletion answers: the object while it is held, a `Status` when it is gone.
+pub(crate) fn deletion_status(kind: &Kind, name: &str, object: &Bytes) -> Value {
+    let uid = serde_json::from_slice::<Value>(object).ok();
+    let uid = uid
+        .as_ref()
+        .map(|o| object::meta_text(o, "uid"))
+        .unwrap_or_default();
+    let mut details = json!({"name": name, "kind": kind.plural, "uid": uid});
+    if !kind.group.is_empty() {
+        details["group"] = kind.group.into();
+    }
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
+}

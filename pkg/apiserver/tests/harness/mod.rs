@@ -1,0 +1,306 @@
+//! An API server on a free loopback port, a kubectl for it, and a small HTTP client.
+#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{Method, Request};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use svcnet_api::Admission;
+use svcnet_apiserver::{ApiServer, Config};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// A generous deadline for what should happen at once.
+pub const SOON: Duration = Duration::from_secs(60);
+
+pub struct Running {
+    pub dir: Arc<tempfile::TempDir>,
+    pub url: String,
+    pub plain: String,
+    pub kubeconfig: PathBuf,
+    shutdown: CancellationToken,
+    task: Option<JoinHandle<()>>,
+}
+
+pub fn config(dir: &Path) -> Config {
+    Config {
+        listen: vec!["127.0.0.1:0".parse().unwrap()],
+        listen_plain: Some("127.0.0.1:0".parse().unwrap()),
+        advertise_address: "127.0.0.1".parse().unwrap(),
+        data_dir: dir.join("data"),
+        admin_kubeconfig: dir.join("etc/kubeconfig.yaml"),
+        node_name: "n1".to_string(),
+        service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
+        cluster_cidr: "10.244.0.0/16".to_string(),
+        cluster_dns: vec!["10.96.0.10".parse().unwrap()],
+        cluster_domain: "cluster.local".to_string(),
+        tls_sans: vec!["box.example".to_string()],
+        admissions: Vec::new(),
+        metrics: Some(Arc::new(|| "svcnet_up 1\n".to_string())),
+    }
+}
+
+impl Running {
+    pub async fn start() -> Self {
+        Self::start_with(Arc::new(tempfile::tempdir().unwrap()), Vec::new()).await
+    }
+
+    pub async fn start_with(dir: Arc<tempfile::TempDir>, admissions: Vec<Arc<dyn Admission>>) -> Self {
+        let mut config = config(dir.path());
+        config.admissions = admissions;
+        let server = ApiServer::start(config).await.unwrap();
+        let shutdown = CancellationToken::new();
+        let mut running = Self {
+            dir,
+            url: format!("https://{}", server.addresses()[0]),
+            plain: format!("http://{}", server.plain_address().unwrap()),
+            kubeconfig: server.admin_kubeconfig().to_path_buf(),
+            shutdown: shutdown.clone(),
+            task: None,
+        };
+        running.task = Some(tokio::spawn(async move { server.run(shutdown).await.unwrap() }));
+        running
+    }
+
+    pub async fn stop(mut self) -> Arc<tempfile::TempDir> {
+        self.shutdown.cancel();
+        self.task.take().unwrap().await.unwrap();
+        self.dir.clone()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn kubectl_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("kubectl");
+        command
+            .arg("--kubeconfig")
+            .arg(&self.kubeconfig)
+            .arg("--cache-dir")
+            .arg(self.path("kubectl-cache"))
+            .args(args)
+            .env("HOME", self.dir.path())
+            .env_remove("KUBECONFIG")
+            .stdin(Stdio::piped());
+        command
+    }
+
+    /// Runs kubectl to its end, off the runtime's threads.
+    pub async fn kubectl_full(&self, args: &[&str], stdin: &str) -> Output {
+        let mut command = self.kubectl_command(args);
+        let stdin = stdin.to_string();
+        tokio::task::spawn_blocking(move || {
+            use std::io::Write as _;
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().expect("kubectl on the PATH");
+            child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+            child.wait_with_output().unwrap()
+        })
+        .await
+        .unwrap()
+    }
+
+    /// What kubectl prints when all is well.
+    pub async fn kubectl(&self, args: &[&str]) -> String {
+        self.kubectl_in(args, "").await
+    }
+
+    pub async fn kubectl_in(&self, args: &[&str], stdin: &str) -> String {
+        let output = self.kubectl_full(args, stdin).await;
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "kubectl {args:?}\n{out}{err}");
+        out
+    }
+
+    /// What kubectl says when it is refused.
+    pub async fn kubectl_refused(&self, args: &[&str], stdin: &str) -> String {
+        let output = self.kubectl_full(args, stdin).await;
+        assert!(
+            !output.status.success(),
+            "kubectl {args:?} was not refused: {}",
+            text(&output.stdout)
+        );
+        text(&output.stderr)
+    }
+
+    /// A kubectl that goes on, its output into a file.
+    pub fn kubectl_spawn(&self, args: &[&str], out: &str) -> Background {
+        let file = std::fs::File::create(self.path(out)).unwrap();
+        let child = self
+            .kubectl_command(args)
+            .stdout(file)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Background {
+            child,
+            out: self.path(out),
+        }
+    }
+
+    /// A request over plain HTTP, as the administrator.
+    pub async fn http(
+        &self,
+        method: Method,
+        path: &str,
+        media: &str,
+        body: impl Into<Bytes>,
+    ) -> (u16, Value) {
+        let (code, _, body) = self
+            .http_full(method, path, &[("content-type", media)], body)
+            .await;
+        (code, serde_json::from_slice(&body).unwrap_or(Value::Null))
+    }
+
+    pub async fn http_full(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> (u16, http::HeaderMap, Bytes) {
+        let address = self.plain.trim_start_matches("http://");
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", address);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = sender
+            .send_request(request.body(Full::new(body.into())).unwrap())
+            .await
+            .unwrap();
+        let (head, body) = response.into_parts();
+        (
+            head.status.as_u16(),
+            head.headers,
+            body.collect().await.unwrap().to_bytes(),
+        )
+    }
+
+    pub async fn get(&self, path: &str) -> (u16, Value) {
+        self.http(Method::GET, path, "application/json", "").await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        self.http(Method::POST, path, "application/json", body.to_string())
+            .await
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) -> (u16, Value) {
+        self.http(Method::PUT, path, "application/json", body.to_string())
+            .await
+    }
+
+    pub async fn delete(&self, path: &str) -> (u16, Value) {
+        self.http(Method::DELETE, path, "application/json", "").await
+    }
+
+    /// A watch over plain HTTP.
+    pub async fn watch(&self, path: &str) -> Watch {
+        let address = self.plain.trim_start_matches("http://");
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        let request = Request::get(path)
+            .header("host", address)
+            .body(Full::new(Bytes::new()))
+            .unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        assert_eq!(response.status(), 200);
+        Watch {
+            body: response.into_body(),
+            rest: Vec::new(),
+        }
+    }
+}
+
+pub struct Watch {
+    body: hyper::body::Incoming,
+    rest: Vec<u8>,
+}
+
+impl Watch {
+    /// The next event; nothing when the server has ended the watch.
+    pub async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some(end) = self.rest.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = self.rest.drain(..=end).collect();
+                return Some(serde_json::from_slice(&line).unwrap());
+            }
+            let frame = tokio::time::timeout(SOON, self.body.frame())
+                .await
+                .expect("an event in time")?;
+            self.rest.extend_from_slice(&frame.unwrap().into_data().unwrap());
+        }
+    }
+
+    /// Type and name of the next event.
+    pub async fn next_named(&mut self) -> (String, String) {
+        let event = self.next().await.expect("the watch goes on");
+        let name = event["object"]["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_string();
+        (event["type"].as_str().unwrap().to_string(), name)
+    }
+}
+
+pub struct Background {
+    child: Child,
+    out: PathBuf,
+}
+
+impl Background {
+    /// Waits until the output is as wanted.
+    pub async fn until(&self, wanted: impl Fn(&str) -> bool) -> String {
+        let start = Instant::now();
+        loop {
+            let text = std::fs::read_to_string(&self.out).unwrap();
+            if wanted(&text) {
+                return text;
+            }
+            assert!(start.elapsed() < SOON, "kubectl has only said: {text}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn ended(mut self) -> bool {
+        let start = Instant::now();
+        while start.elapsed() < SOON {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.success();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("kubectl does not end");
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
