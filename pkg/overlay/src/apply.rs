@@ -7,11 +7,11 @@ use svcnet_netlink::addr::Address;
 use svcnet_netlink::link::Change;
 use svcnet_netlink::neigh::{FdbEntry, Neighbour};
 use svcnet_netlink::route::Route;
-use svcnet_netlink::{Rtnl, rt, sysctl};
+use svcnet_netlink::{Rtnl, nft, rt, sysctl};
 
-use crate::LINK_NAMES;
 use crate::desired::{Entry, Over, VxlanLink};
 use crate::plan::{Op, Plan};
+use crate::{Kernel, LINK_NAMES, masquerade};
 
 /// An operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +19,9 @@ pub enum Error {
     /// In rtnetlink.
     #[error(transparent)]
     Netlink(#[from] rt::Error),
+    /// In nf_tables.
+    #[error("masquerading: {0}")]
+    Nft(#[from] nft::Error),
     /// The VXLAN link can not be made because another one has its network identifier and port.
     #[error(
         "VNI {vni} on UDP port {port} is in use by link {other}: remove it, or give the overlay another VNI"
@@ -45,11 +48,11 @@ pub enum Error {
 }
 
 /// Carries the operations out in order, past failures, which are returned.
-pub fn apply(plan: &Plan, rt: &mut Rtnl) -> Vec<Error> {
+pub fn apply(plan: &Plan, kernel: &mut Kernel) -> Vec<Error> {
     let mut links = Links::default();
     let mut errors = Vec::new();
     for op in &plan.ops {
-        if let Err(error) = links.carry_out(op, rt) {
+        if let Err(error) = links.carry_out(op, kernel) {
             errors.push(error);
         }
     }
@@ -73,7 +76,8 @@ struct Links {
 }
 
 impl Links {
-    fn carry_out(&mut self, op: &Op, rt: &mut Rtnl) -> Result<(), Error> {
+    fn carry_out(&mut self, op: &Op, kernel: &mut Kernel) -> Result<(), Error> {
+        let Kernel { rt, nft } = kernel;
         match op {
             Op::DeleteLink => {
                 self.vxlan = None;
@@ -108,7 +112,12 @@ impl Links {
                 }),
             },
             Op::Sysctl { name, value } => Ok(sysctl::set(name, value).map(drop)?),
-            Op::Masquerade(_) => Ok(()),
+            Op::Masquerade(masquerade) => {
+                for ruleset in masquerade::rulesets(masquerade) {
+                    nft.ensure(&ruleset)?;
+                }
+                Ok(())
+            }
         }
     }
 

@@ -12,6 +12,7 @@
 
 pub mod apply;
 pub mod desired;
+mod masquerade;
 pub mod observe;
 pub mod plan;
 mod role;
@@ -23,6 +24,7 @@ use std::net::IpAddr;
 
 use svcnet_api::types::{CidrList, IfName, Vni};
 use svcnet_api::wellknown::{BRIDGE_NAME, VXLAN_NAME};
+use svcnet_netlink::{Rtnl, nft};
 
 /// What the operator decides.
 #[derive(Debug, Clone)]
@@ -57,3 +59,35 @@ pub const LINK_NAMES: LinkNames = LinkNames {
     vxlan: VXLAN_NAME,
     bridge: BRIDGE_NAME,
 };
+
+/// The kernel of one network namespace.
+pub struct Kernel {
+    /// Links, addresses, routes, neighbours.
+    pub rt: Rtnl,
+    /// nf_tables.
+    pub nft: nft::Socket,
+}
+
+impl Kernel {
+    /// That of the calling thread's namespace.
+    ///
+    /// # Errors
+    /// When it gives no sockets.
+    pub fn open() -> Result<Self, KernelError> {
+        Ok(Self {
+            rt: Rtnl::open()?,
+            nft: nft::Socket::open()?,
+        })
+    }
+}
+
+/// The kernel refused or did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// In rtnetlink.
+    #[error(transparent)]
+    Rtnl(#[from] svcnet_netlink::rt::Error),
+    /// In nf_tables.
+    #[error("masquerading: {0}")]
+    Nft(#[from] nft::Error),
+}

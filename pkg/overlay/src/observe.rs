@@ -12,7 +12,7 @@ use svcnet_netlink::{Rtnl, rt, sysctl};
 
 use crate::desired::{Desired, Entry, Facts, Over};
 use crate::plan::{Observed, ObservedLink};
-use crate::{Config, LINK_NAMES};
+use crate::{Config, Kernel, KernelError, LINK_NAMES, masquerade};
 
 /// Reads what the overlay builds upon.
 ///
@@ -40,7 +40,8 @@ pub fn facts(config: &Config, rt: &mut Rtnl) -> Result<Result<Facts, NoUnderlay>
 ///
 /// # Errors
 /// When the kernel does not answer.
-pub fn observe(rt: &mut Rtnl, desired: &Desired) -> Result<Observed, rt::Error> {
+pub fn observe(kernel: &mut Kernel, desired: &Desired) -> Result<Observed, KernelError> {
+    let Kernel { rt, nft } = kernel;
     let mut observed = Observed::default();
     let link = rt.link(LINK_NAMES.vxlan)?;
     let bridge = rt.link(LINK_NAMES.bridge)?;
@@ -76,8 +77,11 @@ pub fn observe(rt: &mut Rtnl, desired: &Desired) -> Result<Observed, rt::Error> 
             None
         },
     });
-    // Until the table is read back.
-    observed.masquerade = Some(desired.masquerade.clone());
+    let mut holds = true;
+    for ruleset in masquerade::rulesets(&desired.masquerade) {
+        holds &= ruleset.holds(nft, |_| false)?;
+    }
+    observed.masquerade = holds.then(|| desired.masquerade.clone());
     observed.sysctls = read_sysctls(desired.sysctls.keys());
     Ok(observed)
 }

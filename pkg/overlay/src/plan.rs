@@ -8,7 +8,8 @@ use svcnet_netlink::link::Vxlan;
 use svcnet_netlink::route::Route;
 
 use crate::LINK_NAMES;
-use crate::desired::{Desired, Entry, Key, Masquerade, VxlanLink};
+use crate::desired::{Desired, Entry, Facts, Key, Masquerade, VxlanLink, peer_entries};
+use crate::view::{NodeNet, View};
 
 /// What the kernel holds of what the overlay owns.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -191,24 +192,48 @@ fn plan_link(desired: &VxlanLink, observed: Option<&ObservedLink>, ops: &mut Vec
 }
 
 /// What a change of some entries takes, in proportion to their number.
-pub fn plan_change(before: &BTreeMap<Key, Entry>, after: &BTreeMap<Key, Entry>) -> Plan {
-    let mut gone: Vec<Entry> = before
+fn plan_change(before: &BTreeMap<Key, Entry>, after: &BTreeMap<Key, Entry>) -> Plan {
+    let gone: BTreeSet<Entry> = before
         .values()
         .filter(|e| !after.contains_key(&e.key()))
         .copied()
         .collect();
-    gone.sort_by(|a, b| b.cmp(a));
-    let mut new: Vec<Entry> = after
+    let new: BTreeSet<Entry> = after
         .values()
         .filter(|e| before.get(&e.key()) != Some(e))
         .copied()
         .collect();
-    new.sort();
     Plan {
         ops: gone
             .into_iter()
+            .rev()
             .map(Op::Delete)
             .chain(new.into_iter().map(Op::Set))
             .collect(),
     }
 }
+
+impl Desired {
+    /// Takes a peer's new state into the view and into what is desired, and says what of the kernel's state changes
+    /// with it: in proportion to what the peer has, not to how many peers there are.
+    pub fn take(&mut self, view: &mut View, facts: &Facts, name: &str, next: Option<NodeNet>) -> Plan {
+        let affected = view.affected(name, next.as_ref());
+        let entries = |view: &View| -> BTreeMap<Key, Entry> {
+            let peers = affected.iter().filter(|n| *n != view.own_name());
+            let nets = peers.filter_map(|n| view.node(n).map(|net| (n, net)));
+            let found = nets.filter_map(|(n, net)| peer_entries(view, facts, n, net).ok());
+            found.flatten().map(|entry| (entry.key(), entry)).collect()
+        };
+        let before = entries(view);
+        view.set(name, next);
+        let after = entries(view);
+        for key in before.keys() {
+            self.entries.remove(key);
+        }
+        self.entries.extend(&after);
+        plan_change(&before, &after)
+    }
+}
+
+#[cfg(test)]
+mod tests;

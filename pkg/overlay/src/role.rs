@@ -1,13 +1,12 @@
 //! The loop: nodes change, the kernel's state is changed by others, and now and then everything is looked at.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use svcnet_netlink::monitor::{Event, Group, Happened, Monitor};
+use svcnet_netlink::rt;
 use svcnet_netlink::underlay::NoUnderlay;
-use svcnet_netlink::{Rtnl, rt};
 use svcnet_runtime::backoff::Backoff;
 use svcnet_runtime::{Change, Component, Context, Scope};
 use tokio::sync::mpsc;
@@ -15,21 +14,24 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::desired::{Desired, Entry, Facts, Key, Over, Waiting, desired, peer_entries};
-use crate::plan::{Plan, plan, plan_change};
+use crate::plan::{Plan, plan};
 use crate::view::{NodeNet, View};
-use crate::{Config, LINK_NAMES, apply, observe};
+use crate::{Config, Kernel, KernelError, LINK_NAMES, apply, observe};
 
 /// Changes by others come in bursts: they are answered together.
 const SETTLE: Duration = Duration::from_millis(50);
-/// Everything is looked at this often even when nothing is told.
-const RESYNC: Duration = Duration::from_secs(60);
+/// Everything is looked at this often even when nothing is told: the nftables table is not told of.
+const RESYNC: Duration = Duration::from_secs(30);
 
 /// Why the overlay can not run at all.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel gives no socket.
     #[error(transparent)]
-    Netlink(#[from] rt::Error),
+    Kernel(#[from] KernelError),
+    /// The kernel does not tell of changes.
+    #[error(transparent)]
+    Subscribe(#[from] rt::Error),
     /// The subscription to changes failed.
     #[error("read changes of the network: {0}")]
     Monitor(#[source] std::io::Error),
@@ -43,7 +45,9 @@ enum Unready {
     #[error("{0}")]
     NoUnderlay(NoUnderlay),
     #[error(transparent)]
-    Kernel(#[from] rt::Error),
+    Rtnl(#[from] rt::Error),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
     #[error("{0}")]
     Apply(String),
 }
@@ -61,13 +65,21 @@ impl Overlay {
     /// # Errors
     /// When the kernel gives no netlink socket.
     pub fn new(config: Config, ctx: &Context) -> Result<Self, Error> {
+        Self::fed(config, ctx, ctx.informers.subscribe(Scope::default()))
+    }
+
+    /// The same with nodes from elsewhere.
+    ///
+    /// # Errors
+    /// When the kernel gives no netlink socket.
+    pub fn fed(config: Config, ctx: &Context, nodes: mpsc::Receiver<Change<Node>>) -> Result<Self, Error> {
         Ok(Self {
-            nodes: ctx.informers.subscribe(Scope::default()),
+            nodes,
             shutdown: ctx.shutdown.clone(),
             state: State {
                 view: View::new(&ctx.node_name),
                 config,
-                rt: Rtnl::open()?,
+                kernel: Kernel::open()?,
                 component: ctx.health.component("overlay"),
                 current: None,
                 backoff: Backoff::default(),
@@ -120,7 +132,7 @@ enum Follow {
 struct State {
     config: Config,
     view: View,
-    rt: Rtnl,
+    kernel: Kernel,
     component: Component,
     /// What the kernel was last told to hold, and what that was based on.
     current: Option<(Facts, Desired)>,
@@ -148,38 +160,22 @@ impl State {
         if self.view.node(name) == next.as_ref() {
             return Follow::Done; // heartbeats and conditions
         }
-        let affected = self.view.affected(name, next.as_ref());
-        let before = self.entries_of(&affected);
-        self.view.set(name, next);
-        let after = self.entries_of(&affected);
-        let Some((_, desired)) = self.current.as_mut().filter(|_| name != self.view.own_name()) else {
+        let current = self.current.as_mut().filter(|_| name != self.view.own_name());
+        let Some((facts, desired)) = current else {
+            self.view.set(name, next);
             return Follow::Pass;
         };
-        let change = plan_change(&before, &after);
-        for key in before.keys() {
-            desired.entries.remove(key);
+        let change = desired.take(&mut self.view, facts, name, next);
+        if let Some(reason) = self
+            .view
+            .node(name)
+            .and_then(|n| peer_entries(&self.view, facts, name, n).err())
+        {
+            tracing::debug!(node = %name, %reason, "a node has no route over the overlay");
         }
-        desired.entries.extend(after);
-        let failed = !apply_and_tell(&change, &mut self.rt).is_empty();
+        let failed = !apply_and_tell(&change, &mut self.kernel).is_empty();
         self.count_peers();
         if failed { Follow::Pass } else { Follow::Done }
-    }
-
-    fn entries_of(&self, nodes: &BTreeSet<String>) -> BTreeMap<Key, Entry> {
-        let Some((facts, _)) = &self.current else {
-            return BTreeMap::new();
-        };
-        let mut entries = BTreeMap::new();
-        for name in nodes.iter().filter(|n| *n != self.view.own_name()) {
-            let Some(node) = self.view.node(name) else {
-                continue;
-            };
-            match peer_entries(&self.view, facts, name, node) {
-                Ok(found) => entries.extend(found.into_iter().map(|e| (e.key(), e))),
-                Err(reason) => tracing::debug!(node = %name, %reason, "a node has no route over the overlay"),
-            }
-        }
-        entries
     }
 
     /// Whether an event contradicts what the kernel was told, or may change what it is to be told.
@@ -259,12 +255,12 @@ impl State {
     }
 
     fn try_pass(&mut self) -> Result<(), Unready> {
-        let facts = observe::facts(&self.config, &mut self.rt)?.map_err(Unready::NoUnderlay)?;
+        let facts = observe::facts(&self.config, &mut self.kernel.rt)?.map_err(Unready::NoUnderlay)?;
         let desired = desired(&self.config, &self.view, &facts).map_err(Unready::Waiting)?;
-        let observed = observe::observe(&mut self.rt, &desired)?;
+        let observed = observe::observe(&mut self.kernel, &desired)?;
         let plan = plan(&desired, &observed);
         self.current = Some((facts, desired));
-        let errors = apply_and_tell(&plan, &mut self.rt);
+        let errors = apply_and_tell(&plan, &mut self.kernel);
         match errors.as_slice() {
             [] => Ok(()),
             [first, rest @ ..] => {
@@ -283,12 +279,12 @@ impl State {
     }
 }
 
-fn apply_and_tell(plan: &Plan, rt: &mut Rtnl) -> Vec<apply::Error> {
+fn apply_and_tell(plan: &Plan, kernel: &mut Kernel) -> Vec<apply::Error> {
     if plan.is_empty() {
         return Vec::new();
     }
     let start = Instant::now();
-    let errors = apply::apply(plan, rt);
+    let errors = apply::apply(plan, kernel);
     for op in &plan.ops {
         tracing::debug!(%op, "applied");
     }

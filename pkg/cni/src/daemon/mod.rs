@@ -79,6 +79,15 @@ impl CniDaemon {
     /// # Errors
     /// When the leases can not be read, or another daemon has them.
     pub fn new(config: Config, ctx: &Context) -> Result<Self, Error> {
+        // The same watch as the overlay's.
+        Self::fed(config, ctx, ctx.informers.subscribe(Scope::default()))
+    }
+
+    /// The same with nodes from elsewhere.
+    ///
+    /// # Errors
+    /// As [`CniDaemon::new`].
+    pub fn fed(config: Config, ctx: &Context, nodes: mpsc::Receiver<Change<Node>>) -> Result<Self, Error> {
         let ipam = open_leases(&leases_dir(&ctx.data_dir))?;
         let server = Arc::new(Server::new(ipam, &config, Registrar::default()));
         let keeper = Keeper {
@@ -94,8 +103,7 @@ impl CniDaemon {
             server: Arc::clone(&server),
         };
         Ok(Self {
-            // The same watch as the overlay's.
-            nodes: ctx.informers.subscribe(Scope::default()),
+            nodes,
             shutdown: ctx.shutdown.clone(),
             client: ctx.client.clone(),
             socket: socket_path(&ctx.run_dir),
