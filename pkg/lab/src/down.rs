@@ -57,7 +57,9 @@ pub fn down(lab: &LabName) -> Result<Option<Removed>, DownError> {
     }
     let mut failures: Vec<DownError> = Vec::new();
     // A damaged record must not keep a lab from going: with the most nodes that there can be, all are found.
-    let nodes = dir.record().map_or(u32::from(crate::names::NODES_MAX), |record| record.nodes);
+    let nodes = dir
+        .record()
+        .map_or(u32::from(crate::names::NODES_MAX), |record| record.nodes);
     let pods: Vec<Member> = dir.pods().into_iter().map(Member::Pod).collect();
     let names: Vec<String> = namespaces(lab, nodes, pods)
         .into_iter()

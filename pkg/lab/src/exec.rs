@@ -114,7 +114,8 @@ impl Sandbox {
         if self.resolv_conf.exists() && Path::new(RESOLV_CONF).exists() {
             // Slave: what is mounted here stays here, what the host unmounts goes here too.
             let slave = MsFlags::MS_REC | MsFlags::MS_SLAVE;
-            mount(None::<&str>, "/", None::<&str>, slave, None::<&str>).map_err(failed("detach the mounts"))?;
+            mount(None::<&str>, "/", None::<&str>, slave, None::<&str>)
+                .map_err(failed("detach the mounts"))?;
             let from = Some(&self.resolv_conf);
             mount(from, RESOLV_CONF, None::<&str>, MsFlags::MS_BIND, None::<&str>)
                 .map_err(failed("bind resolv.conf"))?;
@@ -150,5 +151,9 @@ pub fn exec(lab: &LabName, member: &Member, command: &[OsString]) -> Result<Infa
     // The shell of the user, when there is no command: to look around.
     let shell = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
     let (program, args) = command.split_first().unwrap_or((&shell, &[]));
-    sandbox.exec(Command::new(program).args(args).env("KUBECONFIG", dir.kubeconfig()))
+    sandbox.exec(
+        Command::new(program)
+            .args(args)
+            .env("KUBECONFIG", dir.kubeconfig()),
+    )
 }

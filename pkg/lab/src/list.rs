@@ -166,8 +166,17 @@ fn member(dir: &LabDir, member: Member, kind: Kind) -> MemberView {
 }
 
 fn node(dir: &LabDir, id: NodeId, cut: &[String]) -> MemberView {
-    let kind = if id == NodeId::SERVER { Kind::Server } else { Kind::Agent };
-    let process = dir.node(id).record().ok().flatten().and_then(|record| record.process);
+    let kind = if id == NodeId::SERVER {
+        Kind::Server
+    } else {
+        Kind::Agent
+    };
+    let process = dir
+        .node(id)
+        .record()
+        .ok()
+        .flatten()
+        .and_then(|record| record.process);
     let alive = process.filter(|process| process.is_alive());
     MemberView {
         pid: alive.map(|process| process.pid),
@@ -190,10 +199,16 @@ fn pod(dir: &LabDir, name: Member, record: &PodRecord) -> Option<MemberView> {
     if alive.is_none() && !left && !record.resume {
         return None;
     }
-    let note = NotePath::of(&dir.node(record.node).run(), &netns).read().ok().flatten();
+    let note = NotePath::of(&dir.node(record.node).run(), &netns)
+        .read()
+        .ok()
+        .flatten();
     Some(MemberView {
         pid: alive.map(|process| process.pid),
-        address: note.as_ref().and_then(|note| note.address).map(|address| address.to_string()),
+        address: note
+            .as_ref()
+            .and_then(|note| note.address)
+            .map(|address| address.to_string()),
         state: match (alive, note.map(|note| note.stage)) {
             (None, _) => State::Stopped,
             (Some(_), Some(Stage::Ready)) => State::Ready,

@@ -23,7 +23,9 @@ pub enum NameError {
     #[error("{0:?} is not a name for a lab: 1 to 20 of a-z, 0-9 and '-', beginning with a letter")]
     Lab(String),
     /// Not a member.
-    #[error("{0:?} is not a member of a lab: n1, n2, …, client, lan, or the name of a pod (a-z, 0-9 and '-')")]
+    #[error(
+        "{0:?} is not a member of a lab: n1, n2, …, client, lan, or the name of a pod (a-z, 0-9 and '-')"
+    )]
     Member(String),
     /// Not a node.
     #[error("{0:?} is not a node of a lab: n1 to n{NODES_MAX}")]
@@ -100,7 +102,9 @@ impl FromStr for NodeId {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let number = text.strip_prefix('n').filter(|digits| !digits.starts_with(['0', '+']));
+        let number = text
+            .strip_prefix('n')
+            .filter(|digits| !digits.starts_with(['0', '+']));
         match number.and_then(|digits| digits.parse().ok()) {
             Some(number) if (1..=NODES_MAX).contains(&number) => Ok(Self(number)),
             _ => Err(NameError::Node(text.to_string())),
@@ -232,7 +236,8 @@ fn host(number: u8) -> Ipv4Addr {
 
 /// A DNS label (RFC 1123), but for the length.
 fn is_label(text: &str) -> bool {
-    text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    text.bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !text.starts_with('-')
         && !text.ends_with('-')
 }
@@ -248,7 +253,10 @@ mod tests {
         let nodes = NodeId::first(3).unwrap();
         assert_eq!(nodes[0].address(), Ipv4Addr::new(172, 30, 0, 11));
         assert_eq!(nodes[1].address(), Ipv4Addr::new(172, 30, 0, 12));
-        assert_eq!(Member::Client.segment_address(), Some(Ipv4Addr::new(172, 30, 0, 100)));
+        assert_eq!(
+            Member::Client.segment_address(),
+            Some(Ipv4Addr::new(172, 30, 0, 100))
+        );
         let lab: LabName = "lab".parse().unwrap();
         assert_eq!(lab.netns(&"n2".parse().unwrap()), "lab-n2");
         assert_eq!(lab.netns(&"web1".parse().unwrap()), "lab-web1");
@@ -262,7 +270,10 @@ mod tests {
         for bad in ["", "n0", "n01", "n81", "n999", "Web", "a_b", &"a".repeat(64)] {
             assert!(bad.parse::<Member>().is_err(), "{bad:?}");
         }
-        assert_eq!("client".parse::<PodName>(), Err(NameError::Taken("client".to_string())));
+        assert_eq!(
+            "client".parse::<PodName>(),
+            Err(NameError::Taken("client".to_string()))
+        );
         assert_eq!("n3".parse::<PodName>(), Err(NameError::Taken("n3".to_string())));
         assert_eq!("nginx".parse::<PodName>().unwrap().as_str(), "nginx");
         for count in [0, 81, 300] {

@@ -106,7 +106,10 @@ pub fn start(lab: &LabName, node: NodeId, more: &[String], wait: bool) -> Result
     if wait {
         let deadline = Instant::now() + READY_PATIENCE;
         up::wait_for_nodes(&dir, &[node], deadline, &|_| {})?;
-        let server = dir.node(NodeId::SERVER).record()?.and_then(|server| server.process);
+        let server = dir
+            .node(NodeId::SERVER)
+            .record()?
+            .and_then(|server| server.process);
         if server.is_some_and(ProcessId::is_alive) {
             up::wait_for_api(&dir, &[node], deadline)?;
         }

@@ -85,7 +85,11 @@ impl NodePlan {
         } else {
             ("agent", &record.agent_args)
         };
-        let mut args = vec![role.to_string(), "--config".to_string(), config_path.display().to_string()];
+        let mut args = vec![
+            role.to_string(),
+            "--config".to_string(),
+            config_path.display().to_string(),
+        ];
         args.extend(common.iter().cloned());
         args.extend(more.into_iter().flatten().cloned());
         Self {
@@ -100,7 +104,10 @@ impl NodePlan {
 /// A node's configuration: everything that on a host of its own would be a default.
 fn config(dir: &LabDir, node: NodeId) -> String {
     let at = dir.node(node);
-    let mut text = format!("# Written by `svcnet lab up`: node {node} of lab {}.\n", dir.name());
+    let mut text = format!(
+        "# Written by `svcnet lab up`: node {node} of lab {}.\n",
+        dir.name()
+    );
     let mut set = |key: &str, value: &dyn fmt::Display| _ = writeln!(text, "{key}: {value}");
     set("node-name", &node);
     set("node-ip", &node.address());
@@ -127,7 +134,10 @@ pub fn server_url() -> String {
 
 /// Names of all the namespaces that a lab with these pods has.
 pub fn namespaces(lab: &LabName, nodes: u32, pods: impl IntoIterator<Item = Member>) -> Vec<String> {
-    let nodes = NodeId::first(nodes).unwrap_or_default().into_iter().map(Member::Node);
+    let nodes = NodeId::first(nodes)
+        .unwrap_or_default()
+        .into_iter()
+        .map(Member::Node);
     nodes
         .chain([Member::Client, Member::Lan])
         .chain(pods)

@@ -163,11 +163,12 @@ fn supervisor_args(dir: &LabDir, options: &PodOptions) -> Vec<String> {
 fn start(dir: &LabDir, name: &PodName, mut record: PodRecord) -> Result<(), PodsError> {
     let made = dir.record()?;
     let node = dir.node(record.node).record()?.and_then(|node| node.process);
-    let netns = NetNs::open(&dir.name().netns(&Member::Node(record.node))).map_err(|source| PodsError::NoNode {
-        lab: dir.name().clone(),
-        node: record.node,
-        source,
-    })?;
+    let netns =
+        NetNs::open(&dir.name().netns(&Member::Node(record.node))).map_err(|source| PodsError::NoNode {
+            lab: dir.name().clone(),
+            node: record.node,
+            source,
+        })?;
     if !node.is_some_and(ProcessId::is_alive) {
         return Err(PodsError::NodeStopped(record.node));
     }
@@ -194,11 +195,18 @@ fn wait(dir: &LabDir, name: &PodName, until_ready: bool) -> Result<Option<IpAddr
         why,
         log: log(),
     };
-    let Some(record) = pod.record()? else { return Ok(None) };
-    let path = NotePath::of(&dir.node(record.node).run(), &dir.name().netns(&Member::Pod(name.clone())));
+    let Some(record) = pod.record()? else {
+        return Ok(None);
+    };
+    let path = NotePath::of(
+        &dir.node(record.node).run(),
+        &dir.name().netns(&Member::Pod(name.clone())),
+    );
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let note = path.read()?.filter(|note| Some(note.supervisor) == record.process);
+        let note = path
+            .read()?
+            .filter(|note| Some(note.supervisor) == record.process);
         if let Some(note) = note {
             match note.stage {
                 Stage::Ready => return Ok(note.address),
@@ -210,7 +218,10 @@ fn wait(dir: &LabDir, name: &PodName, until_ready: bool) -> Result<Option<IpAddr
         if !record.process.is_some_and(ProcessId::is_alive) {
             let log = log();
             pod.remove()?;
-            return Err(PodsError::Ended { pod: name.clone(), log });
+            return Err(PodsError::Ended {
+                pod: name.clone(),
+                log,
+            });
         }
         if Instant::now() > deadline {
             return Err(failed("does not listen on all its ports after a minute"));
@@ -236,7 +247,10 @@ pub fn remove(lab: &LabName, name: &PodName) -> Result<(), PodsError> {
     let supervisor: Vec<ProcessId> = record.process.into_iter().collect();
     process::stop(&supervisor, Signal::SIGTERM, END_PATIENCE)?;
     let netns = lab.netns(&Member::Pod(name.clone()));
-    if NotePath::of(&dir.node(record.node).run(), &netns).read()?.is_some() {
+    if NotePath::of(&dir.node(record.node).run(), &netns)
+        .read()?
+        .is_some()
+    {
         remove_leftovers(&dir, name, &record, &netns)?;
     }
     Ok(pod.remove()?)
@@ -244,11 +258,12 @@ pub fn remove(lab: &LabName, name: &PodName) -> Result<(), PodsError> {
 
 /// `svcnet pod rm` on the node: for a supervisor that was killed.
 fn remove_leftovers(dir: &LabDir, name: &PodName, record: &PodRecord, netns: &str) -> Result<(), PodsError> {
-    let node = NetNs::open(&dir.name().netns(&Member::Node(record.node))).map_err(|source| PodsError::NoNode {
-        lab: dir.name().clone(),
-        node: record.node,
-        source,
-    })?;
+    let node =
+        NetNs::open(&dir.name().netns(&Member::Node(record.node))).map_err(|source| PodsError::NoNode {
+            lab: dir.name().clone(),
+            node: record.node,
+            source,
+        })?;
     let run_dir = dir.node(record.node).run();
     let args = [
         "pod".into(),

@@ -84,7 +84,9 @@ fn create_namespaces(plan: &LabPlan) -> Result<Namespaces, SegmentError> {
             .map(|cable| scope.spawn(|| NetNs::create(&cable.netns)))
             .collect();
         let join = |handle: thread::ScopedJoinHandle<'_, Result<NetNs, netns::Error>>| {
-            handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            handle
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
         let members: Result<Vec<NetNs>, _> = members.into_iter().map(join).collect();
         Ok(Namespaces {

@@ -31,7 +31,9 @@ pub const LABS_DIR: &str = "/run/svcnet/labs";
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// No lab of that name.
-    #[error("there is no lab {0:?}: `svcnet lab up --name {0}` makes it, `svcnet lab list` shows those there are")]
+    #[error(
+        "there is no lab {0:?}: `svcnet lab up --name {0}` makes it, `svcnet lab list` shows those there are"
+    )]
     NoLab(LabName),
     /// The name is taken.
     #[error("lab {0} is there already")]
@@ -327,10 +329,12 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateE
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(failed("read", path)(e)),
     };
-    serde_json::from_slice(&text).map(Some).map_err(|source| StateError::Damaged {
-        path: path.to_path_buf(),
-        source,
-    })
+    serde_json::from_slice(&text)
+        .map(Some)
+        .map_err(|source| StateError::Damaged {
+            path: path.to_path_buf(),
+            source,
+        })
 }
 
 /// Replaces a JSON file in one step.

@@ -41,7 +41,9 @@ pub enum UpError {
     #[error("lab {0} is there but not whole: `svcnet lab down --name {0}` removes it, then try again")]
     HalfMade(LabName),
     /// Another one of the name is there.
-    #[error("lab {lab} is up already, with {have} nodes and not {want}: take it down first, or give the new one another --name")]
+    #[error(
+        "lab {lab} is up already, with {have} nodes and not {want}: take it down first, or give the new one another --name"
+    )]
     Other {
         /// The lab.
         lab: LabName,
@@ -154,13 +156,7 @@ pub fn up(options: UpOptions, progress: &(dyn Fn(Progress) + Sync)) -> Result<Ou
     if !nix::unistd::geteuid().is_root() {
         return Err(UpError::NotRoot);
     }
-    let record = LabRecord {
-        name: options.name,
-        nodes: options.nodes.unwrap_or(NODES_DEFAULT),
-        binary: options.binary,
-        server_args: options.server_args,
-        agent_args: options.agent_args,
-    };
+    let record = record(&options);
     let plan = LabPlan::of(&record)?;
     let dir = LabDir::of(&record.name);
     match dir.claim() {
@@ -172,6 +168,24 @@ pub fn up(options: UpOptions, progress: &(dyn Fn(Progress) + Sync)) -> Result<Ou
         down::down(&record.name)?;
     }
     made.map(|()| Outcome::Made)
+}
+
+/// What would be made.
+///
+/// # Errors
+/// When it is to have too few or too many nodes.
+pub fn plan(options: &UpOptions) -> Result<LabPlan, NameError> {
+    LabPlan::of(&record(options))
+}
+
+fn record(options: &UpOptions) -> LabRecord {
+    LabRecord {
+        name: options.name.clone(),
+        nodes: options.nodes.unwrap_or(NODES_DEFAULT),
+        binary: options.binary.clone(),
+        server_args: options.server_args.clone(),
+        agent_args: options.agent_args.clone(),
+    }
 }
 
 fn there_already(dir: &LabDir, nodes: Option<u32>) -> Result<Outcome, UpError> {
@@ -253,7 +267,11 @@ fn wait_for_token(dir: &LabDir, server: ProcessId, deadline: Instant) -> Result<
             return Err(ended(dir, NodeId::SERVER));
         }
         if Instant::now() > deadline {
-            return Err(not_ready(dir, NodeId::SERVER, "it has written no token".to_string()));
+            return Err(not_ready(
+                dir,
+                NodeId::SERVER,
+                "it has written no token".to_string(),
+            ));
         }
         thread::sleep(GLANCE);
     }
@@ -335,7 +353,10 @@ pub fn wait_for_api(dir: &LabDir, nodes: &[NodeId], deadline: Instant) -> Result
             let why = match unready_nodes(dir, nodes) {
                 Ok(unready) => match unready.first() {
                     None => return Ok(()),
-                    Some(node) => (*node, "the API does not show it as Ready, with a podCIDR".to_string()),
+                    Some(node) => (
+                        *node,
+                        "the API does not show it as Ready, with a podCIDR".to_string(),
+                    ),
                 },
                 Err(error) => (NodeId::SERVER, error.to_string()),
             };
@@ -347,8 +368,13 @@ pub fn wait_for_api(dir: &LabDir, nodes: &[NodeId], deadline: Instant) -> Result
     })?
 }
 
-fn unready_nodes(dir: &LabDir, nodes: &[NodeId]) -> Result<Vec<NodeId>, Box<dyn std::error::Error + Send + Sync>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+fn unready_nodes(
+    dir: &LabDir,
+    nodes: &[NodeId],
+) -> Result<Vec<NodeId>, Box<dyn std::error::Error + Send + Sync>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let known = runtime.block_on(async {
         let client = svcnet_runtime::connect::client(&dir.kubeconfig()).await?;
         let list = Api::<Node>::all(client).list(&ListParams::default()).await?;
@@ -357,7 +383,8 @@ fn unready_nodes(dir: &LabDir, nodes: &[NodeId]) -> Result<Vec<NodeId>, Box<dyn 
     let is_ready = |node: &Node| {
         let has_range = node.spec.as_ref().is_some_and(|spec| spec.pod_cidr.is_some());
         let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-        has_range && conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+        has_range
+            && conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
     };
     let ready = |id: &NodeId| {
         let name = id.to_string();

@@ -64,6 +64,16 @@ impl FromStr for JoinToken {
     }
 }
 
+impl JoinToken {
+    /// The hash of the CA that the token is for, as hexadecimal digits: which cluster it belongs to, and no secret.
+    pub fn ca_hash(&self) -> String {
+        self.ca_sha256.iter().fold(String::new(), |mut text, byte| {
+            _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+}
+
 /// What the cluster tells every agent about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterFacts {
@@ -406,6 +416,7 @@ mod tests {
     fn tokens_parse_or_say_where_to_find_one() {
         let good = format!("K10{}::server:secret", "ab".repeat(32));
         assert_eq!(good.parse::<JoinToken>().unwrap().ca_sha256, [0xab; 32]);
+        assert_eq!(good.parse::<JoinToken>().unwrap().ca_hash(), "ab".repeat(32));
         for bad in [
             "",
             "secret",

@@ -40,7 +40,13 @@ pub enum CniError {
 impl CniError {
     /// Whether the agent is not there (yet): codes 5 (I/O), 11 (try again) and 50, 51 (not available).
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Refused { code: 5 | 11 | 50 | 51, .. })
+        matches!(
+            self,
+            Self::Refused {
+                code: 5 | 11 | 50 | 51,
+                ..
+            }
+        )
     }
 }
 
@@ -106,7 +112,10 @@ impl Added {
 /// When the plugin refuses, or can not be run.
 pub fn add(note: &Note, run_dir: &Path) -> Result<Added, CniError> {
     let answer = call("ADD", note, run_dir)?;
-    serde_json::from_str(&answer).map_err(|_| CniError::Answer { command: "ADD", answer })
+    serde_json::from_str(&answer).map_err(|_| CniError::Answer {
+        command: "ADD",
+        answer,
+    })
 }
 
 /// Disconnects the pod of a note; that it is not connected is right too.

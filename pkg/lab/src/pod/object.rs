@@ -74,7 +74,10 @@ pub fn pod(spec: &PodSpec) -> Value {
 }
 
 fn image(spec: &PodSpec) -> String {
-    let program = spec.command.first().map(|program| program.rsplit('/').next().unwrap_or(program));
+    let program = spec
+        .command
+        .first()
+        .map(|program| program.rsplit('/').next().unwrap_or(program));
     format!("process/{}", program.unwrap_or("svcnet-responder"))
 }
 

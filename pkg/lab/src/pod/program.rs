@@ -165,7 +165,9 @@ impl Program {
 
 /// Arguments that make this very binary the built-in responder.
 fn responder_args(spec: &PodSpec) -> Vec<String> {
-    let mut args = ["pod", "respond", "--name", &spec.name].map(str::to_string).to_vec();
+    let mut args = ["pod", "respond", "--name", &spec.name]
+        .map(str::to_string)
+        .to_vec();
     for port in &spec.ports {
         args.extend(["--container-port".to_string(), port.to_string()]);
     }

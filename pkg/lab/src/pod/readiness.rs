@@ -63,7 +63,10 @@ mod tests {
     #[test]
     fn only_listening_sockets_count() {
         assert!(listens(TCP, &"80".parse().unwrap()));
-        assert!(!listens(TCP, &"8080".parse().unwrap()), "an established connection");
+        assert!(
+            !listens(TCP, &"8080".parse().unwrap()),
+            "an established connection"
+        );
         assert!(!listens(TCP, &"81".parse().unwrap()));
     }
 
@@ -73,7 +76,9 @@ mod tests {
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let ports: Vec<ContainerPort> = vec![
             format!("{}", tcp.local_addr().unwrap().port()).parse().unwrap(),
-            format!("{}/udp", udp.local_addr().unwrap().port()).parse().unwrap(),
+            format!("{}/udp", udp.local_addr().unwrap().port())
+                .parse()
+                .unwrap(),
         ];
         let pid = std::process::id();
         assert_eq!(first_silent(pid, &ports).unwrap(), None);

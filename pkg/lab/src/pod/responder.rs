@@ -40,7 +40,10 @@ pub struct Responder {
 fn answer(word: &str, name: &str, asker: SocketAddr) -> Option<String> {
     match word {
         "" | "hostname" => Some(format!("{name}\n")),
-        "clientip" => Some(format!("{}\n", SocketAddr::new(asker.ip().to_canonical(), asker.port()))),
+        "clientip" => Some(format!(
+            "{}\n",
+            SocketAddr::new(asker.ip().to_canonical(), asker.port())
+        )),
         _ => None,
     }
 }
@@ -139,9 +142,10 @@ fn respond(path: &str, name: &str, asker: SocketAddr) -> Response<Full<Bytes>> {
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("text/plain"),
+    );
     response
 }
 
@@ -239,7 +243,10 @@ mod tests {
         stream.write_all(b"clie").await.unwrap();
         tokio::task::yield_now().await;
         assert_eq!(ask(&mut stream, "ntip\n").await, own);
-        assert_eq!(ask(&mut stream, "what\n").await, "web1 answers hostname and clientip\n");
+        assert_eq!(
+            ask(&mut stream, "what\n").await,
+            "web1 answers hostname and clientip\n"
+        );
     }
 
     #[tokio::test]

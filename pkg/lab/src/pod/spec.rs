@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     /// A port.
-    #[error("{0:?} is not a container port: wanted NUMBER[/tcp|/udp][=NAME], as in 80, 53/udp, 8080/tcp=http")]
+    #[error(
+        "{0:?} is not a container port: wanted NUMBER[/tcp|/udp][=NAME], as in 80, 53/udp, 8080/tcp=http"
+    )]
     Port(String),
     /// A port's name.
     #[error("{0:?} is not a name for a port: 1 to 15 of a-z, 0-9 and '-', with a letter in it")]
@@ -89,7 +91,11 @@ impl FromStr for ContainerPort {
             Some((number, protocol)) if protocol.eq_ignore_ascii_case("udp") => (number, Protocol::Udp),
             Some(_) => return Err(wrong()),
         };
-        let number = number.parse().ok().filter(|number| *number != 0).ok_or_else(wrong)?;
+        let number = number
+            .parse()
+            .ok()
+            .filter(|number| *number != 0)
+            .ok_or_else(wrong)?;
         if let Some(name) = name.filter(|name| !is_port_name(name)) {
             return Err(SpecError::PortName(name.to_string()));
         }
@@ -111,7 +117,9 @@ impl fmt::Display for ContainerPort {
 /// An IANA service name (RFC 6335, as the Kubernetes API reads it).
 fn is_port_name(name: &str) -> bool {
     (1..=15).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && name.contains(|c: char| c.is_ascii_lowercase())
         && !name.starts_with('-')
         && !name.ends_with('-')
@@ -143,14 +151,19 @@ mod tests {
         ] {
             assert_eq!(text.parse::<ContainerPort>().unwrap().to_string(), printed);
         }
-        for bad in ["", "0", "70000", "80/sctp", "http", "80=", "80=HTTP", "80=8080", "80=a--b"] {
+        for bad in [
+            "", "0", "70000", "80/sctp", "http", "80=", "80=HTTP", "80=8080", "80=a--b",
+        ] {
             assert!(bad.parse::<ContainerPort>().is_err(), "{bad:?}");
         }
     }
 
     #[test]
     fn labels_are_keys_and_values() {
-        assert_eq!(parse_label("app=nginx"), Ok(("app".to_string(), "nginx".to_string())));
+        assert_eq!(
+            parse_label("app=nginx"),
+            Ok(("app".to_string(), "nginx".to_string()))
+        );
         assert_eq!(parse_label("app="), Ok(("app".to_string(), String::new())));
         assert!(parse_label("app").is_err());
         assert!(parse_label("=x").is_err());

@@ -16,7 +16,7 @@ use super::object::{self, Readiness, Status};
 use super::program::{Program, ProgramError};
 use super::spec::PodSpec;
 use super::teardown;
-use super::traces::{NotePath, Note, Stage};
+use super::traces::{Note, NotePath, Stage};
 use crate::exec::resolv_conf_of;
 use crate::pod::cni::{self, CniError};
 use crate::process::{self, ProcessError, ProcessId};
@@ -73,7 +73,9 @@ pub enum PodError {
         source: Box<kube::Error>,
     },
     /// A Pod of that name is there, and no leftover of ours.
-    #[error("a Pod {namespace}/{name} exists already, on node {node}; delete it first: kubectl delete pod -n {namespace} {name}")]
+    #[error(
+        "a Pod {namespace}/{name} exists already, on node {node}; delete it first: kubectl delete pod -n {namespace} {name}"
+    )]
     PodTaken {
         /// Its namespace.
         namespace: String,
@@ -160,7 +162,12 @@ pub async fn run(spec: PodSpec, client: kube::Client, shutdown: CancellationToke
 ///
 /// # Errors
 /// When there is no such pod, or something of it can not be taken away.
-pub async fn remove(pod: &str, netns: &str, run_dir: &Path, client: Option<&kube::Client>) -> Result<(), PodError> {
+pub async fn remove(
+    pod: &str,
+    netns: &str,
+    run_dir: &Path,
+    client: Option<&kube::Client>,
+) -> Result<(), PodError> {
     let path = NotePath::of(run_dir, netns);
     let note = path.read()?.ok_or_else(|| PodError::Unknown(pod.to_string()))?;
     let supervisor = [note.supervisor];
@@ -225,8 +232,8 @@ async fn create(pods: &Api<Pod>, spec: &PodSpec) -> Result<String, PodError> {
         name: spec.name.clone(),
         source: Box::new(source),
     };
-    let wanted: Pod = serde_json::from_value(object::pod(spec))
-        .map_err(|error| failed(kube::Error::SerdeError(error)))?;
+    let wanted: Pod =
+        serde_json::from_value(object::pod(spec)).map_err(|error| failed(kube::Error::SerdeError(error)))?;
     for last in [false, true] {
         let conflict = match pods.create(&PostParams::default(), &wanted).await {
             Ok(made) => return Ok(made.metadata.uid.unwrap_or_default()),
@@ -372,8 +379,12 @@ impl Kept<'_> {
             return true;
         }
         let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-        let ready = conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"));
-        let said = self.reported.as_ref().map(|status| status.readiness == Readiness::Ready);
+        let ready =
+            conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"));
+        let said = self
+            .reported
+            .as_ref()
+            .map(|status| status.readiness == Readiness::Ready);
         if said.is_some_and(|said| said != ready) {
             // Somebody else changed it, as the control plane does for a lost node: say it again.
             self.reported = None;

@@ -99,7 +99,10 @@ async fn drain(client: &kube::Client, note: &Note) {
     while Instant::now() < deadline {
         let listed = timeout(SERVER_PATIENCE, slices.list(&ListParams::default())).await;
         let Ok(Ok(listed)) = listed else { return };
-        let mut endpoints = listed.items.iter().flat_map(|slice| slice.endpoints.iter().flatten());
+        let mut endpoints = listed
+            .items
+            .iter()
+            .flat_map(|slice| slice.endpoints.iter().flatten());
         if !endpoints.any(|endpoint| endpoint.addresses.contains(&address)) {
             break;
         }

@@ -1,0 +1,247 @@
+//! What svcnet made in this host's network, and how to remove it.
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use svcnet_api::wellknown::{BRIDGE_NAME, VXLAN_NAME};
+use svcnet_netlink::Rtnl;
+use svcnet_netlink::addr::Address;
+use svcnet_netlink::nft::{Batch, Family, Socket, Table};
+use svcnet_netlink::route::{PROTOCOL_SVCNET, Route, RouteFilter};
+
+/// The nftables tables that the roles own.
+const TABLES: [(Family, &str); 3] = [
+    (Family::Ip, "svcnet"),
+    (Family::Ip6, "svcnet"),
+    (Family::Ip, "svcnet-overlay"),
+];
+
+/// How far to go.
+#[derive(Debug, Clone)]
+pub(crate) struct Extent {
+    /// Addresses that the DNS server put on lo.
+    pub(crate) cluster_dns: Vec<IpAddr>,
+    /// Where the sockets are.
+    pub(crate) run_dir: PathBuf,
+    /// The state, if it is to go as well.
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+/// One thing to remove.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Table(Table),
+    Route(Route),
+    Link { index: u32, name: String },
+    Address(Address),
+    File(PathBuf),
+    Directory(PathBuf),
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Table(table) => write!(f, "delete nftables table {table}"),
+            Self::Route(route) => write!(f, "delete route {route}"),
+            Self::Link { name, .. } => write!(f, "delete link {name}"),
+            Self::Address(address) => write!(f, "delete address {}", address.net.addr()),
+            Self::File(path) => write!(f, "delete {}", path.display()),
+            Self::Directory(path) => write!(f, "delete {} with all that is in it", path.display()),
+        }
+    }
+}
+
+/// What is to be removed, in this order: nothing refers to what is already gone.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Plan(Vec<Operation>);
+
+impl Plan {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|operation| writeln!(f, "{operation}"))
+    }
+}
+
+/// Looks at what is there of svcnet's.
+pub(crate) fn plan(extent: &Extent) -> anyhow::Result<Plan> {
+    let mut plan = Plan::default();
+    plan.0.extend(tables()?.into_iter().map(Operation::Table));
+    let mut rtnl = Rtnl::open()?;
+    let links = rtnl.links()?;
+    let bridge = links
+        .iter()
+        .find(|link| link.name == BRIDGE_NAME)
+        .map(|link| link.index);
+    let ours: Vec<_> = links
+        .iter()
+        // The pods' links are the ports of the bridge; deleting one deletes its end in the pod.
+        .filter(|link| link.name == VXLAN_NAME || (bridge.is_some() && link.master == bridge))
+        .chain(links.iter().filter(|link| Some(link.index) == bridge))
+        .collect();
+    let filter = RouteFilter {
+        protocol: Some(PROTOCOL_SVCNET),
+        ..RouteFilter::default()
+    };
+    let routes = rtnl.routes(filter)?;
+    // Routes of our links go with them.
+    let stray = routes
+        .into_iter()
+        .filter(|route| ours.iter().all(|link| link.index != route.link));
+    plan.0.extend(stray.map(Operation::Route));
+    plan.0.extend(ours.iter().map(|link| Operation::Link {
+        index: link.index,
+        name: link.name.clone(),
+    }));
+    let loopback = links.iter().find(|link| link.loopback).map(|link| link.index);
+    let addresses = rtnl.addresses(loopback)?;
+    let dns = addresses
+        .into_iter()
+        .filter(|address| extent.cluster_dns.contains(&address.net.addr()));
+    plan.0.extend(dns.map(Operation::Address));
+    let socket = extent.run_dir.join("cni.sock");
+    if socket.exists() {
+        plan.0.push(Operation::File(socket));
+    }
+    if let Some(dir) = extent.data_dir.as_ref().filter(|dir| dir.exists()) {
+        plan.0.push(Operation::Directory(dir.clone()));
+    }
+    Ok(plan)
+}
+
+fn tables() -> anyhow::Result<Vec<Table>> {
+    let mut socket = Socket::open().context("open nf_tables")?;
+    let mut there = socket.tables(Family::Ip)?;
+    there.extend(socket.tables(Family::Ip6)?);
+    let ours = TABLES.map(|(family, name)| Table::new(family, name));
+    Ok(ours
+        .into_iter()
+        .filter(|table| there.iter().any(|t| t.table == *table))
+        .collect())
+}
+
+/// Removes what the plan says; goes on after a failure, and tells the first one.
+pub(crate) fn apply(plan: &Plan, done: &mut dyn FnMut(&Operation)) -> anyhow::Result<()> {
+    let mut rtnl = Rtnl::open()?;
+    let mut failure = None;
+    for operation in &plan.0 {
+        match carry_out(operation, &mut rtnl) {
+            Ok(()) => done(operation),
+            Err(error) => failure = failure.or(Some(error.context(operation.to_string()))),
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+fn carry_out(operation: &Operation, rtnl: &mut Rtnl) -> anyhow::Result<()> {
+    match operation {
+        Operation::Table(table) => {
+            let mut batch = Batch::new();
+            batch.remove_table(table);
+            Socket::open()?.commit(batch)?;
+        }
+        Operation::Route(route) => rtnl.delete_route(*route)?,
+        Operation::Link { index, .. } => rtnl.delete_link(*index)?,
+        Operation::Address(address) => rtnl.delete_address(*address)?,
+        Operation::File(path) => gone(std::fs::remove_file(path))?,
+        Operation::Directory(path) => remove_state(path)?,
+    }
+    Ok(())
+}
+
+/// Only what looks like state of svcnet's: a mistyped `--data-dir /var/lib` must not cost a host its data.
+fn remove_state(path: &Path) -> anyhow::Result<()> {
+    const OURS: [&str; 7] = ["store", "pki", "token", "agent", "controller", "cache", "cni"];
+    for name in OURS {
+        let part = path.join(name);
+        if part.is_dir() {
+            gone(std::fs::remove_dir_all(part))?;
+        } else {
+            gone(std::fs::remove_file(part))?;
+        }
+    }
+    let rest = std::fs::remove_dir(path);
+    rest.with_context(|| "what is left there is not svcnet's".to_string())
+}
+
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use svcnet_netlink::netns::OwnedNetNs;
+
+    use super::*;
+
+    #[test]
+    fn what_is_ours_goes_and_the_rest_stays() {
+        let netns = OwnedNetNs::unique("svcnet-cleanup").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let extent = Extent {
+            cluster_dns: vec![[10, 96, 0, 10].into()],
+            run_dir: dir.path().to_path_buf(),
+            data_dir: None,
+        };
+        let script = "set -e
+            ip link set lo up
+            ip link add svcnet0 type bridge && ip link add p1 type veth peer name p1x && ip link set p1 master svcnet0
+            ip link add svcnet.1 type vxlan id 1 dstport 8472
+            ip link add br0 type bridge && ip link add q1 type veth peer name q1x && ip link set q1 master br0
+            ip address add 10.96.0.10/32 dev lo && ip address add 10.1.1.1/32 dev lo
+            ip link set br0 up && ip route add 10.7.0.0/24 dev br0 proto 115 && ip route add 10.8.0.0/24 dev br0
+            nft add table ip svcnet && nft add table ip svcnet-overlay && nft add table ip other";
+        netns
+            .run(|| {
+                let made = Command::new("sh").args(["-c", script]).status().unwrap();
+                assert!(made.success());
+                let planned = plan(&extent).unwrap();
+                let text = planned.to_string();
+                let golden = "delete nftables table ip svcnet\ndelete nftables table ip svcnet-overlay\n";
+                assert!(text.starts_with(golden), "{text}");
+                apply(&planned, &mut |_| {}).unwrap();
+                assert!(plan(&extent).unwrap().is_empty(), "nothing is left to do");
+                let shown = |program: &str, args: &[&str]| {
+                    let output = Command::new(program).args(args).output().unwrap();
+                    String::from_utf8(output.stdout).unwrap()
+                };
+                let links = shown("ip", &["-o", "link"]);
+                assert!(!links.contains("svcnet") && !links.contains("p1"), "{links}");
+                assert!(links.contains("br0") && links.contains("q1"), "{links}");
+                assert_eq!(shown("nft", &["list", "tables"]), "table ip other\n");
+                let routes = shown("ip", &["route"]);
+                assert!(
+                    routes.contains("10.8.0.0/24") && !routes.contains("10.7.0.0/24"),
+                    "{routes}"
+                );
+                let lo = shown("ip", &["-o", "address", "show", "dev", "lo"]);
+                assert!(lo.contains("10.1.1.1") && !lo.contains("10.96.0.10"), "{lo}");
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn state_goes_but_not_what_lies_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        std::fs::create_dir_all(data.join("store")).unwrap();
+        std::fs::write(data.join("mine"), "").unwrap();
+        assert!(remove_state(&data).is_err());
+        assert!(data.join("mine").exists() && !data.join("store").exists());
+        std::fs::remove_file(data.join("mine")).unwrap();
+        remove_state(&data).unwrap();
+        assert!(!data.exists());
+    }
+}

@@ -1,0 +1,184 @@
+//! `svcnet apiserver`: the API server alone.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use svcnet_api::types::NodePortRange;
+use svcnet_api::wellknown::{API_PORT, DEFAULT_KUBECONFIG, DEFAULT_NODE_PORT_RANGE};
+use svcnet_apiserver::{ApiServer, Config};
+use svcnet_controller::alloc::ServiceAllocator;
+
+use super::flags::{Cluster, ClusterFlags, NodeFlags, ProcessFlags};
+use crate::process::{self, Process};
+use crate::settings::{Given, Problems};
+
+/// Flags of the API server.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ApiFlags {
+    /// Serve the API on this port
+    #[arg(long, value_name = "PORT", help_heading = "API", default_value_t = API_PORT.to_string())]
+    secure_port: String,
+    /// Serve the API on these addresses, with commas between
+    #[arg(
+        long,
+        value_name = "ADDRESSES",
+        help_heading = "API",
+        default_value = "0.0.0.0"
+    )]
+    bind_address: String,
+    /// Further names and addresses that clients use for this server, with commas between
+    #[arg(
+        long,
+        value_name = "NAMES",
+        help_heading = "API",
+        default_value = "",
+        hide_default_value = true
+    )]
+    tls_san: String,
+    /// Write the administrator's kubeconfig here
+    #[arg(long, value_name = "FILE", help_heading = "API", default_value = DEFAULT_KUBECONFIG)]
+    kubeconfig_out: PathBuf,
+    /// Ports of NodePort Services
+    #[arg(long, value_name = "RANGE", help_heading = "Cluster", default_value = DEFAULT_NODE_PORT_RANGE)]
+    service_node_port_range: String,
+}
+
+/// What the API server is told.
+#[derive(Debug, Clone)]
+pub(crate) struct Api {
+    port: u16,
+    addresses: Vec<IpAddr>,
+    sans: Vec<String>,
+    kubeconfig: PathBuf,
+    node_ports: Option<NodePortRange>,
+}
+
+impl ApiFlags {
+    pub(crate) fn parse(&self, problems: &mut Problems<'_>) -> Api {
+        let addresses = problems.parse_list("bind-address", &self.bind_address);
+        let sans = self
+            .tls_san
+            .split(',')
+            .map(str::trim)
+            .filter(|san| !san.is_empty());
+        Api {
+            port: problems
+                .parse("secure-port", &self.secure_port)
+                .unwrap_or(API_PORT),
+            addresses: if addresses.is_empty() {
+                vec![Ipv4Addr::UNSPECIFIED.into()]
+            } else {
+                addresses
+            },
+            sans: sans.map(str::to_string).collect(),
+            kubeconfig: self.kubeconfig_out.clone(),
+            node_ports: problems.parse("service-node-port-range", &self.service_node_port_range),
+        }
+    }
+}
+
+/// The API server alone: stores objects, and serves them over HTTPS as Kubernetes does
+///
+/// It writes the administrator's kubeconfig, the token that agents join with (DATA-DIR/token), and kubeconfigs for
+/// controllers and an agent on this host. /healthz, /readyz and /metrics are served on the API's own port.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    process: ProcessFlags,
+    #[command(flatten)]
+    node: NodeFlags,
+    #[command(flatten)]
+    api: ApiFlags,
+    #[command(flatten)]
+    cluster: ClusterFlags,
+}
+
+/// Everything that the API server needs, of whichever command.
+pub(crate) struct Wanted<'a> {
+    pub(crate) api: &'a Api,
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) node_name: &'a str,
+    pub(crate) node_ip: IpAddr,
+    pub(crate) data_dir: PathBuf,
+}
+
+pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<()> {
+    let mut problems = Problems::new(given);
+    let logging = args.process.logging(&mut problems);
+    let name = args.node.name(&mut problems);
+    let api = args.api.parse(&mut problems);
+    let cluster = args.cluster.parse(&mut problems);
+    let ip = args.node.ip_or_found(&mut problems);
+    problems.check()?;
+    let (Some(cluster), Some(node_ip)) = (cluster, ip) else {
+        return Ok(());
+    };
+    let data_dir = args.process.places().data_dir;
+    process::run(&logging, async |process| {
+        let wanted = Wanted {
+            api: &api,
+            cluster: &cluster,
+            node_name: &name,
+            node_ip,
+            data_dir,
+        };
+        let server = start(process, wanted).await?;
+        let (kubeconfig, url) = (server.admin_kubeconfig().display().to_string(), api.url(node_ip));
+        serve(process, server);
+        println!("The API is served at {url}. Try:\n  KUBECONFIG={kubeconfig} kubectl get svc");
+        Ok(())
+    })
+}
+
+impl Api {
+    /// Where agents reach the server.
+    pub(crate) fn url(&self, node_ip: IpAddr) -> String {
+        format!("https://{}", SocketAddr::new(node_ip, self.port))
+    }
+}
+
+/// Opens the store and the ports: what is taken is told here.
+pub(crate) async fn start(process: &Process, wanted: Wanted<'_>) -> anyhow::Result<ApiServer> {
+    let Wanted {
+        api,
+        cluster,
+        node_name,
+        node_ip,
+        data_dir,
+    } = wanted;
+    // The two Services that every cluster has must get their addresses whatever else is in the store.
+    let first = cluster.service_cidr.iter().filter_map(|net| net.hosts().next());
+    let reserved: Vec<IpAddr> = first.chain(cluster.dns.iter().copied()).collect();
+    let range = match api.node_ports {
+        Some(range) => range,
+        None => DEFAULT_NODE_PORT_RANGE.parse()?,
+    };
+    let allocator = ServiceAllocator::new(&cluster.service_cidr, range, &reserved)?;
+    let config = Config {
+        listen: api
+            .addresses
+            .iter()
+            .map(|address| SocketAddr::new(*address, api.port))
+            .collect(),
+        listen_plain: None,
+        advertise_address: node_ip,
+        data_dir,
+        admin_kubeconfig: api.kubeconfig.clone(),
+        node_name: node_name.to_string(),
+        service_cidrs: cluster.service_cidr.iter().collect(),
+        cluster_cidr: cluster.cluster_cidr.to_string(),
+        cluster_dns: cluster.dns.clone(),
+        cluster_domain: cluster.domain.clone(),
+        tls_sans: api.sans.clone(),
+        admissions: vec![Arc::new(allocator)],
+        metrics: Some(Arc::new(process.render_metrics())),
+    };
+    Ok(ApiServer::start(config).await?)
+}
+
+/// Answers from now on.
+pub(crate) fn serve(process: &mut Process, server: ApiServer) {
+    let shutdown = process.shutdown.clone();
+    process.spawn("apiserver", server.run(shutdown));
+}

@@ -1,0 +1,362 @@
+//! The roles of an agent: their flags, their configurations, and each alone as a command.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::Args;
+use svcnet_announcer::{Announcer, LinkPattern};
+use svcnet_api::types::{IfName, Vni};
+use svcnet_api::wellknown::{VXLAN_PORT, VXLAN_VNI};
+use svcnet_cni::CniDaemon;
+use svcnet_dns::Dns;
+use svcnet_overlay::Overlay;
+use svcnet_runtime::Context;
+
+use super::flags::{Cluster, ClusterFlags, KubeconfigFlags, NodeFlags, OpsFlags, ProcessFlags};
+use crate::process::{self, Logging, Process};
+use crate::settings::{Given, Problems};
+
+const PROXY_OPS_PORT: u16 = 10249;
+const DNS_OPS_PORT: u16 = 9153;
+const ANNOUNCER_OPS_PORT: u16 = 7472;
+const OVERLAY_OPS_PORT: u16 = 10251;
+const DNS_PORT: u16 = 53;
+
+/// Flags of the pod network: overlay and CNI.
+#[derive(Debug, Args)]
+pub(crate) struct NetworkFlags {
+    /// The link towards the other nodes [default: that of --node-ip, else of the default route]
+    #[arg(long, value_name = "LINK", help_heading = "Pod network")]
+    iface: Option<String>,
+    /// UDP port of the overlay
+    #[arg(long, value_name = "PORT", help_heading = "Pod network", default_value_t = VXLAN_PORT.to_string())]
+    vxlan_port: String,
+    /// Network identifier of the overlay (VNI)
+    #[arg(long, value_name = "NUMBER", help_heading = "Pod network", default_value_t = VXLAN_VNI.to_string())]
+    vxlan_vni: String,
+    /// The largest packet of a pod [default: what the link towards the other nodes carries, less the encapsulation]
+    #[arg(long, value_name = "BYTES", help_heading = "Pod network")]
+    mtu: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Network {
+    iface: Option<IfName>,
+    port: u16,
+    vni: Option<Vni>,
+    mtu: Option<u32>,
+}
+
+impl NetworkFlags {
+    pub(crate) fn parse(&self, problems: &mut Problems<'_>) -> Network {
+        let iface = self.iface.as_deref();
+        let vni: Option<u32> = problems.parse("vxlan-vni", &self.vxlan_vni);
+        let vni = vni.and_then(|number| {
+            Vni::new(number)
+                .map_err(|error| problems.add("vxlan-vni", error))
+                .ok()
+        });
+        Network {
+            iface: iface.and_then(|iface| problems.parse("iface", iface)),
+            port: problems
+                .parse("vxlan-port", &self.vxlan_port)
+                .unwrap_or(VXLAN_PORT),
+            vni,
+            mtu: self.mtu.as_deref().and_then(|mtu| problems.parse("mtu", mtu)),
+        }
+    }
+}
+
+/// Where container runtimes look for the CNI plugin.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Runtimes {
+    /// Put the network configuration for container runtimes here (/etc/cni/net.d is usual)
+    #[arg(long, value_name = "DIR", help_heading = "Pod network")]
+    cni_conf_dir: Option<PathBuf>,
+    /// Put the CNI plugin for container runtimes here (/opt/cni/bin is usual)
+    #[arg(long, value_name = "DIR", help_heading = "Pod network")]
+    cni_bin_dir: Option<PathBuf>,
+}
+
+/// Flags of the DNS server.
+#[derive(Debug, Args)]
+pub(crate) struct DnsFlags {
+    /// Servers for all other names, with commas between; ADDRESS or ADDRESS:PORT
+    /// [default: those in /etc/resolv.conf]
+    #[arg(long, value_name = "ADDRESSES", help_heading = "DNS")]
+    upstream_dns: Option<String>,
+}
+
+impl DnsFlags {
+    pub(crate) fn parse(&self, problems: &mut Problems<'_>) -> Option<Vec<SocketAddr>> {
+        let text = self.upstream_dns.as_deref()?;
+        let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let servers = parts.filter_map(|part| {
+            problems.parse_with("upstream-dns", part, |part| {
+                let bare = part
+                    .parse::<IpAddr>()
+                    .map(|address| SocketAddr::new(address, DNS_PORT));
+                bare.or_else(|_| part.parse())
+                    .map_err(|_| format!("{part:?} is not an ADDRESS or ADDRESS:PORT, as in 9.9.9.9"))
+            })
+        });
+        Some(servers.collect())
+    }
+}
+
+/// Flags of the announcer.
+#[derive(Debug, Args)]
+pub(crate) struct AnnouncerFlags {
+    /// Announce LoadBalancer addresses on these links only, with commas between; eth* is every link whose name begins so
+    /// [default: all that can carry announcements]
+    #[arg(
+        long,
+        value_name = "LINKS",
+        help_heading = "Announcer",
+        default_value = "",
+        hide_default_value = true
+    )]
+    announce_on: String,
+    /// Announce Services of this loadBalancerClass instead of those with none
+    #[arg(long, value_name = "CLASS", help_heading = "Announcer")]
+    load_balancer_class: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Announcing {
+    links: Vec<LinkPattern>,
+    class: Option<String>,
+}
+
+impl AnnouncerFlags {
+    pub(crate) fn parse(&self, problems: &mut Problems<'_>) -> Announcing {
+        Announcing {
+            links: problems.parse_list("announce-on", &self.announce_on),
+            class: self.load_balancer_class.clone(),
+        }
+    }
+}
+
+/// Starts the overlay.
+pub(crate) fn start_overlay(
+    process: &mut Process,
+    ctx: &Context,
+    cluster: &Cluster,
+    network: &Network,
+    node_ip: Option<IpAddr>,
+) -> anyhow::Result<()> {
+    let config = svcnet_overlay::Config {
+        node_ip,
+        interface: network.iface.clone(),
+        vni: network.vni.unwrap_or(Vni::new(VXLAN_VNI)?),
+        port: network.port,
+        cluster_cidr: cluster.cluster_cidr.clone(),
+        service_cidr: cluster.service_cidr.clone(),
+        mtu: network.mtu,
+    };
+    process.spawn("overlay", Overlay::new(config, ctx)?.run());
+    Ok(())
+}
+
+/// Starts the CNI daemon.
+pub(crate) fn start_cni(
+    process: &mut Process,
+    ctx: &Context,
+    cluster: &Cluster,
+    network: &Network,
+    node_ip: Option<IpAddr>,
+    runtimes: &Runtimes,
+) -> anyhow::Result<()> {
+    let config = svcnet_cni::Config {
+        node_ip,
+        interface: network.iface.clone(),
+        mtu: network.mtu,
+        cluster_dns: cluster.dns.clone(),
+        cluster_domain: cluster.domain.clone(),
+        cni_conf_dir: runtimes.cni_conf_dir.clone(),
+        cni_bin_dir: runtimes.cni_bin_dir.clone(),
+    };
+    process.spawn("cni", CniDaemon::new(config, ctx)?.run());
+    Ok(())
+}
+
+/// Starts the keeping of the Node object.
+pub(crate) fn start_node(_process: &mut Process, _ctx: &Context, _node_ip: IpAddr) -> anyhow::Result<()> {
+    Ok(())
+}
+
+/// Starts the proxy; it leaves the addresses of `node_local` to this node itself.
+pub(crate) fn start_proxy(
+    _process: &mut Process,
+    _ctx: &Context,
+    _cluster: &Cluster,
+    _node_local: &[IpAddr],
+) -> anyhow::Result<()> {
+    Ok(())
+}
+
+/// Starts the DNS server.
+pub(crate) fn start_dns(
+    process: &mut Process,
+    ctx: &Context,
+    cluster: &Cluster,
+    upstreams: Option<Vec<SocketAddr>>,
+) -> anyhow::Result<()> {
+    let config = svcnet_dns::Config {
+        cluster_domain: cluster.domain.parse()?,
+        addresses: cluster.dns.clone(),
+        upstreams,
+        ..svcnet_dns::Config::default()
+    };
+    process.spawn("dns", Dns::new(config, ctx)?.run());
+    Ok(())
+}
+
+/// Starts the announcer.
+pub(crate) fn start_announcer(
+    process: &mut Process,
+    ctx: &Context,
+    announcing: &Announcing,
+    node_ip: Option<IpAddr>,
+) -> anyhow::Result<()> {
+    let config = svcnet_announcer::Config {
+        node_ips: node_ip.into_iter().collect(),
+        interfaces: announcing.links.clone(),
+        load_balancer_class: announcing.class.clone(),
+        ..svcnet_announcer::Config::default()
+    };
+    process.spawn("announcer", Announcer::new(config, ctx)?.run());
+    Ok(())
+}
+
+/// What every role alone has.
+#[derive(Debug, Args)]
+struct Alone {
+    #[command(flatten)]
+    process: ProcessFlags,
+    #[command(flatten)]
+    ops: OpsFlags,
+    #[command(flatten)]
+    node: NodeFlags,
+    #[command(flatten)]
+    api: KubeconfigFlags,
+}
+
+impl Alone {
+    fn start(
+        &self,
+        ops_port: u16,
+        mut problems: Problems<'_>,
+        role: impl FnOnce(&mut Process, &Context) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let logging: Logging = self.process.logging(&mut problems);
+        let ops = self.ops.address(ops_port, &mut problems);
+        let name = self.node.name(&mut problems);
+        let places = self.process.places();
+        let kubeconfig = self.api.path(&places);
+        problems.check()?;
+        process::run(&logging, async |process| {
+            process.serve_ops(ops).await?;
+            let ctx = process.context(&kubeconfig, &name, &places).await?;
+            role(process, &ctx)?;
+            ctx.informers.start();
+            Ok(())
+        })
+    }
+}
+
+/// The overlay alone: pods of different nodes reach each other over VXLAN.
+///
+/// For each node that the API knows, a route, a neighbour and a forwarding entry lead to its pods; nothing is learnt from
+/// traffic. It owns the link svcnet.1 with all that is on it, its routes, and the nftables table ip svcnet-overlay, and
+/// repairs them when somebody else changes them.
+#[derive(Debug, Args)]
+pub(crate) struct OverlayArgs {
+    #[command(flatten)]
+    alone: Alone,
+    #[command(flatten)]
+    cluster: ClusterFlags,
+    #[command(flatten)]
+    network: NetworkFlags,
+}
+
+pub(crate) fn overlay(args: &OverlayArgs, given: &Given) -> anyhow::Result<()> {
+    let mut problems = Problems::new(given);
+    let cluster = args.cluster.parse(&mut problems);
+    let network = args.network.parse(&mut problems);
+    let ip = args.alone.node.ip(&mut problems);
+    args.alone
+        .start(OVERLAY_OPS_PORT, problems, |process, ctx| match &cluster {
+            Some(cluster) => start_overlay(process, ctx, cluster, &network, ip),
+            None => Ok(()),
+        })
+}
+
+/// The DNS server alone: names of Services and pods, the rest from upstream.
+///
+/// It answers at the cluster's DNS address on this node (which it puts on the link lo), so that no packet of a pod's
+/// question needs to be translated. /metrics and /readyz are at 127.0.0.1:9153.
+#[derive(Debug, Args)]
+pub(crate) struct DnsArgs {
+    #[command(flatten)]
+    alone: Alone,
+    #[command(flatten)]
+    cluster: ClusterFlags,
+    #[command(flatten)]
+    dns: DnsFlags,
+}
+
+pub(crate) fn dns(args: &DnsArgs, given: &Given) -> anyhow::Result<()> {
+    let mut problems = Problems::new(given);
+    let cluster = args.cluster.parse(&mut problems);
+    let upstreams = args.dns.parse(&mut problems);
+    args.alone
+        .start(DNS_OPS_PORT, problems, |process, ctx| match &cluster {
+            Some(cluster) => start_dns(process, ctx, cluster, upstreams),
+            None => Ok(()),
+        })
+}
+
+/// The announcer alone: answers ARP and NDP for LoadBalancer addresses.
+///
+/// Exactly one node answers for each address that an IPAddressPool gave and an L2Advertisement covers. Nodes hear each
+/// other's heartbeats (UDP 7946); when one falls silent, another takes over within a second and says so to the network.
+#[derive(Debug, Args)]
+pub(crate) struct AnnouncerArgs {
+    #[command(flatten)]
+    alone: Alone,
+    #[command(flatten)]
+    announcer: AnnouncerFlags,
+}
+
+pub(crate) fn announcer(args: &AnnouncerArgs, given: &Given) -> anyhow::Result<()> {
+    let mut problems = Problems::new(given);
+    let announcing = args.announcer.parse(&mut problems);
+    let ip = args.alone.node.ip(&mut problems);
+    args.alone.start(ANNOUNCER_OPS_PORT, problems, |process, ctx| {
+        start_announcer(process, ctx, &announcing, ip)
+    })
+}
+
+/// The proxy alone: Services as nftables maps.
+///
+/// ClusterIPs, node ports, LoadBalancer and external addresses are translated in the kernel; a change of a Service is a
+/// few map elements, whatever the number of Services. `nft list ruleset` shows all of it, in the tables ip svcnet and
+/// ip6 svcnet.
+#[derive(Debug, Args)]
+pub(crate) struct ProxyArgs {
+    #[command(flatten)]
+    alone: Alone,
+    #[command(flatten)]
+    cluster: ClusterFlags,
+}
+
+pub(crate) fn proxy(args: &ProxyArgs, given: &Given) -> anyhow::Result<()> {
+    let mut problems = Problems::new(given);
+    let cluster = args.cluster.parse(&mut problems);
+    args.alone
+        .start(PROXY_OPS_PORT, problems, |process, ctx| match &cluster {
+            Some(cluster) => start_proxy(process, ctx, cluster, &[]),
+            None => Ok(()),
+        })
+}

@@ -1,0 +1,190 @@
+//! `svcnet status`: health at a glance.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, ListParams};
+use svcnet_api::wellknown::{DEFAULT_DATA_DIR, DEFAULT_KUBECONFIG, LABEL_SERVICE_NAME};
+use svcnet_runtime::connect;
+
+use super::lab::print_table;
+use crate::settings::{Given, Problems};
+
+/// An API that does not answer within this time is away.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Health at a glance: this host's roles, the cluster's nodes, Services with a problem
+///
+/// Ends with status 1 when something is wrong.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Ask this process of this host for its health
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249")]
+    metrics_bind_address: String,
+    /// Ask the API that this names [default: /etc/svcnet/kubeconfig.yaml, else that of this node's agent]
+    #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<ExitCode> {
+    let mut problems = Problems::new(given);
+    let address: Option<SocketAddr> = problems.parse("metrics-bind-address", &args.metrics_bind_address);
+    problems.check()?;
+    let mut out = io::stdout().lock();
+    let mut well = address.is_none_or(|address| print_local(&mut out, address));
+    let kubeconfig = args.kubeconfig.clone().unwrap_or_else(usual_kubeconfig);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    match runtime.block_on(Cluster::read(&kubeconfig)) {
+        Ok(cluster) => well &= cluster.print(&mut out)?,
+        Err(error) => {
+            writeln!(out, "\nAPI: {error:#}")?;
+            well = false;
+        }
+    }
+    Ok(if well {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn usual_kubeconfig() -> PathBuf {
+    let admin = Path::new(DEFAULT_KUBECONFIG);
+    if admin.exists() {
+        admin.to_path_buf()
+    } else {
+        Path::new(DEFAULT_DATA_DIR).join("agent/kubeconfig.yaml")
+    }
+}
+
+/// This host's process.
+fn print_local(out: &mut impl Write, address: SocketAddr) -> bool {
+    let (well, line) = match svcnet_lab::up::ready(address) {
+        Ok((true, _)) => (true, "all roles are ready".to_string()),
+        Ok((false, why)) => (false, format!("not ready: {why}")),
+        Err(error) => (false, format!("svcnet does not answer at {address}: {error}")),
+    };
+    // That nobody reads is no reason to stop looking.
+    _ = writeln!(out, "This host: {line}");
+    well
+}
+
+struct Cluster {
+    nodes: Vec<Node>,
+    services: Vec<Service>,
+    slices: Vec<EndpointSlice>,
+}
+
+impl Cluster {
+    async fn read(kubeconfig: &Path) -> anyhow::Result<Self> {
+        let client = connect::client(kubeconfig).await?;
+        let all = ListParams::default();
+        let (nodes, services, slices) = (
+            Api::<Node>::all(client.clone()),
+            Api::<Service>::all(client.clone()),
+            Api::<EndpointSlice>::all(client),
+        );
+        let lists = async { tokio::try_join!(nodes.list(&all), services.list(&all), slices.list(&all)) };
+        let (nodes, services, slices) = tokio::time::timeout(PATIENCE, lists)
+            .await
+            .context("the API does not answer")?
+            .with_context(|| format!("ask the API that {} names", kubeconfig.display()))?;
+        Ok(Self {
+            nodes: nodes.items,
+            services: services.items,
+            slices: slices.items,
+        })
+    }
+
+    fn print(&self, out: &mut impl Write) -> io::Result<bool> {
+        let mut rows = vec![["NODE", "STATE", "ADDRESS", "PODS"].map(str::to_string)];
+        rows.extend(self.nodes.iter().map(node_row));
+        writeln!(out)?;
+        print_table(out, &rows)?;
+        let nodes_well = rows.iter().skip(1).all(|row| row[1] == "Ready");
+        let troubled: Vec<String> = self
+            .services
+            .iter()
+            .filter_map(|service| self.trouble(service))
+            .collect();
+        writeln!(
+            out,
+            "\n{} Services, {} with a problem",
+            self.services.len(),
+            troubled.len()
+        )?;
+        for line in &troubled {
+            writeln!(out, "  {line}")?;
+        }
+        Ok(nodes_well && troubled.is_empty())
+    }
+
+    /// What is wrong with a Service, if anything is.
+    fn trouble(&self, service: &Service) -> Option<String> {
+        let spec = service.spec.as_ref()?;
+        let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
+        if kind == "ExternalName" {
+            return None;
+        }
+        let name = service.metadata.name.as_deref()?;
+        let namespace = service.metadata.namespace.as_deref()?;
+        let ready = self.slices.iter().any(|slice| {
+            let of = slice
+                .metadata
+                .labels
+                .as_ref()
+                .and_then(|labels| labels.get(LABEL_SERVICE_NAME));
+            let here =
+                slice.metadata.namespace.as_deref() == Some(namespace) && of.is_some_and(|of| of == name);
+            let mut endpoints = slice.endpoints.iter().flatten();
+            here && endpoints.any(|endpoint| {
+                let ready = endpoint
+                    .conditions
+                    .as_ref()
+                    .and_then(|conditions| conditions.ready);
+                ready != Some(false)
+            })
+        });
+        let addresses = service
+            .status
+            .as_ref()
+            .and_then(|status| status.load_balancer.as_ref());
+        let has_address = addresses.is_some_and(|lb| lb.ingress.as_ref().is_some_and(|all| !all.is_empty()));
+        let why = if kind == "LoadBalancer" && !has_address {
+            "has no LoadBalancer address: is there an IPAddressPool with a free one?"
+        } else if !ready {
+            "has no ready endpoint: connections to it are refused"
+        } else {
+            return None;
+        };
+        Some(format!("{namespace}/{name} {why}"))
+    }
+}
+
+fn node_row(node: &Node) -> [String; 4] {
+    let status = node.status.as_ref();
+    let conditions = status.and_then(|status| status.conditions.as_ref());
+    let ready = conditions.and_then(|all| all.iter().find(|condition| condition.type_ == "Ready"));
+    let state = match ready {
+        Some(condition) if condition.status == "True" => "Ready".to_string(),
+        Some(condition) => format!("NotReady ({})", condition.reason.as_deref().unwrap_or("unknown")),
+        None => "NotReady (says nothing)".to_string(),
+    };
+    let addresses = status.and_then(|status| status.addresses.as_ref());
+    let address = addresses.and_then(|all| all.iter().find(|address| address.type_ == "InternalIP"));
+    let pods = node.spec.as_ref().and_then(|spec| spec.pod_cidr.clone());
+    [
+        node.metadata.name.clone().unwrap_or_default(),
+        state,
+        address.map_or_else(|| "-".to_string(), |address| address.address.clone()),
+        pods.unwrap_or_else(|| "-".to_string()),
+    ]
+}
