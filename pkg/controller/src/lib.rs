@@ -7,6 +7,16 @@
 pub mod alloc;
 mod config;
 mod controllers;
+mod endpoints;
+mod engine;
+mod life;
+mod loadbalancer;
+mod namespaces;
+mod nodes;
+mod queue;
+mod recorder;
+mod view;
 
 pub use config::Config;
 pub use controllers::{Controllers, Error};
+pub use nodes::NetworkTooSmall;

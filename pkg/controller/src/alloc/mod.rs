@@ -10,7 +10,7 @@ mod fields;
 mod ports;
 mod range;
 mod service;
-mod slots;
+pub(crate) mod slots;
 
 pub use addresses::AddressRangeError;
 pub use service::{RestoreWarning, ServiceAllocator};

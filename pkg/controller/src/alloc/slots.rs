@@ -10,7 +10,7 @@ use std::ops::Range;
 const DENSE_MAX: u64 = 1 << 20;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Slots {
+pub(crate) struct Slots {
     size: u64,
     taken: u64,
     set: Set,
@@ -23,7 +23,7 @@ enum Set {
 }
 
 impl Slots {
-    pub(super) fn new(size: u64) -> Self {
+    pub(crate) fn new(size: u64) -> Self {
         let words = usize::try_from(size.div_ceil(64)).unwrap_or(usize::MAX);
         let set = if size <= DENSE_MAX {
             Set::Dense(vec![0; words])
@@ -33,7 +33,7 @@ impl Slots {
         Self { size, taken: 0, set }
     }
 
-    pub(super) fn contains(&self, number: u64) -> bool {
+    pub(crate) fn contains(&self, number: u64) -> bool {
         match &self.set {
             Set::Dense(words) => words
                 .get(word_of(number))
@@ -43,7 +43,7 @@ impl Slots {
     }
 
     /// Whether it was free until now.
-    pub(super) fn insert(&mut self, number: u64) -> bool {
+    pub(crate) fn insert(&mut self, number: u64) -> bool {
         if number >= self.size || self.contains(number) {
             return false;
         }
@@ -60,7 +60,7 @@ impl Slots {
     }
 
     /// Whether it was taken until now.
-    pub(super) fn remove(&mut self, number: u64) -> bool {
+    pub(crate) fn remove(&mut self, number: u64) -> bool {
         if !self.contains(number) {
             return false;
         }
@@ -76,12 +76,12 @@ impl Slots {
         true
     }
 
-    pub(super) fn taken(&self) -> u64 {
+    pub(crate) fn taken(&self) -> u64 {
         self.taken
     }
 
     /// The first free number of the band from `start` on, going round at its end.
-    pub(super) fn free_from(&self, band: &Range<u64>, start: u64) -> Option<u64> {
+    pub(crate) fn free_from(&self, band: &Range<u64>, start: u64) -> Option<u64> {
         self.free_within(start..band.end)
             .or_else(|| self.free_within(band.start..start.min(band.end)))
     }

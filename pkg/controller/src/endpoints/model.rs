@@ -1,0 +1,591 @@
+//! Services, Pods, Endpoints and EndpointSlices, cut down to what decides who serves whom, and the way back to the
+//! wire.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use svcnet_api::wellknown::{LABEL_MANAGED_BY, LABEL_SERVICE_NAME};
+
+pub(super) const MANAGER_SELECTED: &str = "endpointslice-controller.k8s.io";
+pub(super) const MANAGER_MIRRORED: &str = "endpointslicemirroring-controller.k8s.io";
+pub(super) const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
+pub(super) const LABEL_SKIP_MIRROR: &str = "endpointslice.kubernetes.io/skip-mirror";
+/// Label of Endpoints that were made from a selector (KEP-4974).
+pub(super) const LABEL_ENDPOINTS_MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
+pub(super) const ENDPOINTS_MANAGER: &str = "endpoint-controller";
+pub(super) const ANNOTATION_TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+pub(super) const ANNOTATION_OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
+pub(super) const ANNOTATION_LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
+const ANNOTATION_LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
+
+pub(super) type Labels = BTreeMap<String, String>;
+
+/// `addressType` of the slices that are made here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+
+    pub(super) fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// What a Service sends its traffic to on a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum TargetPort {
+    Number(i32),
+    /// A port that each pod names for itself.
+    Name(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ServicePort {
+    pub(super) name: String,
+    pub(super) protocol: String,
+    pub(super) app_protocol: Option<String>,
+    pub(super) target: TargetPort,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Service {
+    pub(super) name: String,
+    pub(super) uid: String,
+    pub(super) labels: Labels,
+    pub(super) created: Option<Timestamp>,
+    /// Empty where there is none. ExternalName Services have none, whatever they say.
+    pub(super) selector: Labels,
+    pub(super) external: bool,
+    pub(super) headless: bool,
+    pub(super) publish_not_ready: bool,
+    pub(super) families: Vec<Family>,
+    pub(super) ports: Vec<ServicePort>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PodPort {
+    name: String,
+    protocol: String,
+    number: i32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pod {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) uid: String,
+    pub(super) labels: Labels,
+    pub(super) node: Option<String>,
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) ready: bool,
+    /// Since when it is ready or not.
+    pub(super) ready_since: Option<Timestamp>,
+    pub(super) terminating: bool,
+    /// It ran to its end: it will never serve again.
+    pub(super) finished: bool,
+    pub(super) hostname: Option<String>,
+    pub(super) subdomain: Option<String>,
+    pub(super) ports: Vec<PodPort>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Port {
+    pub(super) name: String,
+    pub(super) number: i32,
+    pub(super) protocol: String,
+    pub(super) app_protocol: Option<String>,
+}
+
+/// The object behind an address: nearly always a pod.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Target {
+    pub(super) kind: String,
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) uid: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    pub(super) address: IpAddr,
+    pub(super) ready: bool,
+    /// Absent in mirrored slices, as is `terminating`.
+    pub(super) serving: Option<bool>,
+    pub(super) terminating: Option<bool>,
+    pub(super) hostname: Option<String>,
+    pub(super) node: Option<String>,
+    pub(super) zone: Option<String>,
+    pub(super) target: Option<Target>,
+}
+
+/// What makes two endpoints the same one in different states.
+pub(super) type EndpointId = (IpAddr, Option<Target>, Option<String>);
+
+impl Endpoint {
+    pub(super) fn id(&self) -> EndpointId {
+        (self.address, self.target.clone(), self.hostname.clone())
+    }
+}
+
+/// The object that a slice was made for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Owner {
+    pub(super) kind: String,
+    pub(super) name: String,
+    pub(super) uid: String,
+}
+
+/// All of a slice but its name and version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Slice {
+    pub(super) family: Family,
+    pub(super) ports: Vec<Port>,
+    pub(super) endpoints: Vec<Endpoint>,
+    pub(super) labels: Labels,
+    /// Without the trigger time, which by itself is no reason to write.
+    pub(super) annotations: Labels,
+    pub(super) owner: Option<Owner>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Address {
+    pub(super) ip: IpAddr,
+    pub(super) hostname: Option<String>,
+    pub(super) node: Option<String>,
+    pub(super) target: Option<Target>,
+}
+
+/// Addresses that all serve all of the ports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Subset {
+    pub(super) ready: Vec<Address>,
+    pub(super) not_ready: Vec<Address>,
+    pub(super) ports: Vec<Port>,
+}
+
+/// All of an Endpoints object but its name and version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Endpoints {
+    pub(super) subsets: Vec<Subset>,
+    pub(super) labels: Labels,
+    /// Without the trigger time.
+    pub(super) annotations: Labels,
+}
+
+impl Service {
+    pub(super) fn from_object(object: &core::Service) -> Self {
+        let spec = object.spec.clone().unwrap_or_default();
+        let external = spec.type_.as_deref() == Some("ExternalName");
+        let families = spec.ip_families.iter().flatten();
+        let mut families: Vec<Family> = families
+            .map(|family| if family == "IPv6" { Family::V6 } else { Family::V4 })
+            .collect();
+        if families.is_empty() {
+            let address = spec.cluster_ip.as_deref().and_then(|ip| ip.parse().ok());
+            families.push(address.map_or(Family::V4, Family::of));
+        }
+        Self {
+            name: object.metadata.name.clone().unwrap_or_default(),
+            uid: object.metadata.uid.clone().unwrap_or_default(),
+            labels: object.metadata.labels.clone().unwrap_or_default(),
+            created: object.metadata.creation_timestamp.as_ref().map(|time| time.0),
+            selector: if external {
+                Labels::new()
+            } else {
+                spec.selector.unwrap_or_default()
+            },
+            external,
+            headless: spec.cluster_ip.as_deref() == Some("None"),
+            publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
+            families,
+            ports: spec
+                .ports
+                .iter()
+                .flatten()
+                .map(ServicePort::from_object)
+                .collect(),
+        }
+    }
+
+    pub(super) fn selects(&self, labels: &Labels) -> bool {
+        !self.selector.is_empty()
+            && self
+                .selector
+                .iter()
+                .all(|(key, value)| labels.get(key) == Some(value))
+    }
+}
+
+impl ServicePort {
+    fn from_object(port: &core::ServicePort) -> Self {
+        let target = match &port.target_port {
+            Some(IntOrString::String(name)) => TargetPort::Name(name.clone()),
+            Some(IntOrString::Int(number)) if *number != 0 => TargetPort::Number(*number),
+            _ => TargetPort::Number(port.port),
+        };
+        Self {
+            name: port.name.clone().unwrap_or_default(),
+            protocol: port.protocol.clone().unwrap_or_else(tcp),
+            app_protocol: port.app_protocol.clone(),
+            target,
+        }
+    }
+
+    /// The port that a pod serves this one on, or nothing where it does not have a port of that name.
+    pub(super) fn on(&self, pod: &Pod) -> Option<Port> {
+        let number = match &self.target {
+            TargetPort::Number(number) => *number,
+            TargetPort::Name(name) => {
+                pod.ports
+                    .iter()
+                    .find(|port| port.name == *name && port.protocol == self.protocol)?
+                    .number
+            }
+        };
+        Some(Port {
+            name: self.name.clone(),
+            number,
+            protocol: self.protocol.clone(),
+            app_protocol: self.app_protocol.clone(),
+        })
+    }
+}
+
+impl Pod {
+    pub(super) fn from_object(object: &core::Pod) -> Self {
+        let meta = &object.metadata;
+        let status = object.status.clone().unwrap_or_default();
+        let spec = object.spec.as_ref();
+        let ready = status
+            .conditions
+            .iter()
+            .flatten()
+            .find(|condition| condition.type_ == "Ready");
+        let listed = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
+        let mut addresses: Vec<IpAddr> = listed.filter_map(|ip| ip.parse().ok()).collect();
+        if addresses.is_empty() {
+            addresses.extend(status.pod_ip.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok()));
+        }
+        let containers = spec.into_iter().flat_map(|spec| {
+            let sidecars = spec.init_containers.iter().flatten();
+            let sidecars = sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always"));
+            spec.containers.iter().chain(sidecars)
+        });
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            labels: meta.labels.clone().unwrap_or_default(),
+            node: spec.and_then(|spec| spec.node_name.clone()),
+            addresses,
+            ready: ready.is_some_and(|condition| condition.status == "True"),
+            ready_since: ready
+                .and_then(|condition| condition.last_transition_time.as_ref())
+                .map(|time| time.0),
+            terminating: meta.deletion_timestamp.is_some(),
+            finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+            hostname: spec.and_then(|spec| spec.hostname.clone()),
+            subdomain: spec.and_then(|spec| spec.subdomain.clone()),
+            ports: containers
+                .flat_map(|c| c.ports.iter().flatten())
+                .filter_map(PodPort::from_object)
+                .collect(),
+        }
+    }
+
+    pub(super) fn address(&self, family: Family) -> Option<IpAddr> {
+        self.addresses
+            .iter()
+            .copied()
+            .find(|address| Family::of(*address) == family)
+    }
+
+    pub(super) fn target(&self) -> Target {
+        Target {
+            kind: "Pod".to_string(),
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            uid: self.uid.clone(),
+        }
+    }
+
+    /// The pod's own name in the Service's domain, where the Service governs it.
+    pub(super) fn hostname_in(&self, service: &Service) -> Option<String> {
+        let governed = self.subdomain.as_deref() == Some(service.name.as_str());
+        self.hostname
+            .clone()
+            .filter(|hostname| governed && !hostname.is_empty())
+    }
+}
+
+impl PodPort {
+    fn from_object(port: &core::ContainerPort) -> Option<Self> {
+        // Only named ports are ever looked up.
+        Some(Self {
+            name: port.name.clone().filter(|name| !name.is_empty())?,
+            protocol: port.protocol.clone().unwrap_or_else(tcp),
+            number: port.container_port,
+        })
+    }
+}
+
+/// The zone that a node says it is in.
+pub(super) fn zone(node: &core::Node) -> Option<String> {
+    node.metadata.labels.as_ref()?.get(LABEL_ZONE).cloned()
+}
+
+impl Slice {
+    /// A slice of one of our two managers with the name of its Service; nothing for others' slices.
+    pub(super) fn from_object(object: &discovery::EndpointSlice) -> Option<(String, Self)> {
+        let labels = object.metadata.labels.clone()?;
+        let manager = labels.get(LABEL_MANAGED_BY)?;
+        if manager != MANAGER_SELECTED && manager != MANAGER_MIRRORED {
+            return None;
+        }
+        let service = labels.get(LABEL_SERVICE_NAME)?.clone();
+        let family = match object.address_type.as_str() {
+            "IPv4" => Family::V4,
+            "IPv6" => Family::V6,
+            _ => return None,
+        };
+        let owner = object
+            .metadata
+            .owner_references
+            .iter()
+            .flatten()
+            .next()
+            .map(|owner| Owner {
+                kind: owner.kind.clone(),
+                name: owner.name.clone(),
+                uid: owner.uid.clone(),
+            });
+        let slice = Self {
+            family,
+            ports: object.ports.iter().flatten().map(Port::from_slice).collect(),
+            endpoints: object
+                .endpoints
+                .iter()
+                .flatten()
+                .filter_map(Endpoint::from_object)
+                .collect(),
+            labels,
+            annotations: kept_annotations(&object.metadata),
+            owner,
+        };
+        Some((service, slice))
+    }
+
+    pub(super) fn manager(&self) -> &str {
+        self.labels
+            .get(LABEL_MANAGED_BY)
+            .map(String::as_str)
+            .unwrap_or_default()
+    }
+
+    pub(super) fn to_object(&self, mut metadata: ObjectMeta) -> discovery::EndpointSlice {
+        metadata.labels = Some(self.labels.clone());
+        metadata
+            .annotations
+            .get_or_insert_default()
+            .extend(self.annotations.clone());
+        metadata.owner_references = self.owner.as_ref().map(|owner| {
+            vec![OwnerReference {
+                api_version: "v1".to_string(),
+                kind: owner.kind.clone(),
+                name: owner.name.clone(),
+                uid: owner.uid.clone(),
+                controller: Some(true),
+                block_owner_deletion: Some(true),
+            }]
+        });
+        discovery::EndpointSlice {
+            metadata,
+            address_type: self.family.as_str().to_string(),
+            endpoints: Some(self.endpoints.iter().map(Endpoint::to_object).collect()),
+            ports: Some(self.ports.iter().map(Port::to_slice).collect()),
+        }
+    }
+}
+
+impl Endpoint {
+    fn from_object(object: &discovery::Endpoint) -> Option<Self> {
+        let conditions = object.conditions.clone().unwrap_or_default();
+        Some(Self {
+            address: object.addresses.first()?.parse().ok()?,
+            ready: conditions.ready.unwrap_or(true),
+            serving: conditions.serving,
+            terminating: conditions.terminating,
+            hostname: object.hostname.clone(),
+            node: object.node_name.clone(),
+            zone: object.zone.clone(),
+            target: object.target_ref.as_ref().map(Target::from_object),
+        })
+    }
+
+    fn to_object(&self) -> discovery::Endpoint {
+        discovery::Endpoint {
+            addresses: vec![self.address.to_string()],
+            conditions: Some(discovery::EndpointConditions {
+                ready: Some(self.ready),
+                serving: self.serving,
+                terminating: self.terminating,
+            }),
+            hostname: self.hostname.clone(),
+            node_name: self.node.clone(),
+            zone: self.zone.clone(),
+            target_ref: self.target.as_ref().map(Target::to_object),
+            ..discovery::Endpoint::default()
+        }
+    }
+}
+
+impl Target {
+    fn from_object(object: &core::ObjectReference) -> Self {
+        Self {
+            kind: object.kind.clone().unwrap_or_default(),
+            namespace: object.namespace.clone().unwrap_or_default(),
+            name: object.name.clone().unwrap_or_default(),
+            uid: object.uid.clone().unwrap_or_default(),
+        }
+    }
+
+    fn to_object(&self) -> core::ObjectReference {
+        let text = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+        core::ObjectReference {
+            kind: text(&self.kind),
+            namespace: text(&self.namespace),
+            name: text(&self.name),
+            uid: text(&self.uid),
+            ..core::ObjectReference::default()
+        }
+    }
+}
+
+impl Port {
+    fn from_slice(port: &discovery::EndpointPort) -> Self {
+        Self {
+            name: port.name.clone().unwrap_or_default(),
+            number: port.port.unwrap_or_default(),
+            protocol: port.protocol.clone().unwrap_or_else(tcp),
+            app_protocol: port.app_protocol.clone(),
+        }
+    }
+
+    fn to_slice(&self) -> discovery::EndpointPort {
+        discovery::EndpointPort {
+            name: Some(self.name.clone()),
+            port: Some(self.number),
+            protocol: Some(self.protocol.clone()),
+            app_protocol: self.app_protocol.clone(),
+        }
+    }
+
+    fn from_subset(port: &core::EndpointPort) -> Self {
+        Self {
+            name: port.name.clone().unwrap_or_default(),
+            number: port.port,
+            protocol: port.protocol.clone().unwrap_or_else(tcp),
+            app_protocol: port.app_protocol.clone(),
+        }
+    }
+
+    fn to_subset(&self) -> core::EndpointPort {
+        core::EndpointPort {
+            name: Some(self.name.clone()).filter(|name| !name.is_empty()),
+            port: self.number,
+            protocol: Some(self.protocol.clone()),
+            app_protocol: self.app_protocol.clone(),
+        }
+    }
+}
+
+impl Address {
+    fn from_object(object: &core::EndpointAddress) -> Option<Self> {
+        Some(Self {
+            ip: object.ip.parse().ok()?,
+            hostname: object.hostname.clone(),
+            node: object.node_name.clone(),
+            target: object.target_ref.as_ref().map(Target::from_object),
+        })
+    }
+
+    fn to_object(&self) -> core::EndpointAddress {
+        core::EndpointAddress {
+            ip: self.ip.to_string(),
+            hostname: self.hostname.clone(),
+            node_name: self.node.clone(),
+            target_ref: self.target.as_ref().map(Target::to_object),
+        }
+    }
+}
+
+impl Endpoints {
+    pub(super) fn from_object(object: &core::Endpoints) -> Self {
+        let addresses = |list: &Option<Vec<core::EndpointAddress>>| {
+            list.iter().flatten().filter_map(Address::from_object).collect()
+        };
+        let subset = |subset: &core::EndpointSubset| Subset {
+            ready: addresses(&subset.addresses),
+            not_ready: addresses(&subset.not_ready_addresses),
+            ports: subset.ports.iter().flatten().map(Port::from_subset).collect(),
+        };
+        Self {
+            subsets: object.subsets.iter().flatten().map(subset).collect(),
+            labels: object.metadata.labels.clone().unwrap_or_default(),
+            annotations: kept_annotations(&object.metadata),
+        }
+    }
+
+    pub(super) fn to_object(&self, mut metadata: ObjectMeta) -> core::Endpoints {
+        metadata.labels = Some(self.labels.clone());
+        metadata
+            .annotations
+            .get_or_insert_default()
+            .extend(self.annotations.clone());
+        let addresses =
+            |list: &[Address]| (!list.is_empty()).then(|| list.iter().map(Address::to_object).collect());
+        let subset = |subset: &Subset| core::EndpointSubset {
+            addresses: addresses(&subset.ready),
+            not_ready_addresses: addresses(&subset.not_ready),
+            ports: (!subset.ports.is_empty()).then(|| subset.ports.iter().map(Port::to_subset).collect()),
+        };
+        let subsets: Vec<core::EndpointSubset> = self.subsets.iter().map(subset).collect();
+        core::Endpoints {
+            metadata,
+            subsets: (!subsets.is_empty()).then_some(subsets),
+        }
+    }
+
+    /// Whether they were made from a selector, by us or by another controller of that kind.
+    pub(super) fn is_managed(&self) -> bool {
+        self.labels
+            .get(LABEL_ENDPOINTS_MANAGED_BY)
+            .is_some_and(|manager| manager == ENDPOINTS_MANAGER)
+    }
+}
+
+fn kept_annotations(metadata: &ObjectMeta) -> Labels {
+    let mut annotations = metadata.annotations.clone().unwrap_or_default();
+    annotations.remove(ANNOTATION_TRIGGER_TIME);
+    annotations.remove(ANNOTATION_LAST_APPLIED);
+    annotations
+}
+
+fn tcp() -> String {
+    "TCP".to_string()
+}
