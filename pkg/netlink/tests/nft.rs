@@ -39,6 +39,7 @@ fn listing(ns: &OwnedNetNs) -> String {
     String::from_utf8(text.stdout).unwrap()
 }
 
+#[expect(clippy::too_many_lines, reason = "one declaration, best read in one piece")]
 fn balancer(family: Family) -> Ruleset {
     const V4: [DataType; 3] = [DataType::Ipv4, DataType::Proto, DataType::Port];
     const V6: [DataType; 3] = [DataType::Ipv6, DataType::Proto, DataType::Port];

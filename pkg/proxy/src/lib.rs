@@ -1,1 +1,23 @@
-//! svcnet-proxy
+//! Services made to work on a node: what kube-proxy does.
+//!
+//! [`view`] holds what the cluster says, small; [`desired`] computes frontends from it; a [`Backend`] makes the kernel
+//! hold them. [`Engine`] ties the three together and [`Proxy`] runs it on watches. There is one backend,
+//! [`Nftables`].
+//!
+//! A Service with several wishes for one address is resolved here and nowhere else: see [`desired`] for policies,
+//! terminating endpoints and masquerading, and `engine.rs` for frontends that two Services want.
+
+mod backend;
+pub mod desired;
+mod engine;
+mod model;
+pub mod nftables;
+mod run;
+pub mod view;
+
+pub use backend::{Backend, Report};
+pub use desired::Settings;
+pub use engine::{Engine, Update};
+pub use model::{Endpoint, Fate, Frontend, FrontendKey, Masquerade, Protocol};
+pub use nftables::{Nftables, cleanup};
+pub use run::{Config, Error, Proxy};

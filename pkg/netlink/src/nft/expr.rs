@@ -211,12 +211,14 @@ pub enum Expr {
     },
     /// Ends the rule with a verdict.
     Verdict(Verdict),
-    /// Chooses a number below `modulus`.
+    /// Chooses one of `modulus` numbers.
     Numgen {
         /// How.
         kind: Numgen,
         /// Bound.
         modulus: u32,
+        /// Added to it.
+        offset: u32,
         /// Destination, in host byte order.
         reg: Reg,
     },
@@ -359,11 +361,16 @@ impl Expr {
             Self::Verdict(verdict) => {
                 w.be32(1, VERDICT_REGISTER).nest(2, |w| verdict.encode(w));
             }
-            Self::Numgen { kind, modulus, reg } => {
+            Self::Numgen {
+                kind,
+                modulus,
+                offset,
+                reg,
+            } => {
                 w.be32(1, reg.number())
                     .be32(2, *modulus)
                     .be32(3, *kind as u32)
-                    .be32(4, 0);
+                    .be32(4, *offset);
             }
             Self::Hash {
                 source,
@@ -382,10 +389,8 @@ impl Expr {
                 w.be32(1, 1).be32(2, u32::from(family.number()));
                 w.be32(3, addr.number()).be32(5, port.number());
             }
-            Self::Masquerade { flags } => {
-                if *flags != 0 {
-                    w.be32(1, *flags);
-                }
+            Self::Masquerade { flags } if *flags != 0 => {
+                w.be32(1, *flags);
             }
             Self::Reject(reject) => {
                 let (kind, code) = match reject {

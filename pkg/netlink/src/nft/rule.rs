@@ -5,7 +5,7 @@ use ipnet::IpNet;
 
 use super::expr::{CT_STATE_NEW, CT_STATUS_DNAT};
 use super::expr::{
-    CmpOp, CtKey, DynsetOp, Expr, FibOf, Header, MetaKey, NAT_FULLY_RANDOM, RTN_LOCAL, Reg, Reject,
+    CmpOp, CtKey, DynsetOp, Expr, FibOf, Header, MetaKey, NAT_FULLY_RANDOM, Numgen, RTN_LOCAL, Reg, Reject,
 };
 use super::object::{Family, Rule, Verdict};
 
@@ -29,6 +29,13 @@ pub enum Field {
     OriginalDport,
     /// `numgen random mod N`
     RandomBelow(u32),
+    /// `numgen random mod N offset M`
+    RandomFrom {
+        /// How many numbers there are.
+        modulus: u32,
+        /// The lowest of them.
+        offset: u32,
+    },
 }
 
 impl Field {
@@ -93,15 +100,18 @@ impl Field {
                 },
                 1,
             ),
-            Self::RandomBelow(modulus) => (
-                Expr::Numgen {
-                    kind: super::expr::Numgen::Random,
-                    modulus,
-                    reg,
-                },
-                1,
-            ),
+            Self::RandomBelow(modulus) => (random(modulus, 0, reg), 1),
+            Self::RandomFrom { modulus, offset } => (random(modulus, offset, reg), 1),
         }
+    }
+}
+
+fn random(modulus: u32, offset: u32, reg: Reg) -> Expr {
+    Expr::Numgen {
+        kind: Numgen::Random,
+        modulus,
+        offset,
+        reg,
     }
 }
 

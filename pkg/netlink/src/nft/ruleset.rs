@@ -26,6 +26,7 @@ pub struct Ruleset {
     comment: &'static str,
     sets: Vec<Set>,
     chains: Vec<Chain>,
+    open_chains: Vec<Chain>,
     rules: Vec<Rule>,
 }
 
@@ -37,6 +38,7 @@ impl Ruleset {
             comment,
             sets: Vec::new(),
             chains: Vec::new(),
+            open_chains: Vec::new(),
             rules: Vec::new(),
         }
     }
@@ -52,6 +54,13 @@ impl Ruleset {
     #[must_use]
     pub fn chain(mut self, chain: Chain) -> Self {
         self.chains.push(chain);
+        self
+    }
+
+    /// With a chain whose rules are not part of the declaration.
+    #[must_use]
+    pub fn open_chain(mut self, chain: Chain) -> Self {
+        self.open_chains.push(chain);
         self
     }
 
@@ -88,7 +97,7 @@ impl Ruleset {
         for set in &self.sets {
             batch.add_set(&self.table, set);
         }
-        for chain in &self.chains {
+        for chain in self.chains.iter().chain(&self.open_chains) {
             batch.add_chain(&self.table, chain);
         }
         for rule in &self.rules {
@@ -112,13 +121,14 @@ impl Ruleset {
         }
         let sets = socket.sets(&self.table)?;
         let chains = socket.chains(&self.table)?;
-        let chains_right = self.chains.iter().all(|chain| {
+        let declared = || self.chains.iter().chain(&self.open_chains);
+        let chains_right = declared().all(|chain| {
             let hook = chain.base.map(|base| (base.hook as u32, base.priority));
             chains.iter().any(|c| c.name == chain.name && c.hook == hook)
         });
         let no_others = chains
             .iter()
-            .all(|c| self.chains.iter().any(|d| d.name == c.name) || extra(&c.name));
+            .all(|c| declared().any(|d| d.name == c.name) || extra(&c.name));
         if !chains_right || !no_others || !self.sets.iter().all(|set| sets.contains(&set.name.to_string())) {
             return Ok(false);
         }

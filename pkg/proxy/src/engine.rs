@@ -1,0 +1,270 @@
+//! The core of the proxy: takes changes in, computes frontends, hands what differs to the backend. It knows nothing of
+//! watches, threads and clocks, so tests and benchmarks drive it directly:
+//!
+//! ```no_run
+//! use svcnet_proxy::{Engine, Nftables, Settings, Update};
+//! use svcnet_runtime::Change;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let backend = Nftables::open(&["10.244.0.0/16".parse()?], &["10.96.0.0/12".parse()?])?;
+//! let mut engine = Engine::new("n1", Settings::default(), Box::new(backend));
+//! engine.apply_change(Update::Services(Change::Reset(Vec::new())));
+//! engine.apply_change(Update::Slices(Change::Reset(Vec::new())));
+//! let report = engine.sync()?; // from here on each sync commits what was applied since the last
+//! # Ok(()) }
+//! ```
+
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::BorrowedFd;
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use svcnet_netlink::nft::Error;
+use svcnet_runtime::Change;
+
+use crate::backend::{Backend, Report};
+use crate::desired::{Settings, frontends};
+use crate::model::{Frontend, FrontendKey};
+use crate::view::{Name, View};
+
+/// One change of what is watched.
+#[derive(Debug, Clone)]
+pub enum Update {
+    /// Of Services.
+    Services(Change<Service>),
+    /// Of EndpointSlices.
+    Slices(Change<EndpointSlice>),
+}
+
+/// The proxy without its surroundings.
+pub struct Engine {
+    view: View,
+    settings: Settings,
+    dirty: BTreeSet<Name>,
+    claims: Claims,
+    backend: Box<dyn Backend>,
+    trust: Trust,
+}
+
+/// How far the backend is known to hold what it was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    /// It does.
+    Synced,
+    /// It may hold anything: look.
+    Unknown,
+    /// Looking did not help: replace everything.
+    Broken,
+}
+
+impl Engine {
+    /// A proxy for the node of that name. Until the first lists of Services and slices have come, nothing is done.
+    pub fn new(node_name: &str, settings: Settings, backend: Box<dyn Backend>) -> Self {
+        Self {
+            view: View::new(node_name),
+            settings,
+            dirty: BTreeSet::new(),
+            claims: Claims::default(),
+            backend,
+            trust: Trust::Unknown,
+        }
+    }
+
+    /// Takes in a change; [`Self::sync`] brings it into force.
+    pub fn apply_change(&mut self, update: Update) {
+        match update {
+            Update::Services(change) => self.view.change_services(change, &mut self.dirty),
+            Update::Slices(change) => self.view.change_slices(change, &mut self.dirty),
+        }
+    }
+
+    /// Whether the first lists have come.
+    pub fn is_complete(&self) -> bool {
+        self.view.is_complete()
+    }
+
+    /// Whether there is anything for [`Self::sync`] to do.
+    pub fn is_pending(&self) -> bool {
+        self.is_complete() && (self.trust != Trust::Synced || !self.dirty.is_empty())
+    }
+
+    /// How many Services there are.
+    pub fn service_count(&self) -> usize {
+        self.view.service_count()
+    }
+
+    /// How many frontends they have.
+    pub fn frontend_count(&self) -> usize {
+        self.claims.owners.len()
+    }
+
+    /// Every frontend that there should be, from scratch.
+    pub fn desired(&self) -> impl Iterator<Item = Frontend> + '_ {
+        desired(&self.view, &self.settings, &self.claims)
+    }
+
+    /// Brings all changes into force, in one transaction. After an error, the next call looks at what is there first.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn sync(&mut self) -> Result<Report, Error> {
+        if !self.is_complete() {
+            return Ok(Report::default());
+        }
+        let changes = self.changes();
+        let result = match self.trust {
+            Trust::Synced if changes.is_empty() => return Ok(Report::default()),
+            Trust::Synced => self.backend.change(changes),
+            Trust::Unknown | Trust::Broken => {
+                let mut desired = desired(&self.view, &self.settings, &self.claims);
+                self.backend.converge(&mut desired, self.trust == Trust::Broken)
+            }
+        };
+        self.trust = match (&result, self.trust) {
+            (Ok(_), _) => Trust::Synced,
+            (Err(_), Trust::Synced) => Trust::Unknown,
+            (Err(_), _) => Trust::Broken,
+        };
+        result
+    }
+
+    /// Looks whether somebody else has changed what is ours; if so, the next [`Self::sync`] repairs it.
+    ///
+    /// # Errors
+    /// When the kernel can not be asked.
+    pub fn check(&mut self) -> Result<bool, Error> {
+        let touched = self.backend.touched()?;
+        if touched && self.trust == Trust::Synced {
+            self.trust = Trust::Unknown;
+        }
+        Ok(touched)
+    }
+
+    /// Name of the backend.
+    pub fn mode(&self) -> &'static str {
+        self.backend.name()
+    }
+
+    /// Readable when [`Self::check`] may find something.
+    pub fn wake(&self) -> Option<BorrowedFd<'_>> {
+        self.backend.wake()
+    }
+
+    /// The frontends of the Services that changed.
+    fn changes(&mut self) -> Vec<(FrontendKey, Option<Frontend>)> {
+        let mut changes: HashMap<FrontendKey, Option<Frontend>> = HashMap::new();
+        // A Service that gives a frontend up can make another one change, which comes into the queue then.
+        while let Some(name) = self.dirty.pop_first() {
+            let wanted = frontends(&name, &self.view, &self.settings);
+            for key in self.claims.release(&name, &wanted) {
+                match self.claims.next_owner(&key) {
+                    Some(heir) => drop(self.dirty.insert(heir)),
+                    None => drop(changes.insert(key, None)),
+                }
+            }
+            for frontend in wanted {
+                match self.claims.claim(frontend.key, &name) {
+                    Claim::Granted => drop(changes.insert(frontend.key, Some(frontend))),
+                    Claim::Waits(owner) => {
+                        tracing::warn!(
+                            object.name = %name, frontend = %frontend.key, owner = %owner,
+                            "another service has this frontend"
+                        );
+                    }
+                }
+            }
+        }
+        changes.into_iter().collect()
+    }
+}
+
+fn desired<'a>(
+    view: &'a View,
+    settings: &'a Settings,
+    claims: &'a Claims,
+) -> impl Iterator<Item = Frontend> + 'a {
+    view.service_names().flat_map(move |name| {
+        let of_service = frontends(name, view, settings);
+        of_service
+            .into_iter()
+            .filter(move |frontend| claims.is_owner(&frontend.key, name))
+    })
+}
+
+/// Which Service has which frontend. Two can want the same, by `externalIPs` for one; the first by name has it,
+/// whichever came first, so that every node decides alike.
+#[derive(Debug, Default)]
+struct Claims {
+    owners: HashMap<FrontendKey, Name>,
+    waiting: HashMap<FrontendKey, BTreeSet<Name>>,
+    by_service: HashMap<Name, Box<[FrontendKey]>>,
+}
+
+enum Claim {
+    Granted,
+    Waits(Name),
+}
+
+impl Claims {
+    fn is_owner(&self, key: &FrontendKey, name: &Name) -> bool {
+        self.owners.get(key) == Some(name)
+    }
+
+    /// Notes what a Service wants now, and gives back the frontends that it had and does not want any more.
+    fn release(&mut self, name: &Name, wanted: &[Frontend]) -> Vec<FrontendKey> {
+        let keys: Box<[FrontendKey]> = wanted.iter().map(|frontend| frontend.key).collect();
+        let old = if keys.is_empty() {
+            self.by_service.remove(name)
+        } else {
+            self.by_service.insert(name.clone(), keys)
+        };
+        let mut released = Vec::new();
+        for key in old.unwrap_or_default() {
+            if wanted.binary_search_by_key(&key, |frontend| frontend.key).is_ok() {
+                continue;
+            }
+            if self.is_owner(&key, name) {
+                self.owners.remove(&key);
+                released.push(key);
+            } else {
+                self.stop_waiting(&key, name);
+            }
+        }
+        released
+    }
+
+    /// Who has a released frontend from now on.
+    fn next_owner(&mut self, key: &FrontendKey) -> Option<Name> {
+        let heir = self.waiting.get(key)?.first()?.clone();
+        self.stop_waiting(key, &heir);
+        self.owners.insert(*key, heir.clone());
+        Some(heir)
+    }
+
+    fn claim(&mut self, key: FrontendKey, name: &Name) -> Claim {
+        match self.owners.get(&key) {
+            Some(owner) if owner == name => Claim::Granted,
+            Some(owner) if owner < name => {
+                let owner = owner.clone();
+                self.waiting.entry(key).or_default().insert(name.clone());
+                Claim::Waits(owner)
+            }
+            other => {
+                if let Some(former) = other.cloned() {
+                    self.waiting.entry(key).or_default().insert(former);
+                }
+                self.owners.insert(key, name.clone());
+                Claim::Granted
+            }
+        }
+    }
+
+    fn stop_waiting(&mut self, key: &FrontendKey, name: &Name) {
+        if let Some(waiting) = self.waiting.get_mut(key) {
+            waiting.remove(name);
+            if waiting.is_empty() {
+                self.waiting.remove(key);
+            }
+        }
+    }
+}

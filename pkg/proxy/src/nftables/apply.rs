@@ -1,0 +1,114 @@
+//! From a plan to a batch. No choices are made here.
+
+use svcnet_netlink::nft::{Batch, Chain, Data, Element, Family, Table};
+
+use super::layout::{self, Networks, RECORD, Stay};
+use super::plan::{Plan, ShapeAt, Stays};
+
+/// The batch that carries a plan out.
+pub(crate) fn batch(plan: &Plan, networks: &Networks) -> Batch {
+    let tables = Tables::default();
+    let mut batch = Batch::new();
+    for family in &plan.rebuild {
+        batch.remove_table(tables.of(*family));
+        layout::ruleset(*family, networks).create(&mut batch);
+    }
+    for shape in &plan.new_shapes {
+        add_shape(&mut batch, &tables, *shape, networks);
+    }
+    for (family, stays) in &plan.stays {
+        add_stays(&mut batch, tables.of(*family), *family, stays);
+    }
+    for slot in &plan.deletes {
+        batch.delete_element(tables.of(slot.family()), &slot.set(), slot.key().as_bytes(), None);
+    }
+    for (slot, value, name) in &plan.adds {
+        let (key, value) = (slot.key(), value.concat());
+        let element = Element {
+            data: value
+                .as_ref()
+                .map_or(Data::None, |value| Data::Value(value.as_bytes())),
+            comment: Some(&**name).filter(|name| !name.is_empty()),
+            ..Element::key(key.as_bytes())
+        };
+        batch.add_element(tables.of(slot.family()), &slot.set(), &element);
+    }
+    for (family, stays) in &plan.stays {
+        remove_stays(&mut batch, tables.of(*family), stays);
+    }
+    for shape in &plan.old_shapes {
+        remove_shape(&mut batch, &tables, *shape);
+    }
+    batch
+}
+
+/// One value of each table's name for all the elements.
+struct Tables([Table; 2]);
+
+impl Default for Tables {
+    fn default() -> Self {
+        Self([layout::table(Family::Ip), layout::table(Family::Ip6)])
+    }
+}
+
+impl Tables {
+    fn of(&self, family: Family) -> &Table {
+        &self.0[usize::from(family == Family::Ip6)]
+    }
+}
+
+fn add_shape(batch: &mut Batch, tables: &Tables, (family, place, shape): ShapeAt, networks: &Networks) {
+    let table = tables.of(family);
+    if let Some(chain) = shape.chain(place) {
+        batch.add_chain(table, &Chain::regular(chain));
+        for rule in shape.rules(place, family, &networks.pods) {
+            batch.add_rule(table, &rule);
+        }
+    }
+    let verdict = shape.verdict(place);
+    let code = shape.code().to_ne_bytes();
+    let element = Element {
+        data: Data::Verdict(&verdict),
+        ..Element::key(&code)
+    };
+    batch.add_element(table, place.dispatch(), &element);
+}
+
+fn remove_shape(batch: &mut Batch, tables: &Tables, (family, place, shape): ShapeAt) {
+    let table = tables.of(family);
+    batch.delete_element(table, place.dispatch(), &shape.code().to_ne_bytes(), None);
+    if let Some(chain) = shape.chain(place) {
+        batch.flush_chain(table, &chain);
+        batch.delete_chain(table, &chain);
+    }
+}
+
+fn add_stays(batch: &mut Batch, table: &Table, family: Family, stays: &Stays) {
+    for seconds in &stays.new {
+        let stay = Stay::new(*seconds);
+        for set in stay.sets(family) {
+            batch.add_set(table, &set);
+        }
+        batch.add_chain(table, &Chain::regular(stay.chain.clone()));
+        for rule in stay.rules(family, *seconds) {
+            batch.add_rule(table, &rule);
+        }
+    }
+    batch.flush_chain(table, RECORD);
+    for seconds in &stays.all {
+        for rule in Stay::new(*seconds).record_rules(family) {
+            batch.add_rule(table, &rule);
+        }
+    }
+}
+
+fn remove_stays(batch: &mut Batch, table: &Table, stays: &Stays) {
+    for seconds in &stays.old {
+        let stay = Stay::new(*seconds);
+        batch.flush_chain(table, &stay.chain);
+        batch.delete_chain(table, &stay.chain);
+        for (_, set) in &stay.sets {
+            batch.delete_set(table, set);
+        }
+    }
+}

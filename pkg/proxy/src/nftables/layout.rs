@@ -1,0 +1,380 @@
+//! The tables `ip svcnet` and `ip6 svcnet`: what is in them whatever the services are.
+//!
+//! ```text
+//! prerouting, output -> services:   meta priority set KEY map @services;  meta priority vmap @dispatch
+//!                                   (to an address of this node) -> node-ports, the same with @ports
+//! n3 (shape: three endpoints):      dnat to KEY . numgen random mod 3 map @endpoints
+//! postrouting (before srcnat):      hairpins, and what comes back only through this node: masquerade
+//! refuse (after dnat):              frontends without endpoints
+//! ```
+//!
+//! The packet's priority carries the shape from the first lookup to the second, and is cleared before the packet goes
+//! on: `meta mark` belongs to the operator. Only the first packet of a connection passes the nat chains.
+
+use ipnet::{IpNet, Ipv4Net};
+use svcnet_netlink::nft::{
+    Chain, ChainKind, DataType, Family, Field, Hook, MapOf, PRIORITY_DSTNAT, PRIORITY_SRCNAT, Rule, Ruleset,
+    Set, Table, TypeOf,
+};
+
+use super::shape::{AFFINITY_MAP, Place};
+use crate::model::Protocol;
+
+/// Name of our tables.
+pub(crate) const TABLE: &str = "svcnet";
+/// Pairs of one local endpoint's address with itself.
+pub(crate) const HAIRPIN: &str = "hairpin";
+/// Chain whose rules record which client stays with which endpoint.
+pub(crate) const RECORD: &str = "record";
+/// How many clients can stay with an endpoint; beyond that they are balanced anew each time.
+const AFFINITY_CLIENTS_MAX: u32 = 131_072;
+/// Bound of the index in `typeof`, for printing alone.
+const INDEX: TypeOf = TypeOf::NumgenRandom(65_536);
+
+/// What the static part depends on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Networks {
+    /// Networks of pods: their source addresses are kept.
+    pub(crate) pods: Vec<IpNet>,
+    /// Networks of ClusterIPs.
+    pub(crate) services: Vec<IpNet>,
+}
+
+impl Networks {
+    fn of<'a>(nets: &'a [IpNet], family: Family) -> impl Iterator<Item = IpNet> + use<'a> {
+        nets.iter()
+            .copied()
+            .filter(move |net| Family::of(net.addr()) == family)
+    }
+}
+
+/// Our table of a family.
+pub(crate) const fn table(family: Family) -> Table {
+    Table::new(family, TABLE)
+}
+
+/// The declaration of our table of a family.
+pub(crate) fn ruleset(family: Family, networks: &Networks) -> Ruleset {
+    let base = |name, kind, hook, priority| Chain::base(name, kind, hook, priority);
+    let mut ruleset = Ruleset::new(table(family), "svcnet proxy")
+        .chain(base(
+            "prerouting",
+            ChainKind::Nat,
+            Hook::Prerouting,
+            PRIORITY_DSTNAT,
+        ))
+        .chain(base("output", ChainKind::Nat, Hook::Output, PRIORITY_DSTNAT))
+        // Before other tables' masquerading: the first that translates a connection is the last to see it.
+        .chain(base(
+            "postrouting",
+            ChainKind::Nat,
+            Hook::Postrouting,
+            PRIORITY_SRCNAT - 1,
+        ))
+        .chain(base("input", ChainKind::Nat, Hook::Input, PRIORITY_SRCNAT))
+        .chain(base(
+            "refuse-prerouting",
+            ChainKind::Filter,
+            Hook::Prerouting,
+            PRIORITY_DSTNAT + 10,
+        ))
+        .chain(base(
+            "refuse-output",
+            ChainKind::Filter,
+            Hook::Output,
+            PRIORITY_DSTNAT + 10,
+        ))
+        .chain(Chain::regular("refuse"))
+        .chain(Chain::regular("services"))
+        .chain(Chain::regular("node-ports"))
+        .open_chain(Chain::regular(RECORD));
+    for place in Place::ALL {
+        ruleset = sets(ruleset, family, place).chain(Chain::regular(place.outside_chain()));
+    }
+    ruleset = ruleset.set(Set::of(HAIRPIN, pair(family)).comment("local endpoints, each with itself"));
+    ruleset = ruleset.set(
+        Set::map(AFFINITY_MAP, affinity_key(family), MapOf::Data(endpoint(family)))
+            .dynamic(AFFINITY_CLIENTS_MAX)
+            .comment("client . frontend : endpoint"),
+    );
+    let ruleset = translate(ruleset, family);
+    refuse(masquerade(ruleset, family, networks), family)
+}
+
+fn translate(mut ruleset: Ruleset, family: Family) -> Ruleset {
+    for (chain, place) in [("services", Place::Address), ("node-ports", Place::NodePort)] {
+        ruleset = ruleset
+            .rule(
+                Rule::new(chain)
+                    .priority_from_map(family, place.key(), place.services())
+                    .comment("the shape of the frontend"),
+            )
+            .rule(
+                Rule::new(chain)
+                    .priority_vmap(place.dispatch())
+                    .comment("the chain of the shape"),
+            )
+            .rule(
+                Rule::new(place.outside_chain())
+                    .priority_from_map(family, place.key(), place.external())
+                    .comment("policy Local, from outside"),
+            )
+            .rule(
+                Rule::new(place.outside_chain())
+                    .priority_vmap(place.dispatch())
+                    .comment("the chain of the shape"),
+            );
+    }
+    ruleset
+        .rule(
+            Rule::new("services")
+                .to_this_host()
+                .goto("node-ports")
+                .comment("addresses of this node"),
+        )
+        .rule(
+            Rule::new("prerouting")
+                .jump("services")
+                .comment("from pods and from outside"),
+        )
+        .rule(Rule::new("output").jump("services").comment("from this node"))
+}
+
+fn masquerade(mut ruleset: Ruleset, family: Family, networks: &Networks) -> Ruleset {
+    let rule = || Rule::new("postrouting");
+    ruleset = ruleset
+        .rule(rule().ct_not_dnat().accept().comment("not to a service"))
+        .rule(rule().jump(RECORD).comment("clients that stay"))
+        .rule(
+            rule()
+                .in_set(family, &[Field::Saddr, Field::Daddr], HAIRPIN)
+                .masquerade()
+                .comment("a pod that reached itself"),
+        )
+        .rule(
+            Rule::new("input")
+                .ct_dnat()
+                .jump(RECORD)
+                .comment("clients that stay"),
+        );
+    for net in Networks::of(&networks.pods, family) {
+        ruleset = ruleset.rule(
+            rule()
+                .saddr(net)
+                .accept()
+                .comment("answers find pods by themselves"),
+        );
+    }
+    if Networks::of(&networks.pods, family).next().is_some() {
+        for net in Networks::of(&networks.services, family) {
+            let rule = rule().original_daddr(net).masquerade();
+            ruleset = ruleset.rule(rule.comment("to a cluster address, not from a pod"));
+        }
+    }
+    for place in Place::ALL {
+        for protocol in Protocol::ALL {
+            let rule = rule()
+                .l4proto(protocol.number())
+                .in_set(family, place.original_key(), place.masquerade())
+                .masquerade();
+            ruleset = ruleset.rule(rule.comment("answers must come back through this node"));
+        }
+    }
+    for place in Place::ALL {
+        for protocol in Protocol::ALL {
+            let rule = rule()
+                .from_this_host()
+                .l4proto(protocol.number())
+                .in_set(family, place.original_key(), place.masquerade_own())
+                .masquerade();
+            ruleset = ruleset.rule(rule.comment("this node's own, policy Local"));
+        }
+    }
+    ruleset
+}
+
+fn refuse(mut ruleset: Ruleset, family: Family) -> Ruleset {
+    if family == Family::Ip {
+        let loopback = IpNet::V4(Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8));
+        let rule = Rule::new("refuse-prerouting")
+            .in_link_not("lo")
+            .daddr(loopback)
+            .ct_not_dnat()
+            .drop();
+        // Node ports answer on 127.0.0.1, which takes route_localnet; that must not open loopback to the neighbours.
+        ruleset = ruleset.rule(rule.comment("loopback is not for others"));
+    }
+    for chain in ["refuse-prerouting", "refuse-output"] {
+        ruleset = ruleset.rule(
+            Rule::new(chain)
+                .ct_new()
+                .jump("refuse")
+                .comment("new connections"),
+        );
+    }
+    for place in Place::ALL {
+        let rule = || {
+            let rule = Rule::new("refuse");
+            let rule = if place == Place::NodePort {
+                rule.to_this_host()
+            } else {
+                rule
+            };
+            rule.in_set(family, place.key(), place.refused())
+        };
+        ruleset = ruleset
+            .rule(
+                rule()
+                    .l4proto(Protocol::Tcp.number())
+                    .reject_tcp()
+                    .comment("no endpoints"),
+            )
+            .rule(rule().reject(family).comment("no endpoints"));
+    }
+    ruleset
+}
+
+/// The sets of a place. What they are keyed by: [`Place::key`].
+fn sets(ruleset: Ruleset, family: Family, place: Place) -> Ruleset {
+    let key = frontend_key(family, place);
+    let (endpoint_key, endpoint_key_typeof) = endpoint_key(family, place);
+    let endpoints = Set::map(place.endpoints(), endpoint_key, MapOf::Data(endpoint(family)));
+    let shape = MapOf::Data(&[DataType::ClassId]);
+    ruleset
+        .set(Set::map(place.services(), key, shape).comment("frontend : shape"))
+        .set(
+            endpoints
+                .type_of(endpoint_key_typeof, endpoint_typeof(family))
+                .comment("frontend . index : endpoint"),
+        )
+        .set(Set::map(place.external(), key, shape).comment("frontend : shape from outside"))
+        .set(Set::of(place.refused(), key).comment("frontends without endpoints"))
+        .set(Set::of(place.masquerade(), key).comment("frontends for all sources but pods"))
+        .set(Set::of(place.masquerade_own(), key).comment("frontends that keep the source"))
+        .set(Set::map(place.dispatch(), &[DataType::ClassId], MapOf::Verdict).comment("shape : chain"))
+}
+
+/// The chain, the sets and the rules for clients that stay so many seconds.
+pub(crate) struct Stay {
+    pub(crate) chain: String,
+    pub(crate) sets: [(Place, String); 2],
+}
+
+impl Stay {
+    pub(crate) fn new(seconds: u32) -> Self {
+        let chain = format!("stay-{seconds}");
+        let set = |place: Place| (place, stay_set(place, seconds));
+        Self {
+            sets: Place::ALL.map(set),
+            chain,
+        }
+    }
+
+    /// The seconds in the name of a chain or of an address set.
+    pub(crate) fn seconds_of(name: &str) -> Option<u32> {
+        name.strip_prefix("stay-")?.parse().ok()
+    }
+
+    pub(crate) fn sets(&self, family: Family) -> impl Iterator<Item = Set> + '_ {
+        self.sets.iter().map(move |(place, name)| {
+            let mut set = Set::of("", frontend_key(family, *place));
+            set.name = name.clone().into();
+            set.comment("frontends whose clients stay")
+        })
+    }
+
+    /// What records a client, in its own chain.
+    pub(crate) fn rules(&self, family: Family, seconds: u32) -> impl Iterator<Item = Rule> + '_ {
+        let key = [
+            Field::Saddr,
+            Field::OriginalDaddr,
+            Field::L4Proto,
+            Field::OriginalDport,
+        ];
+        Protocol::ALL.into_iter().map(move |protocol| {
+            Rule::new(self.chain.clone()).l4proto(protocol.number()).update(
+                family,
+                AFFINITY_MAP,
+                &key,
+                u64::from(seconds) * 1000,
+                &[Field::Daddr, Field::Dport],
+            )
+        })
+    }
+
+    /// What leads to that chain.
+    pub(crate) fn record_rules(&self, family: Family) -> impl Iterator<Item = Rule> + '_ {
+        self.sets.iter().flat_map(move |(place, set)| {
+            Protocol::ALL.into_iter().map(move |protocol| {
+                Rule::new(RECORD)
+                    .l4proto(protocol.number())
+                    .in_set(family, place.original_key(), set)
+                    .goto(&self.chain)
+            })
+        })
+    }
+
+    /// How many rules [`Self::record_rules`] gives.
+    pub(crate) const RECORD_RULES: usize = Place::ALL.len() * Protocol::ALL.len();
+}
+
+/// The set of frontends whose clients stay so long.
+pub(crate) fn stay_set(place: Place, seconds: u32) -> String {
+    match place {
+        Place::Address => format!("stay-{seconds}"),
+        Place::NodePort => format!("port-stay-{seconds}"),
+    }
+}
+
+fn frontend_key(family: Family, place: Place) -> &'static [DataType] {
+    match (place, family) {
+        (Place::Address, Family::Ip) => &[DataType::Ipv4, DataType::Proto, DataType::Port],
+        (Place::Address, Family::Ip6) => &[DataType::Ipv6, DataType::Proto, DataType::Port],
+        (Place::NodePort, _) => &[DataType::Proto, DataType::Port],
+    }
+}
+
+fn endpoint_key(family: Family, place: Place) -> (&'static [DataType], &'static [TypeOf]) {
+    match (place, family) {
+        (Place::Address, Family::Ip) => (
+            &[DataType::Ipv4, DataType::Proto, DataType::Port, DataType::Integer],
+            &[TypeOf::IpDaddr, TypeOf::L4Proto, TypeOf::ThDport, INDEX],
+        ),
+        (Place::Address, Family::Ip6) => (
+            &[DataType::Ipv6, DataType::Proto, DataType::Port, DataType::Integer],
+            &[TypeOf::Ip6Daddr, TypeOf::L4Proto, TypeOf::ThDport, INDEX],
+        ),
+        (Place::NodePort, _) => (
+            &[DataType::Proto, DataType::Port, DataType::Integer],
+            &[TypeOf::L4Proto, TypeOf::ThDport, INDEX],
+        ),
+    }
+}
+
+fn endpoint(family: Family) -> &'static [DataType] {
+    match family {
+        Family::Ip => &[DataType::Ipv4, DataType::Port],
+        Family::Ip6 => &[DataType::Ipv6, DataType::Port],
+    }
+}
+
+fn endpoint_typeof(family: Family) -> &'static [TypeOf] {
+    match family {
+        Family::Ip => &[TypeOf::IpDaddr, TypeOf::ThDport],
+        Family::Ip6 => &[TypeOf::Ip6Daddr, TypeOf::ThDport],
+    }
+}
+
+fn pair(family: Family) -> &'static [DataType] {
+    match family {
+        Family::Ip => &[DataType::Ipv4, DataType::Ipv4],
+        Family::Ip6 => &[DataType::Ipv6, DataType::Ipv6],
+    }
+}
+
+fn affinity_key(family: Family) -> &'static [DataType] {
+    match family {
+        Family::Ip => &[DataType::Ipv4, DataType::Ipv4, DataType::Proto, DataType::Port],
+        Family::Ip6 => &[DataType::Ipv6, DataType::Ipv6, DataType::Proto, DataType::Port],
+    }
+}

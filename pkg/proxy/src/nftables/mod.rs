@@ -1,0 +1,173 @@
+//! The backend on nf_tables.
+//!
+//! Few static rules, data maps for what is many, and a chain for each *shape* of frontend (see `shape.rs`): a change
+//! costs the same at 1,000 and at 100,000 services. `layout.rs` declares the tables, `slot.rs` says how frontends lie
+//! in their sets, `plan.rs` decides, `apply.rs` and `observe.rs` talk to the kernel, `stale.rs` clears what a change
+//! leaves in the kernel's memory.
+
+mod apply;
+mod layout;
+mod observe;
+mod plan;
+mod shape;
+mod slot;
+mod stale;
+
+use std::time::Instant;
+
+use svcnet_netlink::nft::{Error, Event, Family, Socket, Watch};
+
+pub use plan::{Observed, Plan, ShapeAt, State, Stays};
+pub use shape::{Place, Shape};
+pub use slot::{List, Slot, Value};
+
+use crate::backend::{Backend, Report};
+use crate::model::{Frontend, FrontendKey};
+use layout::Networks;
+use stale::Suspects;
+
+/// While more operations than this are carried out at once, nobody listens for foreign changes: the kernel would make
+/// a notification for each.
+const BULK: usize = 5_000;
+
+/// The tables `ip svcnet` and `ip6 svcnet` of the network namespace that it was opened in.
+pub struct Nftables {
+    socket: Socket,
+    watch: Watch,
+    networks: Networks,
+    state: State,
+}
+
+impl Nftables {
+    /// Opens sockets to the kernel; changes nothing yet.
+    ///
+    /// # Errors
+    /// When the kernel has no nf_tables or permission is lacking.
+    pub fn open(pod_networks: &[ipnet::IpNet], service_networks: &[ipnet::IpNet]) -> Result<Self, Error> {
+        Ok(Self {
+            socket: Socket::open()?,
+            watch: Watch::open()?,
+            networks: Networks {
+                pods: pod_networks.to_vec(),
+                services: service_networks.to_vec(),
+            },
+            state: State::default(),
+        })
+    }
+
+    /// What the kernel holds, as far as we know.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Reads back what the kernel holds.
+    ///
+    /// # Errors
+    /// When the kernel can not be asked.
+    pub fn observe(&mut self) -> Result<Observed, Error> {
+        observe::observe(&mut self.socket, &self.networks)
+    }
+
+    fn carry_out(&mut self, plan: &Plan, suspects: &Suspects) -> Result<Report, Error> {
+        if plan.is_empty() {
+            return Ok(Report::default());
+        }
+        let begin = Instant::now();
+        let batch = apply::batch(plan, &self.networks);
+        let mut report = Report {
+            operations: plan.len(),
+            bytes: batch.len(),
+            ..Report::default()
+        };
+        let bulk = plan.len() > BULK;
+        if bulk {
+            self.watch.pause()?;
+        }
+        let result = self.socket.commit(batch);
+        if bulk {
+            self.watch.resume()?;
+        }
+        result?;
+        report.commit = begin.elapsed();
+        // The new state is in force; what is left of the old one is looked after, but is no reason to fail.
+        match suspects.clear(&mut self.socket) {
+            Ok(cleared) => report.cleared = cleared,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "stale connections stay");
+            }
+        }
+        Ok(report)
+    }
+}
+
+impl Backend for Nftables {
+    fn name(&self) -> &'static str {
+        "nftables"
+    }
+
+    fn converge(
+        &mut self,
+        frontends: &mut dyn Iterator<Item = Frontend>,
+        from_scratch: bool,
+    ) -> Result<Report, Error> {
+        let observed = if from_scratch {
+            Observed {
+                rebuild: [Family::Ip, Family::Ip6].into(),
+                ..Observed::default()
+            }
+        } else {
+            self.observe()?
+        };
+        let (state, plan, gone) = plan::converge(observed, frontends);
+        let suspects = Suspects::of_plan(&plan, &state, gone);
+        self.state = state;
+        tracing::debug!(plan = %Shortened(&plan), "converge");
+        self.carry_out(&plan, &suspects)
+    }
+
+    fn change(&mut self, changes: Vec<(FrontendKey, Option<Frontend>)>) -> Result<Report, Error> {
+        let mut suspects = Suspects::default();
+        for (key, after) in &changes {
+            suspects.add(*key, self.state.frontend(key), after.as_ref());
+        }
+        let plan = plan::change(&mut self.state, changes);
+        tracing::debug!(plan = %Shortened(&plan), "change");
+        self.carry_out(&plan, &suspects)
+    }
+
+    fn touched(&mut self) -> Result<bool, Error> {
+        let (port, mut touched) = (self.socket.port(), false);
+        self.watch.drain(|event| match event {
+            Event::Changed { table, port: by } => touched |= table.name == layout::TABLE && by != port,
+            Event::Overrun => touched = true,
+        })?;
+        Ok(touched)
+    }
+
+    fn wake(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        Some(std::os::fd::AsFd::as_fd(&self.watch))
+    }
+}
+
+/// A plan for the log: all of a short one.
+struct Shortened<'a>(&'a Plan);
+
+impl std::fmt::Display for Shortened<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0.len() > 50 {
+            write!(f, "{} operations", self.0.len())
+        } else {
+            self.0.fmt(f)
+        }
+    }
+}
+
+/// Removes our tables, and says whether any was there.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn cleanup() -> Result<bool, Error> {
+    let mut socket = Socket::open()?;
+    let v4 = socket.remove(&layout::table(Family::Ip))?;
+    Ok(socket.remove(&layout::table(Family::Ip6))? || v4)
+}

@@ -1,0 +1,282 @@
+//! Shapes: what is the same for many frontends, so that a few chains serve them all.
+//!
+//! A frontend's element in the map `services` (or `ports`) holds the code of its shape; the small verdict map
+//! `dispatch` (or `port-dispatch`) sends a code to the chain of that shape. There is a chain for each endpoint count
+//! that occurs, not for each service.
+
+use std::fmt;
+
+use ipnet::IpNet;
+use svcnet_netlink::nft::{Family, Field, Rule, Verdict};
+
+/// In front of every code: a packet's priority that somebody else has set must not look like one of ours.
+const MAGIC: u32 = 0x5e00_0000;
+const MAGIC_MASK: u32 = 0xff00_0000;
+const AFFINITY: u32 = 1 << 16;
+const POLICY: u32 = 1 << 17;
+const LOCAL: u32 = 1 << 18;
+const DROP: u32 = 1 << 19;
+
+/// Index of the first endpoint of the pool for those outside (policy `Local`); below it lies everyone's.
+pub(crate) const LOCAL_POOL: u32 = 1 << 15;
+/// A frontend uses no more endpoints than this.
+pub(crate) const ENDPOINTS_MAX: usize = LOCAL_POOL as usize - 1;
+
+/// Whether a frontend is an address or a port of each node; each has its own maps, since keys differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// An address.
+    Address,
+    /// A node port.
+    NodePort,
+}
+
+impl Place {
+    pub(crate) const ALL: [Self; 2] = [Self::Address, Self::NodePort];
+
+    /// The fields of a frontend's key.
+    pub(crate) fn key(self) -> &'static [Field] {
+        match self {
+            Self::Address => &[Field::Daddr, Field::L4Proto, Field::Dport],
+            Self::NodePort => &[Field::L4Proto, Field::Dport],
+        }
+    }
+
+    /// The same, of the connection's first packet as its sender made it.
+    pub(crate) fn original_key(self) -> &'static [Field] {
+        match self {
+            Self::Address => &[Field::OriginalDaddr, Field::L4Proto, Field::OriginalDport],
+            Self::NodePort => &[Field::L4Proto, Field::OriginalDport],
+        }
+    }
+
+    pub(crate) fn services(self) -> &'static str {
+        match self {
+            Self::Address => "services",
+            Self::NodePort => "ports",
+        }
+    }
+
+    pub(crate) fn endpoints(self) -> &'static str {
+        match self {
+            Self::Address => "endpoints",
+            Self::NodePort => "port-endpoints",
+        }
+    }
+
+    pub(crate) fn external(self) -> &'static str {
+        match self {
+            Self::Address => "external",
+            Self::NodePort => "port-external",
+        }
+    }
+
+    pub(crate) fn dispatch(self) -> &'static str {
+        match self {
+            Self::Address => "dispatch",
+            Self::NodePort => "port-dispatch",
+        }
+    }
+
+    pub(crate) fn refused(self) -> &'static str {
+        match self {
+            Self::Address => "refused",
+            Self::NodePort => "port-refused",
+        }
+    }
+
+    pub(crate) fn masquerade(self) -> &'static str {
+        match self {
+            Self::Address => "masquerade",
+            Self::NodePort => "port-masquerade",
+        }
+    }
+
+    pub(crate) fn masquerade_own(self) -> &'static str {
+        match self {
+            Self::Address => "masquerade-own",
+            Self::NodePort => "port-masquerade-own",
+        }
+    }
+
+    /// Where clients from outside are sent on to, under policy `Local`.
+    pub(crate) fn outside_chain(self) -> &'static str {
+        match self {
+            Self::Address => "from-outside",
+            Self::NodePort => "port-from-outside",
+        }
+    }
+
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Address => "",
+            Self::NodePort => "port-",
+        }
+    }
+}
+
+/// What is done with a connection, up to which endpoints there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Shape {
+    /// To one of so many endpoints.
+    Balance {
+        /// How many.
+        count: u16,
+        /// Whether clients stay with theirs.
+        affinity: bool,
+    },
+    /// The same for pods and this node; others by the map `external`.
+    Policy {
+        /// How many endpoints pods and this node can reach.
+        count: u16,
+        /// Whether clients stay with theirs.
+        affinity: bool,
+    },
+    /// To one of so many endpoints of this node: what `external` holds.
+    Local {
+        /// How many.
+        count: u16,
+    },
+    /// Nowhere.
+    Drop,
+}
+
+impl Shape {
+    /// The number that maps hold for it.
+    pub(crate) fn code(self) -> u32 {
+        let affinity_bit = |affinity: bool| if affinity { AFFINITY } else { 0 };
+        MAGIC
+            | match self {
+                Self::Balance { count, affinity } => u32::from(count) | affinity_bit(affinity),
+                Self::Policy { count, affinity } => u32::from(count) | affinity_bit(affinity) | POLICY,
+                Self::Local { count } => u32::from(count) | LOCAL,
+                Self::Drop => DROP,
+            }
+    }
+
+    /// The shape of that number, if it is one.
+    pub(crate) fn from_code(code: u32) -> Option<Self> {
+        let count = u16::try_from(code & 0xffff).ok()?;
+        let affinity = code & AFFINITY != 0;
+        let shape = match code & (POLICY | LOCAL | DROP) {
+            0 => Self::Balance { count, affinity },
+            POLICY => Self::Policy { count, affinity },
+            LOCAL => Self::Local { count },
+            DROP => Self::Drop,
+            _ => return None,
+        };
+        (code & MAGIC_MASK == MAGIC && shape.code() == code).then_some(shape)
+    }
+
+    /// What the dispatch map says for it.
+    pub(crate) fn verdict(self, place: Place) -> Verdict {
+        self.chain(place).map_or(Verdict::Drop, Verdict::Goto)
+    }
+
+    /// The chain that does it.
+    pub(crate) fn chain(self, place: Place) -> Option<String> {
+        (self != Self::Drop).then(|| format!("{}{self}", place.prefix()))
+    }
+
+    /// The rules of its chain.
+    pub(crate) fn rules(self, place: Place, family: Family, pod_networks: &[IpNet]) -> Vec<Rule> {
+        let Some(chain) = self.chain(place) else {
+            return Vec::new();
+        };
+        let rule = || Rule::new(chain.clone());
+        let pick = |rule: Rule, index: Field| {
+            rule.dnat_map(family, &[place.key(), &[index]].concat(), place.endpoints())
+        };
+        let stay = || {
+            // The key holds the address even for node ports: one map serves both.
+            let key = [Field::Saddr, Field::Daddr, Field::L4Proto, Field::Dport];
+            rule().clear_priority().dnat_map(family, &key, AFFINITY_MAP)
+        };
+        match self {
+            Self::Balance { count, affinity } => {
+                let mut rules = Vec::new();
+                if affinity {
+                    rules.push(stay());
+                }
+                rules.push(pick(
+                    rule().clear_priority(),
+                    Field::RandomBelow(u32::from(count)),
+                ));
+                rules
+            }
+            Self::Policy { count, affinity } => {
+                let index = Field::RandomBelow(u32::from(count));
+                let mut rules = Vec::new();
+                if affinity {
+                    rules.push(stay());
+                }
+                let of_family = |net: &&IpNet| Family::of(net.addr()) == family;
+                for net in pod_networks.iter().filter(of_family) {
+                    rules.push(pick(rule().saddr(*net).clear_priority(), index));
+                }
+                rules.push(pick(rule().from_this_host().clear_priority(), index));
+                rules.push(rule().goto(place.outside_chain()));
+                rules
+            }
+            Self::Local { count } => {
+                let index = Field::RandomFrom {
+                    modulus: u32::from(count),
+                    offset: LOCAL_POOL,
+                };
+                vec![pick(rule().clear_priority(), index)]
+            }
+            Self::Drop => Vec::new(),
+        }
+    }
+}
+
+/// Which client stays with which endpoint.
+pub(crate) const AFFINITY_MAP: &str = "affinity";
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let affinity_word = |affinity: bool| if affinity { "sticky-" } else { "" };
+        match self {
+            Self::Balance { count, affinity } => write!(f, "{}n{count}", affinity_word(*affinity)),
+            Self::Policy { count, affinity } => write!(f, "policy-{}n{count}", affinity_word(*affinity)),
+            Self::Local { count } => write!(f, "local-n{count}"),
+            Self::Drop => f.write_str("drop"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_come_back_and_strangers_are_not_ours() {
+        for count in [1, 3, 4095, 32767] {
+            for shape in [
+                Shape::Balance {
+                    count,
+                    affinity: false,
+                },
+                Shape::Balance {
+                    count,
+                    affinity: true,
+                },
+                Shape::Policy {
+                    count,
+                    affinity: false,
+                },
+                Shape::Policy {
+                    count,
+                    affinity: true,
+                },
+                Shape::Local { count },
+                Shape::Drop,
+            ] {
+                assert_eq!(Shape::from_code(shape.code()), Some(shape));
+            }
+        }
+        for foreign in [0, 3, 6, 0x0001_0003, 0x5e0c_0001, u32::MAX] {
+            assert_eq!(Shape::from_code(foreign), None, "{foreign:#x}");
+        }
+    }
+}

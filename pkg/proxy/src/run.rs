@@ -1,0 +1,262 @@
+//! The role: watches in, kernel out, on a thread of its own.
+//!
+//! The kernel is told on a blocking thread. While it commits, changes queue up and become one batch: churn is
+//! coalesced by exactly the time that a commit takes, and a lone change waits for nothing.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use svcnet_netlink::nft;
+use svcnet_runtime::{Change, Component, Context, Scope};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::desired::Settings;
+use crate::engine::{Engine, Update};
+use crate::nftables::Nftables;
+
+/// Changes that may wait for the kernel before the watches wait for us.
+const QUEUE_LENGTH: usize = 4096;
+/// Pause after a refusal by the kernel, doubled up to the second number.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// A foreign change often is one of many (a firewall that reloads): look when it is quiet for so long.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// How a proxy is run.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// Networks of pods (`--cluster-cidr`): their addresses are kept on the way to services.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// Networks of ClusterIPs (`--service-cluster-ip-range`).
+    pub service_cidrs: Vec<IpNet>,
+    /// Service addresses that this node answers itself, as the DNS role does: nothing is programmed for them.
+    pub node_local: Vec<IpAddr>,
+}
+
+/// Why a proxy can not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No access to nf_tables.
+    #[error("{0}; svcnet proxy needs root and a kernel with nf_tables (CONFIG_NF_TABLES, CONFIG_NFT_NAT)")]
+    Kernel(#[source] nft::Error),
+    /// No thread for the kernel's side.
+    #[error("start the proxy's thread: {0}")]
+    Thread(#[source] std::io::Error),
+    /// The thread for the kernel's side is gone.
+    #[error("the proxy's thread ended unexpectedly")]
+    ThreadEnded,
+}
+
+/// The proxy of a node.
+pub struct Proxy {
+    engine: Engine,
+    services: mpsc::Receiver<Change<Service>>,
+    slices: mpsc::Receiver<Change<EndpointSlice>>,
+    health: Component,
+    shutdown: CancellationToken,
+}
+
+/// What the thread is told.
+enum Work {
+    Update(Update),
+    Touched,
+}
+
+impl Proxy {
+    /// Opens the way to the kernel and subscribes to Services and EndpointSlices. Changes nothing yet.
+    ///
+    /// # Errors
+    /// When the kernel has no nf_tables or permission is lacking.
+    pub fn new(config: Config, ctx: &Context) -> Result<Self, Error> {
+        let backend = Nftables::open(&config.cluster_cidrs, &config.service_cidrs).map_err(Error::Kernel)?;
+        let settings = Settings {
+            service_cidrs: config.service_cidrs,
+            node_local: config.node_local,
+        };
+        Ok(Self {
+            engine: Engine::new(&ctx.node_name, settings, Box::new(backend)),
+            services: ctx.informers.subscribe(Scope::default()),
+            slices: ctx.informers.subscribe(Scope::default()),
+            health: ctx.health.component("proxy"),
+            shutdown: ctx.shutdown.clone(),
+        })
+    }
+
+    /// Works until shutdown, and then leaves the data plane as it is.
+    ///
+    /// # Errors
+    /// When its thread can not be started or dies.
+    pub async fn run(mut self) -> Result<(), Error> {
+        route_loopback();
+        let wake = self
+            .engine
+            .wake()
+            .map(|fd| fd.try_clone_to_owned())
+            .transpose()
+            .map_err(Error::Thread)?;
+        let (sender, receiver) = mpsc::channel(QUEUE_LENGTH);
+        let (engine, health) = (self.engine, self.health);
+        let (ended, mut has_ended) = tokio::sync::oneshot::channel::<()>();
+        spawn("proxy", move || {
+            let _ended = ended;
+            Worker {
+                engine,
+                health,
+                retry: RETRY.0,
+            }
+            .work(receiver);
+        })?;
+        if let Some(wake) = wake {
+            let sender = sender.clone().downgrade();
+            spawn("proxy-watch", move || wake_on_foreign_changes(&wake, &sender))?;
+        }
+        loop {
+            let work = tokio::select! {
+                () = self.shutdown.cancelled() => return Ok(()),
+                _ = &mut has_ended => return Err(Error::ThreadEnded),
+                Some(change) = self.services.recv() => Work::Update(Update::Services(change)),
+                Some(change) = self.slices.recv() => Work::Update(Update::Slices(change)),
+                else => return Ok(()),
+            };
+            if sender.send(work).await.is_err() {
+                return Err(Error::ThreadEnded);
+            }
+        }
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(body)
+        .map(drop)
+        .map_err(Error::Thread)
+}
+
+/// Wakes the worker when somebody else may have changed our tables. The worker reads the socket; until it does, this
+/// wakes it again.
+fn wake_on_foreign_changes(wake: &OwnedFd, sender: &mpsc::WeakSender<Work>) {
+    // The worker ends when the last sender is gone, so none is held while waiting.
+    while sender.upgrade().is_some_and(|sender| !sender.is_closed()) {
+        let mut fds = [PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
+        // The timeout is for noticing that the worker is gone.
+        if !matches!(poll(&mut fds, PollTimeout::from(500u16)), Ok(1..)) {
+            continue;
+        }
+        std::thread::sleep(SETTLE);
+        if let Some(sender) = sender.upgrade() {
+            // A full queue will be read anyway.
+            let _ = sender.try_send(Work::Touched);
+        }
+    }
+}
+
+/// The side of the kernel.
+struct Worker {
+    engine: Engine,
+    health: Component,
+    retry: Duration,
+}
+
+impl Worker {
+    fn work(mut self, mut receiver: mpsc::Receiver<Work>) {
+        while let Some(first) = receiver.blocking_recv() {
+            let begin = Instant::now();
+            self.take(first);
+            while let Ok(more) = receiver.try_recv() {
+                self.take(more);
+            }
+            while self.engine.is_pending() && !self.sync(begin) {
+                // Refused: what comes meanwhile goes into the next try.
+                std::thread::sleep(self.retry);
+                self.retry = (self.retry * 2).min(RETRY.1);
+                while let Ok(more) = receiver.try_recv() {
+                    self.take(more);
+                }
+                if receiver.is_closed() && receiver.is_empty() {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, work: Work) {
+        match work {
+            Work::Update(update) => {
+                metrics::counter!("svcnet_proxy_changes_total").increment(1);
+                self.engine.apply_change(update);
+            }
+            Work::Touched => match self.engine.check() {
+                Ok(true) => tracing::info!("somebody else changed our tables, verifying them"),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "can not watch for foreign changes"
+                    );
+                }
+            },
+        }
+    }
+
+    /// Whether the kernel took it.
+    fn sync(&mut self, begin: Instant) -> bool {
+        let sync_begin = Instant::now();
+        match self.engine.sync() {
+            Ok(report) => {
+                self.retry = RETRY.0;
+                self.health.ready();
+                metrics::histogram!("sync_proxy_rules_duration_seconds").record(sync_begin.elapsed());
+                metrics::histogram!("network_programming_duration_seconds").record(begin.elapsed());
+                metrics::gauge!("svcnet_proxy_services").set(gauge(self.engine.service_count()));
+                metrics::gauge!("svcnet_proxy_frontends").set(gauge(self.engine.frontend_count()));
+                if report.operations > 0 {
+                    metrics::counter!("svcnet_proxy_operations_total").increment(report.operations as u64);
+                    metrics::counter!("svcnet_proxy_stale_entries_cleared_total")
+                        .increment(report.cleared as u64);
+                    tracing::info!(
+                        plan.ops = report.operations,
+                        bytes = report.bytes,
+                        cleared = report.cleared,
+                        elapsed_ms = begin.elapsed().as_secs_f64() * 1000.0,
+                        "services programmed"
+                    );
+                }
+                true
+            }
+            Err(error) => {
+                metrics::counter!("svcnet_proxy_sync_failures_total").increment(1);
+                self.health.not_ready(error.to_string());
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "services not programmed, trying again"
+                );
+                false
+            }
+        }
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a gauge is a float, and no cluster has 2^52 services"
+)]
+fn gauge(count: usize) -> f64 {
+    count as f64
+}
+
+/// Node ports answer on 127.0.0.1, from where packets leave with another source only if the kernel lets loopback
+/// addresses be routed. A rule of ours keeps others from loopback.
+fn route_loopback() {
+    if let Err(error) = svcnet_netlink::sysctl::set("net/ipv4/conf/all/route_localnet", "1") {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "node ports will not answer on 127.0.0.1"
+        );
+    }
+}
