@@ -1,5 +1,6 @@
 //! The numbers of README's table: each measured against something real in the same run, repeated, the median quoted.
 
+mod dns;
 mod lab;
 mod stats;
 mod vip;
@@ -15,6 +16,18 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
+    /// DNS answers per second against NSD, which must be installed.
+    Dns {
+        /// Rounds; each measures both, one after the other.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Services in the zone.
+        #[arg(long, default_value_t = 1000)]
+        services: usize,
+        /// How long one measurement takes.
+        #[arg(long, default_value_t = 4)]
+        seconds: u64,
+    },
     /// Connections per second through a ClusterIP against straight to the pod.
     Vip {
         /// Rounds; each measures both, one after the other.
@@ -34,6 +47,11 @@ enum What {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().what {
+        What::Dns {
+            rounds,
+            services,
+            seconds,
+        } => dns::measure(rounds, services, seconds),
         What::Vip { rounds, connections } => vip::measure(rounds, connections),
         What::Lab { rounds } => lab::measure(rounds),
     }

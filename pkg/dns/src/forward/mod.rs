@@ -16,7 +16,7 @@ mod upstream;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -59,6 +59,9 @@ impl Failure {
         Extended { code, text }
     }
 }
+
+/// How long a question may take in all: clients give up after five seconds.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Outcome = Result<Arc<Stored>, Failure>;
 
@@ -186,7 +189,11 @@ impl Forwarder {
         } else {
             Failure::AllDown
         });
-        for upstream in upstreams.iter() {
+        let begun = Instant::now();
+        for upstream in upstreams
+            .iter()
+            .take_while(|_| begun.elapsed() < QUESTION_TIMEOUT)
+        {
             let granted = upstream.is_usable(desperate);
             if matches!(granted, Use::Down | Use::Loops) {
                 continue;

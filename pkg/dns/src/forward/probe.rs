@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use svcnet_runtime::backoff::Backoff;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::cache::Ask;
@@ -12,8 +14,10 @@ use super::{Forwarder, resolv_conf};
 use crate::stats;
 use crate::wire::RecordType;
 
-/// How often a failed upstream is probed.
-const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// How soon a failed upstream is probed.
+const PROBE_FIRST: Duration = Duration::from_millis(500);
+/// How often one is probed that stays away. Questions try it as well while there is no better one.
+const PROBE_MOST: Duration = Duration::from_secs(4);
 /// How often `resolv.conf` is looked at.
 const REREAD_INTERVAL: Duration = Duration::from_secs(5);
 /// How often an upstream is tried that forwarded to us.
@@ -28,14 +32,21 @@ impl Forwarder {
         let mut reread = tokio::time::interval(REREAD_INTERVAL);
         let mut loops = tokio::time::interval(LOOP_INTERVAL);
         loops.tick().await;
+        let mut probing = Backoff::new(PROBE_FIRST, PROBE_MOST);
+        let mut probe_at = Instant::now();
         loop {
             let down = self.0.upstreams.load().iter().any(|upstream| upstream.is_down());
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 _ = reread.tick() => self.load(&mut read),
                 _ = loops.tick() => self.each(|upstream| upstream.is_looping(), Self::probe_loop),
-                () = self.0.trouble.notified() => self.each(|upstream| upstream.is_down(), Self::probe_loop),
-                () = tokio::time::sleep(PROBE_INTERVAL), if down => {
+                () = self.0.trouble.notified() => {
+                    self.each(|upstream| upstream.is_down(), Self::probe_loop);
+                    probing.reset();
+                    probe_at = Instant::now() + probing.next_delay();
+                }
+                () = tokio::time::sleep_until(probe_at), if down => {
+                    probe_at = Instant::now() + probing.next_delay();
                     self.each(|upstream| upstream.is_down() && !upstream.is_looping(), Self::probe_health);
                 }
             }

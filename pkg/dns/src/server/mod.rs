@@ -77,7 +77,10 @@ impl Server {
             let (handler, progress, vip) = (self.handler.clone(), progress.clone(), vip.clone());
             let shutdown = shutdown.clone();
             tasks.spawn(async move {
-                vip.placed(address.ip()).await;
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = vip.placed(address.ip()) => {}
+                }
                 let Some(sockets) = sockets(address, threads, &progress, &shutdown).await else {
                     return;
                 };

@@ -154,8 +154,9 @@ impl Writer<'_> {
     }
 
     fn soa(&mut self, soa: &Soa) {
-        self.name(&soa.server);
-        self.name(&soa.mailbox);
+        // Nothing comes after a SOA that could point at these names.
+        self.name_once(&soa.server);
+        self.name_once(&soa.mailbox);
         let [refresh, retry, expire] = Soa::TIMES;
         for number in [soa.serial, refresh, retry, expire, soa.minimum] {
             self.out.extend_from_slice(&number.to_be_bytes());
@@ -164,23 +165,31 @@ impl Writer<'_> {
 
     /// Writes a name, or as much of it as has not been written before, and a pointer.
     fn name(&mut self, name: &Name) {
+        let start = self.out.len();
+        let new = self.name_once(name);
+        let wire = name.wire();
+        let mut at = 0;
+        while at < new {
+            self.remember(&wire[at..], start + at);
+            at += 1 + usize::from(wire[at]);
+        }
+    }
+
+    /// Like [`name`](Self::name), without a note of where it stands. Says how many bytes stand before the pointer.
+    fn name_once(&mut self, name: &Name) -> usize {
         let wire = name.wire();
         let mut at = 0;
         while wire[at] != 0 {
             let rest = &wire[at..];
             if let Some(offset) = self.in_question(rest).or_else(|| self.written.get(rest).copied()) {
+                self.out.extend_from_slice(&wire[..at]);
                 self.out.extend_from_slice(&(offset | 0xc000).to_be_bytes());
-                return;
+                return at;
             }
-            let end = at + 1 + usize::from(wire[at]);
-            let here = self.out.len();
-            if here < 0x4000 {
-                self.written.insert(rest.to_vec(), here as u16);
-            }
-            self.out.extend_from_slice(&wire[at..end]);
-            at = end;
+            at += 1 + usize::from(wire[at]);
         }
-        self.out.push(0);
+        self.out.extend_from_slice(wire);
+        at
     }
 
     /// Remembers a name that stands at `offset`, whole.
