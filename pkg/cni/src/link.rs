@@ -6,6 +6,8 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::thread;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
@@ -21,6 +23,9 @@ use crate::protocol::Attachment;
 
 /// The route protocol of the pod's own routes (`RTPROT_BOOT`): what a host's own scripts would set.
 const PROTOCOL_BOOT: u8 = 3;
+
+/// Between looks whether a link is gone: it takes milliseconds.
+const DELETION_POLL: Duration = Duration::from_micros(200);
 
 /// What can go wrong with a pod's link.
 #[derive(Debug, thiserror::Error)]
@@ -207,10 +212,29 @@ fn make(rt: &mut Rtnl, pod: &mut Rtnl, netns: &NetNs, link: &PodLink, bridge: &L
 
 /// Deletes the link; that there is none is fine. The pod's end goes with the node's.
 ///
+/// Returns as soon as the link is gone for everybody. The kernel answers the one who deletes it only after a grace
+/// period of RCU more (`netdev_run_todo`), which takes four times as long: that is for another thread to wait for.
+///
 /// # Errors
 /// When the kernel refuses.
 pub fn delete(rt: &mut Rtnl, attachment: &Attachment) -> Result<(), rt::Error> {
-    rt.delete_link_named(&host_name(attachment))
+    let name = host_name(attachment);
+    if rt.link(&name)?.is_none() {
+        return Ok(());
+    }
+    let mut deleter = Rtnl::open()?;
+    let its_name = name.clone();
+    let deleting = thread::spawn(move || deleter.delete_link_named(&its_name));
+    while !deleting.is_finished() {
+        if rt.link(&name)?.is_none() {
+            return Ok(());
+        }
+        thread::sleep(DELETION_POLL);
+    }
+    match deleting.join() {
+        Ok(result) => result,
+        Err(payload) => std::panic::resume_unwind(payload),
+    }
 }
 
 /// What is not as ADD made it.

@@ -168,6 +168,7 @@ mod tests {
             up: true,
             lower_up: true,
             loopback: index == 1,
+            no_arp: false,
             master: None,
             lower: None,
             peer_netns: None,

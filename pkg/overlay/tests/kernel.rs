@@ -96,6 +96,10 @@ impl Running {
         }
     }
 
+    fn is_ready(&self) -> bool {
+        self.health.report().1.contains("[+]overlay ok")
+    }
+
     fn tell(&self, change: Change<Node>) {
         self.nodes.blocking_send(change).unwrap();
     }
@@ -227,7 +231,7 @@ fn pair() -> Pair {
         overlay_b,
     };
     eventually("both overlays are ready", || {
-        pair.overlay_a.health.report().0 && pair.overlay_b.health.report().0
+        pair.overlay_a.is_ready() && pair.overlay_b.is_ready()
     });
     pair
 }
@@ -343,7 +347,7 @@ fn waits_for_a_pod_cidr_and_keeps_all_in_place_when_it_stops() {
         overlay.health.report().1.contains("waiting for a pod CIDR")
     });
     overlay.tell(Change::Apply(node(1, "172.30.0.11", true)));
-    eventually("it is ready", || overlay.health.report().0);
+    eventually("it is ready", || overlay.is_ready());
     drop(overlay);
     assert!(a.run("ip addr show svcnet.1").1.contains("10.244.1.0/32"));
     drop(b);
