@@ -20,6 +20,7 @@ use crate::apply::{Content, Frame, Wire};
 use crate::config::Config;
 use crate::core::Core;
 use crate::desired::Desired;
+use crate::echo::Announced;
 use crate::events::Notice;
 use crate::links;
 use crate::membership::Timing;
@@ -41,6 +42,8 @@ pub(crate) struct Engine {
     /// `None` until the API has been seen.
     pub(crate) desired: watch::Receiver<Option<Arc<Desired>>>,
     pub(crate) notices: mpsc::Sender<Notice>,
+    /// What is announced now.
+    pub(crate) announced: watch::Sender<Announced>,
     pub(crate) health: Component,
     pub(crate) shutdown: CancellationToken,
 }
@@ -172,6 +175,7 @@ impl Running {
         self.send(&work.messages).await;
         if work.changed {
             self.tell_peers();
+            self.publish();
             metrics::states(&self.core);
         }
     }
@@ -338,6 +342,24 @@ impl Running {
             };
             _ = self.engine.notices.try_send(notice);
         }
+    }
+
+    fn publish(&self) {
+        let standings = self.core.standings();
+        let announced = standings
+            .filter(|(_, standing)| standing.is_ok())
+            .map(|(address, _)| {
+                let names: Vec<String> = self.services(address).iter().map(|s| s.key.to_string()).collect();
+                (address, names.join(", "))
+            });
+        let announced: Announced = announced.collect();
+        self.engine.announced.send_if_modified(|old| {
+            let changed = *old != announced;
+            if changed {
+                *old = announced;
+            }
+            changed
+        });
     }
 
     fn tell_peers(&mut self) {

@@ -7,6 +7,7 @@
 //! - `plan`: from the addresses won to probes, claims and announcements, in time.
 //! - `core`: all of these together, without clock and sockets. `engine`: with them, on a thread of its own.
 //! - `links`, `apply`: which links carry announcements, and the frames on them.
+//! - `echo`: the owner of an address answers its pings. `events`, `metrics`: what people and their tools see.
 //!
 //! Elections need the nodes only: with the API away, an address still moves when its owner dies.
 
@@ -14,6 +15,7 @@ mod apply;
 mod config;
 mod core;
 mod desired;
+mod echo;
 mod election;
 mod engine;
 mod events;
@@ -29,6 +31,7 @@ pub use config::{
     PatternError,
 };
 pub use desired::NotAnnounced;
+pub use echo::TABLE as NFT_TABLE;
 
 use std::sync::Arc;
 use std::thread;
@@ -134,12 +137,14 @@ impl Announcer {
         } = self;
         let (desired, receiver) = watch::channel(None);
         let (notices, notices_receiver) = mpsc::channel(events::QUEUE_LENGTH);
+        let (announced, announced_receiver) = watch::channel(echo::Announced::new());
         let class = config.load_balancer_class.clone();
         let engine = Engine {
             config,
             node: context.node_name.clone(),
             desired: receiver,
             notices,
+            announced,
             health: context.health.component("announcer"),
             shutdown: context.shutdown.clone(),
         };
@@ -161,12 +166,15 @@ impl Announcer {
             context.node_name.clone(),
             notices_receiver,
         ));
+        let pings = tokio::spawn(echo::follow(announced_receiver));
         let view = View::new(&context.node_name);
         let result = tokio::select! {
             () = follow(view, class, changes, &desired) => Err(Error::Stopped),
             ended = end => ended.map_err(|_| Error::Stopped),
         };
         writer.abort();
+        // Ends with the engine, after it has cleaned up.
+        _ = pings.await;
         result
     }
 }

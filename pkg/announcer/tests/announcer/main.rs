@@ -171,6 +171,44 @@ fn a_client_cache_follows_the_owner() {
 }
 
 #[test]
+fn the_owner_answers_pings_by_a_rule_that_goes_with_the_address() {
+    let all = service_addresses(1);
+    let segment = Segment::new(2, &all);
+    let mut nodes = [1, 2].map(|n| Some(segment.start(n)));
+    let owner = segment.owners(&all, &[1, 2])[0];
+    let run = |member: &str, arguments: &[&str]| {
+        segment
+            .netns(member)
+            .run(|| Command::new(arguments[0]).args(&arguments[1..]).output().unwrap())
+            .unwrap()
+    };
+    let ping = || {
+        run("client", &["ping", "-c", "1", "-W", "1", "172.30.0.200"])
+            .status
+            .success()
+            .then_some(())
+    };
+    wait(ping, || "an answer to a ping".to_string());
+    let ruleset = |node: u8| {
+        let output = run(&format!("n{node}"), &["nft", "list", "ruleset"]);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let rule = "ip daddr @announced icmp type echo-request redirect";
+    let text = ruleset(owner);
+    assert!(
+        text.contains(rule) && text.contains("172.30.0.200 comment \"default/web\""),
+        "{text}"
+    );
+    assert_eq!(ruleset(3 - owner), "", "the other announces nothing");
+
+    nodes[usize::from(owner) - 1].take().unwrap().stop();
+    assert_eq!(ruleset(owner), "");
+    segment.owners(&all, &[3 - owner]);
+    wait(ping, || "an answer of the next owner".to_string());
+}
+
+#[test]
 fn a_node_that_stops_hands_its_addresses_over() {
     let all = service_addresses(6);
     let segment = Segment::new(2, &all);

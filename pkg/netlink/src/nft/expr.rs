@@ -249,6 +249,8 @@ pub enum Expr {
         /// `NF_NAT_RANGE_…`, or 0.
         flags: u32,
     },
+    /// Translates the destination to this host, by an address of the link that the packet came in by.
+    Redirect,
     /// Refuses the packet so that the sender knows.
     Reject(Reject),
     /// Loads the kind of an address (`RTN_…`).
@@ -299,6 +301,7 @@ impl Expr {
             Self::Hash { .. } => "hash",
             Self::Dnat { .. } => "nat",
             Self::Masquerade { .. } => "masq",
+            Self::Redirect => "redir",
             Self::Reject(_) => "reject",
             Self::Fib { .. } => "fib",
             Self::Dynset { .. } => "dynset",

@@ -397,6 +397,33 @@ impl Rule {
         })
     }
 
+    /// `icmp type echo-request` or `icmpv6 type echo-request`
+    #[must_use]
+    pub fn echo_request(self, family: Family) -> Self {
+        let (protocol, kind) = match family {
+            Family::Ip => (1, 8),
+            Family::Ip6 => (58, 128),
+        };
+        self.l4proto(protocol)
+            .expr(Expr::Payload {
+                header: Header::Transport,
+                offset: 0,
+                len: 1,
+                reg: Reg::W0,
+            })
+            .expr(Expr::Cmp {
+                reg: Reg::W0,
+                op: CmpOp::Eq,
+                data: vec![kind],
+            })
+    }
+
+    /// `redirect`
+    #[must_use]
+    pub fn redirect(self) -> Self {
+        self.expr(Expr::Redirect)
+    }
+
     /// `reject with tcp reset`; needs a match on TCP before it.
     #[must_use]
     pub fn reject_tcp(self) -> Self {
