@@ -23,6 +23,9 @@ const QUEUE_LENGTH: usize = 512;
 /// Larger than any ARP frame, and than a neighbour discovery message with the options that matter here.
 const FRAME_LENGTH_MAX: usize = 256;
 
+/// Time between two attempts to read from a socket that fails.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// The node's links.
 pub(crate) struct Wire {
     ports: BTreeMap<u32, Port>,
@@ -214,8 +217,10 @@ async fn read(
                     _ = sender.try_send(Frame { link, content });
                 }
             }
-            // The link went down; the engine learns of it elsewhere.
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(error) => {
+                tracing::warn!(link = socket.index(), %error, "cannot read from this link, trying again");
+                tokio::time::sleep(RETRY).await;
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::mem;
 
 use socket2::{Domain, SockAddr, SockFilter, Socket, Type};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Which frames a socket is for.
@@ -60,19 +61,24 @@ impl LinkSocket {
         self.index
     }
 
-    /// Waits for a frame and gives its length; what does not fit the buffer is cut off.
+    /// Waits for a frame and gives its length; what does not fit the buffer is cut off. Goes on waiting while the link
+    /// is down; when it is deleted, nothing more arrives.
     ///
     /// # Errors
-    /// Once when the link goes down (`ENETDOWN`); the socket works again when it comes up. When the link is deleted,
-    /// nothing more arrives.
+    /// When the socket fails for good.
     pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         use std::io::Read as _;
-        self.socket
-            .async_io(tokio::io::Interest::READABLE, |socket| {
+        loop {
+            let read = self.socket.async_io(Interest::READABLE, |socket| {
                 let mut socket: &Socket = socket;
                 socket.read(buffer)
-            })
-            .await
+            });
+            match read.await {
+                // Said once after the link has gone down.
+                Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => {}
+                result => return result,
+            }
+        }
     }
 
     /// Sends a frame, Ethernet header included. Never waits: a link whose queue is full loses it, as Ethernet may.
