@@ -166,3 +166,101 @@ fn serial() -> u32 {
         .duration_since(UNIX_EPOCH)
         .map_or(1, |since| since.as_secs() as u32)
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ServiceSpec;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+    use tokio::sync::mpsc::{Sender, channel};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::server::Server;
+    use crate::wire::{Rcode, RecordType};
+    use crate::zone::{Question, Verdict};
+
+    fn service(name: &str) -> Arc<Service> {
+        let spec = ServiceSpec {
+            cluster_ip: Some("10.96.0.20".into()),
+            ..ServiceSpec::default()
+        };
+        let metadata = ObjectMeta {
+            name: Some(name.into()),
+            namespace: Some("default".into()),
+            ..ObjectMeta::default()
+        };
+        Arc::new(Service {
+            metadata,
+            spec: Some(spec),
+            ..Service::default()
+        })
+    }
+
+    fn rcode(publisher: &Publisher, name: &str) -> Rcode {
+        let name: crate::name::Name = format!("{name}.default.svc.cluster.local").parse().unwrap();
+        let question = Question {
+            name: name.wire(),
+            record_type: RecordType::A,
+            rotation: 0,
+        };
+        match publisher.current().answer(question) {
+            Verdict::Ours { answer, .. } => answer.rcode,
+            Verdict::Elsewhere => panic!("a cluster name"),
+        }
+    }
+
+    async fn until(publisher: &Publisher, name: &str, wanted: Rcode) {
+        let deadline = Instant::now() + std::time::Duration::from_secs(60);
+        while rcode(publisher, name) != wanted {
+            assert!(Instant::now() < deadline, "{name} never became {wanted:?}");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn the_zone_is_complete_after_the_first_list_of_every_watch() {
+        let (service_sender, services) = channel(8);
+        let (slice_sender, slices): (Sender<Change<EndpointSlice>>, _) = channel(8);
+        let (namespace_sender, namespaces) = channel(8);
+        let (pod_sender, pods): (Sender<Change<Pod>>, _) = channel(8);
+        let feed = Feed {
+            services,
+            slices,
+            namespaces,
+            pods: Some(pods),
+        };
+        let publisher = Server::new(Config::default()).publisher();
+        let health = svcnet_runtime::Health::default();
+        let progress = Progress::new(health.component("dns"));
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(feed.run(publisher.clone(), progress, shutdown.clone()));
+
+        service_sender
+            .send(Change::Reset(vec![service("web"), service("old")]))
+            .await
+            .unwrap();
+        until(&publisher, "web", Rcode::NoError).await;
+        assert_eq!(rcode(&publisher, "gone"), Rcode::ServFail, "it may exist");
+        assert!(!health.report().0);
+        slice_sender.send(Change::Reset(Vec::new())).await.unwrap();
+        namespace_sender.send(Change::Reset(Vec::new())).await.unwrap();
+        pod_sender.send(Change::Reset(Vec::new())).await.unwrap();
+        until(&publisher, "gone", Rcode::NxDomain).await;
+        while !health.report().0 {
+            tokio::task::yield_now().await;
+        }
+
+        service_sender.send(Change::Apply(service("new"))).await.unwrap();
+        until(&publisher, "new", Rcode::NoError).await;
+        service_sender.send(Change::Delete(service("new"))).await.unwrap();
+        until(&publisher, "new", Rcode::NxDomain).await;
+        service_sender
+            .send(Change::Reset(vec![service("web")]))
+            .await
+            .unwrap();
+        until(&publisher, "old", Rcode::NxDomain).await;
+        assert_eq!(rcode(&publisher, "web"), Rcode::NoError);
+        shutdown.cancel();
+        running.await.unwrap();
+    }
+}

@@ -58,3 +58,28 @@ impl Progress {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_is_when_nothing_is_missing() {
+        let health = svcnet_runtime::Health::default();
+        let progress = Progress::new(health.component("dns"));
+        progress.waiting("listening at 10.96.0.10:53".to_string());
+        progress.waiting("the first lists".to_string());
+        progress.failed(
+            "listening at 10.96.0.10:53",
+            "taken by dnsmasq (pid 7)".to_string(),
+        );
+        let (ready, text) = health.report();
+        assert!(
+            !ready && text.contains("10.96.0.10:53: taken by dnsmasq (pid 7); the first lists: not yet"),
+            "{text}"
+        );
+        progress.done("the first lists");
+        progress.done("listening at 10.96.0.10:53");
+        assert!(health.report().0);
+    }
+}
