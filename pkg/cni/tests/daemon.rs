@@ -375,3 +375,39 @@ fn runtimes_find_configuration_and_plugin() {
     assert_eq!(written["plugins"][0]["type"], "svcnet-cni");
     assert!(node.exists("bin/svcnet-cni"));
 }
+
+#[test]
+fn a_node_with_two_families_gives_an_address_of_each() {
+    let node = Node::start_with(Api::default(), &["10.244.1.0/24", "fd00:10:244:1::/64"]);
+    let container = Container::new("dual");
+    let result = add(&node, &container);
+    let addresses: Vec<&Value> = result["ips"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|ip| &ip["address"])
+        .collect();
+    assert_eq!(addresses, ["10.244.1.2/32", "fd00:10:244:1::2/128"]);
+    assert_eq!(
+        result["routes"][1],
+        json!({ "dst": "::/0", "gw": "fd00:10:244:1::1" })
+    );
+    assert!(container.run("ping -c 1 -W 5 10.244.1.1").0);
+    assert!(container.run("ping -6 -c 1 -W 5 fd00:10:244:1::1").0);
+    let mut config = node.config("1.0.0");
+    config["prevResult"] = result;
+    assert_eq!(node.plugin("CHECK", &container, &config), Ok(Value::Null));
+}
+
+#[test]
+fn an_exhausted_node_says_so_and_gives_what_comes_free() {
+    let node = Node::start_with(Api::default(), &["10.244.1.0/30"]);
+    let (first, second) = (Container::new("first"), Container::new("second"));
+    add(&node, &first);
+    let error = node.plugin("ADD", &second, &node.config("1.0.0")).unwrap_err();
+    let wanted =
+        "failed to allocate for range 0: no IP addresses available in range set: 10.244.1.1-10.244.1.2";
+    assert_eq!((&error["code"], &error["msg"]), (&json!(101), &json!(wanted)));
+    node.plugin("DEL", &first, &node.config("1.0.0")).unwrap();
+    assert_eq!(add(&node, &second)["ips"][0]["address"], "10.244.1.2/32");
+}

@@ -17,7 +17,7 @@ use svcnet_netlink::Rtnl;
 use svcnet_netlink::addr::Address;
 use svcnet_netlink::link::{Change as LinkChange, VethEnd};
 use svcnet_netlink::netns::{NetNs, OwnedNetNs};
-use svcnet_netlink::route::Route;
+use svcnet_netlink::route::{PROTOCOL_SVCNET, Route, RouteFilter};
 use svcnet_overlay::{Config, Overlay};
 use svcnet_runtime::{Change, Context, Health, Informers};
 use tokio::sync::mpsc;
@@ -351,4 +351,79 @@ fn waits_for_a_pod_cidr_and_keeps_all_in_place_when_it_stops() {
     drop(overlay);
     assert!(a.run("ip addr show svcnet.1").1.contains("10.244.1.0/32"));
     drop(b);
+}
+
+#[test]
+fn a_thousand_peers_are_set_up_and_one_more_is_three_entries() {
+    let (mut a, mut b) = (Machine::new("a"), Machine::new("b"));
+    connect(&mut a, "eth0", &mut b, "eth0", None, None);
+    a.address("eth0", "172.16.0.1/12");
+    let overlay = Running::start(&a.ns, 1);
+    let peer = |n: u32| {
+        let node = json!({
+            "metadata": { "name": format!("peer-{n}") },
+            "spec": { "podCIDR": format!("10.{}.{}.0/24", 128 + n / 256, n % 256) },
+            "status": { "addresses": [
+                { "type": "InternalIP", "address": format!("172.17.{}.{}", n / 256, n % 256) },
+            ] },
+        });
+        Arc::new(serde_json::from_value(node).unwrap())
+    };
+    let mut nodes: Vec<Arc<Node>> = (0..1000).map(peer).collect();
+    nodes.push(node(1, "172.16.0.1", true));
+    overlay.tell(Change::Reset(nodes));
+    eventually("it is ready", || overlay.is_ready());
+    let mut count = || {
+        let link = a.rt.link("svcnet.1").unwrap().unwrap().index;
+        let routes =
+            a.rt.routes(RouteFilter {
+                link: Some(link),
+                protocol: Some(PROTOCOL_SVCNET),
+            })
+            .unwrap()
+            .len();
+        (
+            routes,
+            a.rt.neighbours(link).unwrap().len(),
+            a.rt.fdb(link).unwrap().len(),
+        )
+    };
+    assert_eq!(count(), (1000, 1000, 1000));
+    overlay.tell(Change::Apply(peer(1000)));
+    eventually("one more", || count() == (1001, 1001, 1001));
+}
+
+#[test]
+fn pods_of_both_families_cross_the_overlay() {
+    let (mut a, mut b) = (Machine::new("a"), Machine::new("b"));
+    connect(&mut a, "eth0", &mut b, "eth0", None, None);
+    a.address("eth0", "172.30.0.11/24");
+    b.address("eth0", "172.30.0.12/24");
+    let dual = |number: u8, address: &str| {
+        let mut node = (*node(number, address, true)).clone();
+        let spec = node.spec.as_mut().unwrap();
+        spec.pod_cidrs
+            .as_mut()
+            .unwrap()
+            .push(format!("fd00:10:244:{number}::/64"));
+        Arc::new(node)
+    };
+    let nodes = vec![dual(1, "172.30.0.11"), dual(2, "172.30.0.12")];
+    let running = [Running::start(&a.ns, 1), Running::start(&b.ns, 2)];
+    let mut pods = [a.with_pod(1), b.with_pod(2)];
+    for (number, (machine, pod)) in [&mut a, &mut b].into_iter().zip(&mut pods).enumerate() {
+        let number = number + 1;
+        machine.address("svcnet0", &format!("fd00:10:244:{number}::1/64"));
+        pod.address("eth0", &format!("fd00:10:244:{number}::2/128"));
+        let link = pod.rt.link("eth0").unwrap().unwrap().index;
+        let gateway = format!("fd00:10:244:{number}::1").parse().unwrap();
+        pod.rt
+            .replace_route(Route::via("::/0".parse().unwrap(), gateway, link))
+            .unwrap();
+    }
+    for overlay in &running {
+        overlay.tell(Change::Reset(nodes.clone()));
+    }
+    eventually("IPv4", || pings(&pods[0], "10.244.2.2"));
+    eventually("IPv6", || pings(&pods[0], "fd00:10:244:2::2"));
 }

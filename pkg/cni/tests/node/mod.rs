@@ -185,6 +185,7 @@ pub(crate) struct Node {
     ns: OwnedNetNs,
     dir: TempDir,
     api: Api,
+    pod_cidrs: &'static [&'static str],
     daemon: Option<Daemon>,
 }
 
@@ -202,6 +203,10 @@ impl Drop for Daemon {
 
 impl Node {
     pub(crate) fn start(api: Api) -> Self {
+        Self::start_with(api, &["10.244.1.0/24"])
+    }
+
+    pub(crate) fn start_with(api: Api, pod_cidrs: &'static [&'static str]) -> Self {
         let ns = OwnedNetNs::unique("svcnet-cni-n").unwrap();
         let mut rt = Rtnl::open_in(&ns).unwrap();
         rt.set_loopback_up().unwrap();
@@ -224,6 +229,7 @@ impl Node {
             ns,
             dir: TempDir::new().unwrap(),
             api,
+            pod_cidrs,
             daemon: None,
         };
         node.start_daemon();
@@ -243,6 +249,7 @@ impl Node {
         let (shutdown, health) = (CancellationToken::new(), Health::default());
         let ns = NetNs::open_path(self.ns.path()).unwrap();
         let dir = self.dir.path().to_path_buf();
+        let pod_cidrs = self.pod_cidrs;
         let (api, its_shutdown, its_health) = (self.api.clone(), shutdown.clone(), health.clone());
         let thread = thread::spawn(move || {
             ns.enter_this_thread().unwrap();
@@ -270,7 +277,10 @@ impl Node {
                     ..Config::default()
                 };
                 let (nodes, receiver) = mpsc::channel(1);
-                nodes.send(Change::Reset(vec![own_node()])).await.unwrap();
+                nodes
+                    .send(Change::Reset(vec![own_node(pod_cidrs)]))
+                    .await
+                    .unwrap();
                 CniDaemon::fed(config, &context, receiver)
                     .unwrap()
                     .run()
@@ -350,10 +360,10 @@ impl Node {
     }
 }
 
-fn own_node() -> Arc<ApiNode> {
+fn own_node(pod_cidrs: &[&str]) -> Arc<ApiNode> {
     let node = json!({
         "metadata": { "name": "n1" },
-        "spec": { "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"] },
+        "spec": { "podCIDR": pod_cidrs[0], "podCIDRs": pod_cidrs },
         "status": { "addresses": [{ "type": "InternalIP", "address": "172.30.0.11" }] },
     });
     Arc::new(serde_json::from_value(node).unwrap())
