@@ -149,6 +149,9 @@ impl Process {
         journal: Option<PathBuf>,
     ) -> anyhow::Result<Context> {
         let client = connect::client(kubeconfig).await?;
+        if let Some(dir) = &journal {
+            std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+        }
         Ok(Context {
             node_name: node.to_string(),
             informers: Informers::new(client.clone(), journal, self.shutdown.clone()),

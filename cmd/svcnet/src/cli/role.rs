@@ -9,7 +9,9 @@ use svcnet_api::types::{IfName, Vni};
 use svcnet_api::wellknown::{VXLAN_PORT, VXLAN_VNI};
 use svcnet_cni::CniDaemon;
 use svcnet_dns::Dns;
+use svcnet_node::{Machine, NodeRole};
 use svcnet_overlay::Overlay;
+use svcnet_proxy::Proxy;
 use svcnet_runtime::Context;
 
 use super::flags::{Cluster, ClusterFlags, KubeconfigFlags, NodeFlags, OpsFlags, ProcessFlags};
@@ -180,18 +182,29 @@ pub(crate) fn start_cni(
     Ok(())
 }
 
-/// Starts the keeping of the Node object.
-pub(crate) fn start_node(_process: &mut Process, _ctx: &Context, _node_ip: IpAddr) -> anyhow::Result<()> {
+/// Starts the keeping of the Node object and its Lease.
+pub(crate) fn start_node(process: &mut Process, ctx: &Context, node_ip: IpAddr) -> anyhow::Result<()> {
+    let config = svcnet_node::Config {
+        node_ips: vec![node_ip],
+        machine: Machine::this(),
+    };
+    process.spawn("node", NodeRole::new(config, ctx)?.run());
     Ok(())
 }
 
 /// Starts the proxy; it leaves the addresses of `node_local` to this node itself.
 pub(crate) fn start_proxy(
-    _process: &mut Process,
-    _ctx: &Context,
-    _cluster: &Cluster,
-    _node_local: &[IpAddr],
+    process: &mut Process,
+    ctx: &Context,
+    cluster: &Cluster,
+    node_local: &[IpAddr],
 ) -> anyhow::Result<()> {
+    let config = svcnet_proxy::Config {
+        cluster_cidrs: cluster.cluster_cidr.iter().collect(),
+        service_cidrs: cluster.service_cidr.iter().collect(),
+        node_local: node_local.to_vec(),
+    };
+    process.spawn("proxy", Proxy::new(config, ctx)?.run());
     Ok(())
 }
 
