@@ -2,7 +2,7 @@
 
 use std::env;
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
@@ -78,36 +78,47 @@ pub fn run(env: impl Fn(&str) -> Option<String>, stdin: &[u8]) -> Result<Value, 
 /// Where the daemon is: the configuration that it wrote says so; without, the defaults.
 struct Places {
     socket: PathBuf,
-    data_dir: PathBuf,
+    /// Unknown when the configuration names a socket alone.
+    data_dir: Option<PathBuf>,
 }
 
 impl Places {
     fn of(config: &Value, env: impl Fn(&str) -> Option<String>) -> Self {
         let path = |key: &str| config.get(key).and_then(Value::as_str).map(PathBuf::from);
         let dir = |name: &str, default: &str| PathBuf::from(env(name).unwrap_or_else(|| default.to_string()));
-        Self {
-            socket: path("socket").unwrap_or_else(|| socket_path(&dir("SVCNET_RUN_DIR", DEFAULT_RUN_DIR))),
-            data_dir: path("dataDir").unwrap_or_else(|| dir("SVCNET_DATA_DIR", DEFAULT_DATA_DIR)),
+        match (path("socket"), path("dataDir")) {
+            (Some(socket), data_dir) => Self { socket, data_dir },
+            (None, data_dir) => Self {
+                socket: socket_path(&dir("SVCNET_RUN_DIR", DEFAULT_RUN_DIR)),
+                data_dir: Some(data_dir.unwrap_or_else(|| dir("SVCNET_DATA_DIR", DEFAULT_DATA_DIR))),
+            },
         }
     }
 }
 
 /// A runtime tears down also when the agent is away, and forgets the container then. The lock on the leases tells
-/// whether nobody else works on them; if somebody does, the daemon is about to be there.
+/// whether nobody else works on them; if somebody does, the daemon is about to be there. A lease that is out of reach
+/// is freed by the daemon's next start, since neither its link nor its namespace will be there.
 fn delete_without_daemon(attachment: &Attachment, places: &Places, away: Error) -> Result<(), CniError> {
-    let dir = leases_dir(&places.data_dir);
-    let mut rt =
-        Rtnl::open().map_err(|e| CniError::new(code::KERNEL, "failed to delete the link").because(e))?;
-    if !Path::new(&dir).exists() {
-        return link::delete(&mut rt, attachment)
-            .map_err(|e| CniError::new(code::KERNEL, "failed to delete the link").because(e));
-    }
-    let Ok(mut ipam) = Ipam::open(dir) else {
-        return Err(away.into_cni());
+    let refused =
+        |e: svcnet_netlink::rt::Error| CniError::new(code::KERNEL, "failed to delete the link").because(e);
+    let leases = match places
+        .data_dir
+        .as_deref()
+        .map(leases_dir)
+        .filter(|dir| dir.exists())
+    {
+        Some(dir) => match Ipam::open(dir) {
+            Ok(leases) => Some(leases),
+            Err(_) => return Err(away.into_cni()),
+        },
+        None => None,
     };
-    link::delete(&mut rt, attachment)
-        .map_err(|e| CniError::new(code::KERNEL, "failed to delete the link").because(e))?;
-    ipam.release(attachment)
+    let mut rt = Rtnl::open().map_err(refused)?;
+    link::delete(&mut rt, attachment).map_err(refused)?;
+    let Some(mut leases) = leases else { return Ok(()) };
+    let released = leases.release(attachment);
+    released
         .map(drop)
         .map_err(|e| CniError::new(code::IO, "failed to release the address").because(e))
 }

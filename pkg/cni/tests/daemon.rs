@@ -164,6 +164,23 @@ fn a_second_add_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn an_add_that_was_cut_short_is_made_good_by_the_next() {
+    let mut node = Node::start(Api::default());
+    let container = Container::new("short");
+    let first = add(&node, &container);
+    // As a kill before the routes leaves it.
+    assert!(container.run("ip addr flush dev eth0").0);
+    node.restart();
+    let second = add(&node, &container);
+    assert_eq!(first["ips"], second["ips"]);
+    assert!(container.run("ping -c 1 -W 5 10.244.1.1").0);
+    assert_eq!(
+        node.plugin("ADD", &container, &node.config("1.0.0")).unwrap_err()["code"],
+        102
+    );
+}
+
+#[test]
 fn del_is_content_with_whatever_is_left() {
     let node = Node::start(Api::default());
     let container = Container::new("gone");

@@ -166,7 +166,15 @@ impl Server {
         let lease = reserved.lease();
         let pod_link = PodLink::new(attachment, &lease.addresses, &network.cidrs, network.mtu);
         let mut rt = Rtnl::open().map_err(|e| failed().because(e))?;
-        let made = match link::add(&mut rt, &netns, &pod_link) {
+        let mut adding = link::add(&mut rt, &netns, &pod_link);
+        if let (Err(link::Error::Exists(_)), Reserved::Kept(_)) = (&adding, &reserved) {
+            // Either a second ADD, which is a mistake, or the first one, which a kill cut short.
+            let whole = link::check(&mut rt, &netns, &pod_link).is_ok_and(|wrong| wrong.is_empty());
+            if !whole && link::delete(&mut rt, attachment).is_ok() {
+                adding = link::add(&mut rt, &netns, &pod_link);
+            }
+        }
+        let made = match adding {
             Ok(made) => made,
             Err(error) => {
                 // A container that has the interface keeps its addresses.
