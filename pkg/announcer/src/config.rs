@@ -51,7 +51,8 @@ pub struct Config {
     pub load_balancer_class: Option<String>,
     /// Ask the network whether an address is in use before claiming it.
     pub probe: bool,
-    /// What heartbeats are authenticated with; the same on all nodes. Empty: they are only protected against damage.
+    /// What heartbeats are authenticated with; the same on all nodes. Empty: they must come from an address of the node
+    /// that they name, which keeps out who is not on the segment. Who is could answer ARP requests as well.
     pub key: Vec<u8>,
 }
 

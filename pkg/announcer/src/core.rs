@@ -77,6 +77,14 @@ impl Core {
         self.membership.settle(now);
     }
 
+    /// Whether the node has this address, as far as the API knows.
+    pub(crate) fn is_from(&self, node: &str, source: IpAddr) -> bool {
+        self.desired
+            .peers
+            .get(node)
+            .is_some_and(|addresses| addresses.contains(&source))
+    }
+
     pub(crate) fn receive(&mut self, now: Instant, message: Message) -> bool {
         self.membership.receive(now, message)
     }
@@ -173,7 +181,11 @@ impl Core {
 
     /// The links that this node could announce the address on, were it alone.
     fn candidacy(&self, address: IpAddr) -> Result<&Links, NotAnnounced> {
-        let known = self.desired.addresses.get(&address).ok_or(NotAnnounced::NoPool)?;
+        let known = self
+            .desired
+            .addresses
+            .get(&address)
+            .ok_or(NotAnnounced::NoService)?;
         let links = known.verdict.as_ref().map_err(Clone::clone)?;
         if meant(&self.carriers, links).next().is_none() {
             return Err(NotAnnounced::NoLink);

@@ -54,6 +54,8 @@ pub enum NotAnnounced {
     Excluded,
     /// The Service's `loadBalancerClass` is another implementation's.
     OtherClass,
+    /// No Service has the address (any more).
+    NoService,
     /// No pool holds the address.
     NoPool,
     /// No L2Advertisement speaks of its pool.
@@ -195,10 +197,11 @@ impl Links {
 
 impl NotAnnounced {
     /// Every reason's short name, for metrics.
-    pub const NAMES: [&'static str; 13] = [
+    pub const NAMES: [&'static str; 14] = [
         "node_unknown",
         "excluded",
         "other_class",
+        "no_service",
         "no_pool",
         "no_advertisement",
         "node_selector",
@@ -217,6 +220,7 @@ impl NotAnnounced {
             node,
             excluded,
             class,
+            service,
             pool,
             advertisement,
             selector,
@@ -232,6 +236,7 @@ impl NotAnnounced {
             Self::NodeUnknown => node,
             Self::Excluded => excluded,
             Self::OtherClass => class,
+            Self::NoService => service,
             Self::NoPool => pool,
             Self::NoAdvertisement => advertisement,
             Self::NodeSelector => selector,
@@ -252,6 +257,7 @@ impl fmt::Display for NotAnnounced {
             Self::NodeUnknown => "this node has no Node object",
             Self::Excluded => "this node is excluded from external load balancers by its label",
             Self::OtherClass => "its loadBalancerClass is not ours",
+            Self::NoService => "no Service has it",
             Self::NoPool => "no IPAddressPool holds it",
             Self::NoAdvertisement => "no L2Advertisement speaks of its pool",
             Self::NodeSelector => "its L2Advertisements select other nodes",

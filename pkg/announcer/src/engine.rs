@@ -1,25 +1,23 @@
 //! The announcer's own thread: sockets, time, and the core between them. Nothing else runs there, so that no other
 //! work of the process delays heartbeats and answers, and it waits for nothing but the network.
 
-use std::collections::BTreeSet;
-use std::io;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use socket2::{Domain, SockRef, Socket, Type};
 use svcnet_netlink::Rtnl;
 use svcnet_netlink::monitor::{Group, Monitor};
 use svcnet_netlink::packet::{arp, ndp};
 use svcnet_runtime::Component;
-use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::{Content, Frame, Wire};
+use crate::beats::{self, Beats};
 use crate::config::Config;
 use crate::core::Core;
-use crate::desired::Desired;
+use crate::desired::{Desired, Target};
 use crate::echo::Announced;
 use crate::events::Notice;
 use crate::links;
@@ -30,10 +28,6 @@ use crate::plan::Operation;
 
 /// Time between two attempts to get a socket or to see the links.
 const RETRY: Duration = Duration::from_millis(500);
-/// Room for the lists of many peers at once.
-const RECEIVE_BUFFER: usize = 1 << 20;
-/// Heartbeats go first where queues are full: class 6, "internetwork control".
-const TRAFFIC_CLASS: u32 = 0xc0;
 
 /// What an engine runs with.
 pub(crate) struct Engine {
@@ -55,12 +49,8 @@ struct Running {
     beats: Option<Beats>,
     retry_at: Option<Instant>,
     alive: BTreeSet<Box<str>>,
-}
-
-/// The heartbeat socket.
-struct Beats {
-    address: SocketAddr,
-    socket: UdpSocket,
+    /// The Services that metrics name for what is announced: they may be gone when it ends.
+    counted: BTreeMap<IpAddr, Vec<Target>>,
 }
 
 /// What woke the engine up.
@@ -70,7 +60,7 @@ enum Woken {
     Desired,
     Links,
     Frame(Frame),
-    Datagram(usize),
+    Datagram(usize, IpAddr),
 }
 
 impl Engine {
@@ -101,6 +91,7 @@ impl Engine {
             beats: None,
             retry_at: Some(Instant::now()),
             alive: BTreeSet::new(),
+            counted: BTreeMap::new(),
         };
         running.take_desired();
         running.run(monitor, frames).await;
@@ -130,7 +121,7 @@ impl Running {
             let woken = tokio::select! {
                 biased;
                 () = self.engine.shutdown.cancelled() => Woken::Shutdown,
-                length = receive(self.beats.as_ref(), &mut buffer) => Woken::Datagram(length),
+                (length, from) = beats::receive(self.beats.as_ref(), &mut buffer) => Woken::Datagram(length, from),
                 Some(frame) = frames.recv() => Woken::Frame(frame),
                 Ok(()) = self.engine.desired.changed() => Woken::Desired,
                 () = links_changed(monitor.as_mut()) => Woken::Links,
@@ -138,7 +129,7 @@ impl Running {
             };
             match woken {
                 Woken::Shutdown => return self.leave().await,
-                Woken::Datagram(length) => self.take_datagram(&buffer[..length]),
+                Woken::Datagram(length, from) => self.take_datagram(&buffer[..length], from),
                 Woken::Frame(frame) => self.take_frame(&frame),
                 Woken::Desired => self.take_desired(),
                 Woken::Links => self.look_at_links(),
@@ -183,12 +174,9 @@ impl Running {
     async fn send(&self, messages: &[(IpAddr, Message)]) {
         let Some(beats) = &self.beats else { return };
         for (address, message) in messages {
-            let target = SocketAddr::new(*address, beats.address.port());
             let data = message.encode(&self.engine.config.key);
-            // Never waits for room: a beat that is late is of no use. Past tokio, whose sockets refuse to send before
-            // they have once been polled: the first beat matters.
-            if let Err(error) = SockRef::from(&beats.socket).send_to(&data, &target.into()) {
-                tracing::trace!(peer = %target, %error, "heartbeat not sent");
+            if let Err(error) = beats.send(&data, *address) {
+                tracing::trace!(peer = %address, %error, "heartbeat not sent");
             }
         }
         // Lets the readers of the links run even when beats are due without end.
@@ -204,14 +192,17 @@ impl Running {
         }
     }
 
-    fn take_datagram(&mut self, data: &[u8]) {
-        match Message::decode(data, &self.engine.config.key) {
-            Ok(message) => {
-                if !self.core.receive(Instant::now(), message) {
-                    metrics::rejected("stale");
-                }
-            }
-            Err(malformed) => metrics::rejected(malformed.name()),
+    fn take_datagram(&mut self, data: &[u8], from: IpAddr) {
+        let key = &self.engine.config.key;
+        let message = match Message::decode(data, key) {
+            Ok(message) => message,
+            Err(malformed) => return metrics::rejected(malformed.name()),
+        };
+        if key.is_empty() && !self.core.is_from(&message.node, from) {
+            return metrics::rejected("source");
+        }
+        if !self.core.receive(Instant::now(), message) {
+            metrics::rejected("stale");
         }
     }
 
@@ -251,7 +242,7 @@ impl Running {
         let address = self.engine.address(&desired);
         let v6 = address.is_some_and(|a| a.is_ipv6());
         self.core.set_desired((*desired).clone(), v6);
-        if self.beats.as_ref().map(|b| b.address) != address {
+        if self.beats.as_ref().map(Beats::address) != address {
             self.retry_at = Some(Instant::now());
         }
     }
@@ -263,7 +254,7 @@ impl Running {
                 .not_ready("this node has no address yet: neither --node-ip nor an InternalIP");
             return;
         };
-        if self.beats.as_ref().is_some_and(|b| b.address == address) {
+        if self.beats.as_ref().is_some_and(|b| b.address() == address) {
             return;
         }
         match Beats::open(address) {
@@ -302,21 +293,24 @@ impl Running {
     }
 
     /// Tells people and their tools what has been done.
-    fn tell(&self, operation: &Operation) {
-        let node = &self.engine.node;
+    fn tell(&mut self, operation: &Operation) {
         match operation {
             Operation::Claim(address, links) => {
                 tracing::info!(%address, %links, "announcing");
                 metrics::takeover();
-                metrics::announced(node, *address, self.services(*address), true);
+                let services = self.services(*address).to_vec();
+                metrics::announced(&self.engine.node, *address, &services, true);
+                self.counted.insert(*address, services);
                 // MetalLB's words.
+                let node = &self.engine.node;
                 let message = format!("announcing from node {node:?} with protocol \"layer2\"");
                 self.notify(*address, false, "nodeAssigned", &message);
             }
             Operation::Release(address) => {
                 let reason = self.core.standing(*address).err().map(|r| r.to_string());
                 tracing::info!(%address, reason, "no longer announcing");
-                metrics::announced(node, *address, self.services(*address), false);
+                let services = self.counted.remove(address).unwrap_or_default();
+                metrics::announced(&self.engine.node, *address, &services, false);
             }
             Operation::Report(address, contest) => {
                 tracing::warn!(%address, reason = %contest, "address in use");
@@ -327,7 +321,7 @@ impl Running {
         }
     }
 
-    fn services(&self, address: IpAddr) -> &[crate::desired::Target] {
+    fn services(&self, address: IpAddr) -> &[Target] {
         let known = self.core.desired().addresses.get(&address);
         known.map_or(&[], |a| a.services.as_slice())
     }
@@ -371,37 +365,6 @@ impl Running {
             tracing::info!(node = %node, "peer is silent or gone");
         }
         self.alive = alive;
-    }
-}
-
-impl Beats {
-    fn open(address: SocketAddr) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), None)?;
-        // The address may not be there yet, or go and come back; heartbeats must leave from it all the same.
-        if address.is_ipv4() {
-            socket.set_freebind_v4(true)?;
-            socket.set_tos_v4(TRAFFIC_CLASS)?;
-        } else {
-            socket.set_freebind_v6(true)?;
-            socket.set_only_v6(true)?;
-            socket.set_tclass_v6(TRAFFIC_CLASS)?;
-        }
-        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
-        socket.bind(&address.into())?;
-        let socket = UdpSocket::from_std(socket.into())?;
-        Ok(Self { address, socket })
-    }
-}
-
-async fn receive(beats: Option<&Beats>, buffer: &mut [u8]) -> usize {
-    let Some(beats) = beats else {
-        return std::future::pending().await;
-    };
-    loop {
-        // Errors are answers of the network to earlier beats: a peer that is not up yet refuses them.
-        if let Ok(length) = beats.socket.recv(buffer).await {
-            return length;
-        }
     }
 }
 

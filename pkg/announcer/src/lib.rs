@@ -6,12 +6,13 @@
 //! - `membership`, `election`, `message`: who is alive, which candidate wins, how they talk.
 //! - `plan`: from the addresses won to probes, claims and announcements, in time.
 //! - `core`: all of these together, without clock and sockets. `engine`: with them, on a thread of its own.
-//! - `links`, `apply`: which links carry announcements, and the frames on them.
+//! - `links`, `apply`, `beats`: which links carry announcements, the frames on them, the heartbeat socket.
 //! - `echo`: the owner of an address answers its pings. `events`, `metrics`: what people and their tools see.
 //!
 //! Elections need the nodes only: with the API away, an address still moves when its owner dies.
 
 mod apply;
+mod beats;
 mod config;
 mod core;
 mod desired;

@@ -102,7 +102,6 @@ pub(crate) fn main() {
         };
         let config = Config {
             node_ips: vec![text("address").parse().unwrap()],
-            key: b"of these tests".to_vec(),
             ..Config::default()
         };
         let announcer = Announcer::new(config, &context).unwrap();
