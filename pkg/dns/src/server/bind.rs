@@ -3,12 +3,13 @@
 use std::io;
 use std::net::SocketAddr;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::holder::{Holder, holders};
 
 /// Datagrams that may wait: a burst of every pod of a node at once.
-const RECEIVE_BUFFER: usize = 4 << 20;
+const RECEIVE_BUFFER: usize = 2 << 20;
 const BACKLOG: i32 = 1024;
 
 /// The sockets of one address.
@@ -94,8 +95,50 @@ fn udp(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // The kernel gives as much as it may (net.core.rmem_max).
-    _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+    // Beyond net.core.rmem_max, as root may; else as much as that.
+    if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+    }
     socket.bind(&address.into())?;
     Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_had_once_and_the_holder_is_named() {
+        let first = bind("127.0.0.1:0".parse().unwrap(), 2).unwrap();
+        let address = first.tcp.local_addr().unwrap();
+        assert_eq!(first.udp.len(), 2);
+        assert!(
+            first
+                .udp
+                .iter()
+                .all(|socket| socket.local_addr().unwrap() == address)
+        );
+        let Err(error) = bind(address, 2) else {
+            panic!("bound twice")
+        };
+        let wanted = format!("(pid {}, {address}/tcp)", std::process::id());
+        assert!(
+            error.to_string().starts_with(&format!("{address} is taken by ")),
+            "{error}"
+        );
+        assert!(error.to_string().contains(&wanted), "{error}");
+        drop(first);
+        assert!(bind(address, 1).is_ok());
+    }
+
+    #[test]
+    fn an_address_that_is_not_there_is_told() {
+        let Err(error) = bind("192.0.2.1:0".parse().unwrap(), 1) else {
+            panic!("bound")
+        };
+        assert_eq!(
+            error.to_string(),
+            "this host does not have the address 192.0.2.1:0"
+        );
+    }
 }

@@ -286,3 +286,72 @@ pub(super) fn too_long(message: &[u8], tally: &mut Tally, out: &mut Vec<u8>) {
         tally.dropped();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::op::Message;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::server::Server;
+
+    fn replied(message: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        let server = Server::new(Config {
+            upstreams: Some(Vec::new()),
+            ..Config::default()
+        });
+        let mut tally = Tally::new(([10, 96, 0, 10], 53).into(), "cluster.local.".into(), transport);
+        let mut out = Vec::new();
+        let zone = server.handler.zone.load();
+        match server
+            .handler
+            .respond(&zone, message, transport, &mut tally, &mut out)
+        {
+            Outcome::Reply => Some(out),
+            Outcome::Silence => None,
+            Outcome::Later(_) => panic!("there is nobody to wait for"),
+        }
+    }
+
+    const QUESTION: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\x01\
+        \x05_http\x04_tcp\x03web\x07default\x03svc\x07cluster\x05local\0\0\x21\0\x01\
+        \0\0\x29\x04\xd0\0\0\0\0\0\0";
+
+    #[test]
+    fn replies_are_never_answered() {
+        let mut message = QUESTION.to_vec();
+        assert!(replied(&message, Transport::Udp).is_some());
+        message[2] |= 0x80;
+        assert_eq!(
+            replied(&message, Transport::Udp),
+            None,
+            "two servers would talk to each other for ever"
+        );
+        assert_eq!(replied(&message[..11], Transport::Udp), None);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_the_reply_can_be_read(
+            changes in prop::collection::vec((0..QUESTION.len(), any::<u8>()), 0..8),
+            cut in 0..QUESTION.len(),
+            tail in prop::collection::vec(any::<u8>(), 0..40),
+            tcp in any::<bool>(),
+        ) {
+            let mut message = QUESTION.to_vec();
+            for (at, byte) in changes {
+                message[at] = byte;
+            }
+            message.truncate(QUESTION.len() - cut * usize::from(cut % 3 == 0));
+            message.extend_from_slice(&tail[..tail.len() * (cut % 2)]);
+            let transport = if tcp { Transport::Tcp } else { Transport::Udp };
+            if let Some(reply) = replied(&message, transport) {
+                prop_assert!(tcp || reply.len() <= wire::UDP_MAX);
+                prop_assert_eq!(&reply[..2], &message[..2]);
+                prop_assert!(reply[2] & 0x80 != 0);
+                prop_assert!(Message::from_vec(&reply).is_ok(), "{:?}", reply);
+            }
+        }
+    }
+}

@@ -104,7 +104,11 @@ impl View {
         if self.slice_owner.get(&id).is_some_and(|owner| *owner != key) {
             self.delete_slice(slice);
         }
-        let of_service = self.slices.entry(key.clone()).or_default();
+        // Nearly every Service has one slice.
+        let of_service = self
+            .slices
+            .entry(key.clone())
+            .or_insert_with(|| Vec::with_capacity(1));
         let facts = Arc::new(facts);
         match of_service.binary_search_by(|(name, _)| name.cmp(&id.1)) {
             Ok(at) => of_service[at].1 = facts,
