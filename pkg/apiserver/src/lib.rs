@@ -7,6 +7,7 @@
 mod auth;
 mod body;
 mod bootstrap;
+mod carry;
 mod config;
 mod decode;
 mod discovery;

@@ -143,6 +143,7 @@ impl Watch {
     async fn follow(&mut self, server: &Server, deadline: Instant, sender: &mpsc::Sender<Bytes>) {
         let mut bookmarks = interval_at(Instant::now() + BOOKMARK_EVERY, BOOKMARK_EVERY);
         bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut mark_due = false;
         loop {
             let pending = match self.watcher.pending() {
                 Ok(pending) => pending,
@@ -156,6 +157,11 @@ impl Watch {
             for event in &pending.events {
                 self.change(event);
             }
+            // Only now is the position that of all that has been told.
+            if mark_due && !pending.more {
+                self.bookmark(false);
+                mark_due = false;
+            }
             if self.flush(sender).await.is_none() {
                 return;
             }
@@ -164,7 +170,7 @@ impl Watch {
             }
             tokio::select! {
                 changed = self.watcher.changed() => if changed.is_err() { return },
-                _ = bookmarks.tick(), if self.bookmarks => self.bookmark(false),
+                _ = bookmarks.tick(), if self.bookmarks => mark_due = true,
                 () = sleep_until(deadline) => return,
                 () = server.shutdown.cancelled() => return,
                 () = sender.closed() => return,

@@ -2,18 +2,18 @@
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use svcnet_api::{Admission, ApiError, FieldError, FieldPath, Kind, Operation, Reason, Request, Reservation};
+use svcnet_api::{Admission, ApiError, Kind, Operation, Reason, Request, Reservation};
 use svcnet_store::{Change, CommitError, Entry, Key, Write};
 
 use crate::auth::{self, Attributes, User};
 use crate::server::Server;
-use crate::{namespace, object, traits};
+use crate::{carry, namespace, object, traits};
 
 /// How often a generated name may be taken already.
 const GENERATE_TRIES: usize = 8;
 /// How often a write may be overtaken by a change of its namespace.
 const GUARD_TRIES: usize = 5;
-const MODIFIED: &str =
+pub(crate) const MODIFIED: &str =
     "the object has been modified; please apply your changes to the latest version and try again";
 
 /// Who writes what, where.
@@ -49,9 +49,9 @@ pub(crate) enum Outcome {
 }
 
 /// A stored object on its way to something else.
-struct Stored {
-    entry: Entry,
-    object: Value,
+pub(crate) struct Stored {
+    pub(crate) entry: Entry,
+    pub(crate) object: Value,
 }
 
 impl Place {
@@ -69,7 +69,7 @@ impl Place {
 impl Server {
     /// Creates an object.
     pub(crate) async fn create(&self, mut place: Place, mut new: Value) -> Result<Written, ApiError> {
-        name_space(&place, &mut new)?;
+        carry::name_space(&place, &mut new)?;
         if !object::meta_text(&new, "resourceVersion").is_empty() {
             return Err(ApiError::bad_request(
                 "resourceVersion should not be set on objects to be created",
@@ -78,7 +78,7 @@ impl Server {
         let base = object::meta_text(&new, "generateName").to_string();
         let given = object::meta_text(&new, "name").to_string();
         if !place.name.is_empty() && !given.is_empty() && given != place.name {
-            return Err(name_mismatch(&given, &place.name));
+            return Err(carry::name_mismatch(&given, &place.name));
         }
         let given = if given.is_empty() {
             place.name.clone()
@@ -154,7 +154,7 @@ impl Server {
             entry,
         };
         let wanted = change(&stored.object)?;
-        let new = carry_over(&place, &stored, wanted)?;
+        let new = carry::carry_over(&place, &stored, wanted)?;
         let held = object::is_held(&new, traits::of(place.kind).finalize);
         let done = if object::is_terminating(&new) && !held && !place.dry_run {
             self.remove(&place, stored, key).await
@@ -181,7 +181,7 @@ impl Server {
             let why = format!("this {} may not be deleted", place.kind.singular);
             return Err(ApiError::forbidden(place.kind, &place.name, &why));
         }
-        preconditions(&place, &stored, options)?;
+        carry::preconditions(&place, &stored, options)?;
         if !object::is_held(&stored.object, traits.finalize) {
             return self.remove(&place, stored, key).await.map_err(Stop::into_error);
         }
@@ -192,8 +192,8 @@ impl Server {
             if !traits.finalize {
                 metadata.insert("deletionGracePeriodSeconds".to_string(), 0.into());
             }
-            if metadata_generation(&new).is_some() {
-                bump_generation(&mut new);
+            if carry::metadata_generation(&new).is_some() {
+                carry::bump_generation(&mut new);
             }
             if traits.finalize {
                 new["status"]["phase"] = "Terminating".into();
@@ -365,164 +365,6 @@ fn admit(
         reservations.extend(admission.admit(request, new.as_deref_mut())?);
     }
     Ok(reservations)
-}
-
-/// The namespace in the URL is the object's.
-fn name_space(place: &Place, new: &mut Value) -> Result<(), ApiError> {
-    let given = object::meta_text(new, "namespace");
-    if !given.is_empty() && given != place.namespace {
-        return Err(ApiError::bad_request(
-            "the namespace of the provided object does not match the namespace sent on the request",
-        ));
-    }
-    let metadata = object::metadata(new);
-    if place.namespace.is_empty() {
-        metadata.remove("namespace");
-    } else {
-        metadata.insert("namespace".to_string(), place.namespace.as_str().into());
-    }
-    Ok(())
-}
-
-fn name_mismatch(object: &str, url: &str) -> ApiError {
-    ApiError::bad_request(format!(
-        "the name of the object ({object}) does not match the name on the URL ({url})"
-    ))
-}
-
-/// The new object with all that a writer cannot change (through this subresource) as it was.
-fn carry_over(place: &Place, stored: &Stored, mut wanted: Value) -> Result<Value, ApiError> {
-    let old = &stored.object;
-    name_space(place, &mut wanted)?;
-    let name = object::meta_text(&wanted, "name");
-    if !name.is_empty() && name != place.name {
-        return Err(name_mismatch(name, &place.name));
-    }
-    let revision = object::meta_text(&wanted, "resourceVersion");
-    if !revision.is_empty() && revision != stored.entry.revision.to_string() {
-        return Err(ApiError::conflict(place.kind, &place.name, MODIFIED));
-    }
-    let (uid, old_uid) = (object::meta_text(&wanted, "uid"), object::meta_text(old, "uid"));
-    if !uid.is_empty() && uid != old_uid {
-        return Err(uid_conflict(place, uid, old_uid));
-    }
-    let metadata = object::metadata(&mut wanted);
-    for field in [
-        "name",
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "generateName",
-        "resourceVersion",
-    ] {
-        match old.get("metadata").and_then(|m| m.get(field)) {
-            Some(value) => metadata.insert(field.to_string(), value.clone()),
-            None => metadata.remove(field),
-        };
-    }
-    let mut new = match place.subresource.as_str() {
-        "status" => {
-            let mut new = old.clone();
-            new["metadata"] = wanted["metadata"].take();
-            take(&mut new, &mut wanted, "status");
-            new
-        }
-        "finalize" => {
-            let mut new = old.clone();
-            new["metadata"] = wanted["metadata"].take();
-            new["spec"]["finalizers"] = wanted["spec"]["finalizers"].take();
-            new
-        }
-        _ => {
-            if place.kind.status {
-                take(&mut wanted, &mut old.clone(), "status");
-            }
-            if traits::of(place.kind).finalize
-                && let Some(kept) = old.get("spec").and_then(|s| s.get("finalizers"))
-            {
-                wanted["spec"]["finalizers"] = kept.clone();
-            }
-            wanted
-        }
-    };
-    for field in ["apiVersion", "kind"] {
-        new[field] = old[field].clone();
-    }
-    new_finalizers(place, old, &new)?;
-    if object::spec_differs(old, &new) && metadata_generation(old).is_some() {
-        bump_generation(&mut new);
-    }
-    Ok(new)
-}
-
-/// Gives `into` the field of `from`, or none.
-fn take(into: &mut Value, from: &mut Value, field: &str) {
-    let Some(into) = into.as_object_mut() else { return };
-    match from.as_object_mut().and_then(|f| f.remove(field)) {
-        Some(value) => into.insert(field.to_string(), value),
-        None => into.remove(field),
-    };
-}
-
-fn metadata_generation(object: &Value) -> Option<i64> {
-    object.get("metadata")?.get("generation")?.as_i64()
-}
-
-fn bump_generation(object: &mut Value) {
-    let next = metadata_generation(object).unwrap_or_default() + 1;
-    object::metadata(object).insert("generation".to_string(), next.into());
-}
-
-/// What is being deleted takes no new finalizers.
-fn new_finalizers(place: &Place, old: &Value, new: &Value) -> Result<(), ApiError> {
-    if !object::is_terminating(old) {
-        return Ok(());
-    }
-    let list = |object: &Value| {
-        let list = object
-            .get("metadata")
-            .and_then(|m| m.get("finalizers"))
-            .and_then(Value::as_array);
-        list.cloned().unwrap_or_default()
-    };
-    let before = list(old);
-    let added: Vec<Value> = list(new).into_iter().filter(|f| !before.contains(f)).collect();
-    if added.is_empty() {
-        return Ok(());
-    }
-    let names: Vec<String> = added.iter().map(Value::to_string).collect();
-    let detail = format!(
-        "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
-        names.join(", ")
-    );
-    let error = FieldError::forbidden(FieldPath::new("metadata").child("finalizers"), detail);
-    Err(ApiError::invalid(place.kind, &place.name, &[error]))
-}
-
-fn uid_conflict(place: &Place, wanted: &str, is: &str) -> ApiError {
-    let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {is}");
-    ApiError::conflict(place.kind, &place.name, &why)
-}
-
-fn preconditions(place: &Place, stored: &Stored, options: &Value) -> Result<(), ApiError> {
-    let text = |field: &str| {
-        let value = options.get("preconditions").and_then(|p| p.get(field));
-        value.and_then(Value::as_str).unwrap_or_default()
-    };
-    let is = object::meta_text(&stored.object, "uid");
-    if !text("uid").is_empty() && text("uid") != is {
-        return Err(uid_conflict(place, text("uid"), is));
-    }
-    let (wanted, is) = (text("resourceVersion"), stored.entry.revision.to_string());
-    if !wanted.is_empty() && wanted != is {
-        let why = format!(
-            "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {is}"
-        );
-        return Err(ApiError::conflict(place.kind, &place.name, &why));
-    }
-    Ok(())
 }
 
 /// What a deletion answers: the object while it is held, a `Status` when it is gone.

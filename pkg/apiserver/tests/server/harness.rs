@@ -1,7 +1,4 @@
 //! An API server on a free loopback port, a kubectl for it, and a small HTTP client.
-#![allow(dead_code, reason = "each test file uses a part")]
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
-
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -90,6 +87,7 @@ impl Running {
             .args(args)
             .env("HOME", self.dir.path())
             .env_remove("KUBECONFIG")
+            .env("EDITOR", self.path("editor"))
             .stdin(Stdio::piped());
         command
     }

@@ -1,0 +1,14 @@
+//! The API server as clients see it: over sockets, with certificates, and with the real kubectl.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    unreachable_pub,
+    reason = "a test says what it expects"
+)]
+
+mod access;
+mod harness;
+mod hooks;
+mod kubectl;
+mod objects;
+mod watches;
