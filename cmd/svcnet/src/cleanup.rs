@@ -13,10 +13,11 @@ use svcnet_netlink::nft::{Batch, Family, Socket, Table};
 use svcnet_netlink::route::{PROTOCOL_SVCNET, Route, RouteFilter};
 
 /// The nftables tables that the roles own.
-const TABLES: [(Family, &str); 5] = [
+const TABLES: [(Family, &str); 6] = [
     (Family::Ip, "svcnet"),
     (Family::Ip6, "svcnet"),
     (Family::Ip, "svcnet-overlay"),
+    (Family::Ip6, "svcnet-overlay"),
     (Family::Ip, svcnet_announcer::NFT_TABLE),
     (Family::Ip6, svcnet_announcer::NFT_TABLE),
 ];

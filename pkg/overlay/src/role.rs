@@ -246,7 +246,11 @@ impl State {
             Err(unready) => {
                 let text = unready.to_string();
                 if self.backoff.is_news(&text) {
-                    tracing::warn!(reason = %text, "the overlay is not in place");
+                    match unready {
+                        // So every node begins.
+                        Unready::Waiting(_) => tracing::info!(reason = %text, "the overlay waits"),
+                        _ => tracing::warn!(reason = %text, "the overlay is not in place"),
+                    }
                 }
                 self.component.not_ready(text);
                 self.backoff.next_delay()

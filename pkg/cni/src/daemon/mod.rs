@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::Node;
 use svcnet_api::types::PodCidr;
 use svcnet_api::wellknown::{BRIDGE_NAME, VXLAN_NAME};
 use svcnet_netlink::monitor::{Event, Group, Happened, Monitor};
-use svcnet_netlink::underlay::{self, Choice};
+use svcnet_netlink::underlay::{self, Choice, NoUnderlay};
 use svcnet_netlink::{Rtnl, rt};
 use svcnet_runtime::backoff::Backoff;
 use svcnet_runtime::{Change, Component, Context, Scope};
@@ -61,6 +61,19 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+}
+
+/// Why the pod network of this node is not in place.
+#[derive(Debug, thiserror::Error)]
+enum Unready {
+    #[error("waiting for a pod CIDR for node {0}")]
+    PodCidr(String),
+    #[error("{0}")]
+    NoUnderlay(NoUnderlay),
+    #[error(transparent)]
+    Kernel(#[from] rt::Error),
+    #[error(transparent)]
+    Install(#[from] conflist::Error),
 }
 
 /// The CNI daemon of one node.
@@ -282,28 +295,35 @@ impl Keeper {
                 self.component.ready();
                 RESYNC
             }
-            Err(reason) => {
-                if self.backoff.is_news(&reason) {
-                    tracing::warn!(%reason, "the pod network of this node is not in place");
+            Err(unready) => {
+                let text = unready.to_string();
+                if self.backoff.is_news(&text) {
+                    match unready {
+                        // So every node begins.
+                        Unready::PodCidr(_) => {
+                            tracing::info!(reason = %text, "the pod network of this node waits")
+                        }
+                        _ => tracing::warn!(reason = %text, "the pod network of this node is not in place"),
+                    }
                 }
-                self.component.not_ready(reason);
+                self.component.not_ready(text);
                 self.backoff.next_delay()
             }
         }
     }
 
     /// # Errors
-    /// What is missing or refused, for people: nothing is decided by it.
-    fn try_pass(&mut self) -> Result<(), String> {
+    /// What is missing or refused.
+    fn try_pass(&mut self) -> Result<(), Unready> {
         let own = self.own.clone().filter(|own| !own.cidrs.is_empty());
-        let own = own.ok_or_else(|| format!("waiting for a pod CIDR for node {}", self.node_name))?;
+        let own = own.ok_or_else(|| Unready::PodCidr(self.node_name.clone()))?;
         let mtu = self.mtu()?;
         let ports = self.server.attachments().iter().map(link::host_name).collect();
         let desired = bridge::desired(&own.cidrs, mtu, ports);
-        let observed = bridge::observe(&mut self.rt, &desired).map_err(|e| e.to_string())?;
+        let observed = bridge::observe(&mut self.rt, &desired)?;
         let ops = bridge::plan(&desired, &observed);
         if !ops.is_empty() {
-            bridge::apply(&mut self.rt, &ops).map_err(|e| e.to_string())?;
+            bridge::apply(&mut self.rt, &ops)?;
             for op in &ops {
                 tracing::debug!(%op, "applied");
             }
@@ -314,23 +334,23 @@ impl Keeper {
             mtu,
             host: own.host,
         });
-        self.install().map_err(|e| e.to_string())
+        Ok(self.install()?)
     }
 
-    fn mtu(&mut self) -> Result<u32, String> {
+    fn mtu(&mut self) -> Result<u32, Unready> {
         let interface = self.config.interface.as_ref().map(|i| i.as_str().to_string());
         let choice = Choice {
             address: self.config.node_ip,
             interface,
         };
         let found = underlay::find(&mut self.rt, &choice, &[BRIDGE_NAME, VXLAN_NAME]);
-        match (found.map_err(|e| e.to_string())?, self.config.mtu) {
+        match (found?, self.config.mtu) {
             (Ok(underlay), wanted) => {
                 self.underlay = Some(underlay.name.clone());
                 Ok(underlay.pod_mtu(wanted))
             }
             (Err(_), Some(wanted)) => Ok(wanted),
-            (Err(reason), None) => Err(reason.to_string()),
+            (Err(reason), None) => Err(Unready::NoUnderlay(reason)),
         }
     }
 
