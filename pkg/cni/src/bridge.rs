@@ -9,7 +9,7 @@ use svcnet_api::types::{MacAddr, PodCidr};
 use svcnet_api::wellknown::BRIDGE_NAME;
 use svcnet_netlink::addr::Address;
 use svcnet_netlink::link::{Change, Kind, Port};
-use svcnet_netlink::{Rtnl, rt};
+use svcnet_netlink::{Rtnl, rt, sysctl};
 
 use crate::link::mac_of;
 
@@ -37,7 +37,17 @@ pub struct Observed {
     pub plugged: BTreeSet<String>,
     /// Those of the desired ports that exist.
     pub present: BTreeSet<String>,
+    /// Those of [`BRIDGE_FILTERS`] that are on.
+    pub filters: BTreeSet<&'static str>,
 }
+
+/// Where br_netfilter is told to show bridged packets to the IP hooks. It does so by default, before they are routed: a
+/// packet to a Service whose endpoint is a pod of this node would be translated there and then *bridged* to the pod, from
+/// an isolated port to another or back to its own, and dropped. All packets of pods are routed, so their hooks see all.
+const BRIDGE_FILTERS: [&str; 2] = [
+    "net/bridge/bridge-nf-call-iptables",
+    "net/bridge/bridge-nf-call-ip6tables",
+];
 
 /// The link of the bridge's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +85,8 @@ pub enum Op {
     SetAddress(IpNet),
     /// Plug a pod's link in, isolated and up.
     Plug(String),
+    /// Keep the IP hooks from seeing packets before they are routed.
+    StopFilter(&'static str),
 }
 
 impl fmt::Display for Op {
@@ -86,6 +98,7 @@ impl fmt::Display for Op {
             Self::DeleteAddress(net) => write!(f, "delete address {net} dev {BRIDGE_NAME}"),
             Self::SetAddress(net) => write!(f, "set address {net} dev {BRIDGE_NAME}"),
             Self::Plug(port) => write!(f, "plug {port} into {BRIDGE_NAME}"),
+            Self::StopFilter(name) => write!(f, "sysctl {name} = 0"),
         }
     }
 }
@@ -105,7 +118,7 @@ pub fn desired(cidrs: &[PodCidr], mtu: u32, ports: BTreeSet<String>) -> Desired 
 
 /// The difference.
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
-    let mut ops = Vec::new();
+    let mut ops: Vec<Op> = observed.filters.iter().copied().map(Op::StopFilter).collect();
     let Desired { mac, mtu, .. } = *desired;
     let fresh = match &observed.link {
         Some(link) if link.is_bridge => {
@@ -152,7 +165,11 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
 /// # Errors
 /// When the kernel does not answer.
 pub fn observe(rt: &mut Rtnl, desired: &Desired) -> Result<Observed, rt::Error> {
-    let mut observed = Observed::default();
+    let is_on = |name: &&str| sysctl::read(name).is_ok_and(|value| value != "0");
+    let mut observed = Observed {
+        filters: BRIDGE_FILTERS.into_iter().filter(is_on).collect(),
+        ..Observed::default()
+    };
     let links = rt.links()?;
     let bridge = links.iter().find(|l| l.name == BRIDGE_NAME);
     for link in links.iter().filter(|l| desired.ports.contains(&l.name)) {
@@ -199,6 +216,12 @@ pub fn apply(rt: &mut Rtnl, ops: &[Op]) -> Result<(), rt::Error> {
             })?,
             Op::SetAddress(net) => with(rt, BRIDGE_NAME, |rt, link| {
                 rt.replace_address(Address { link, net: *net })
+            })?,
+            Op::StopFilter(name) => sysctl::set(name, "0").map(drop).map_err(|error| rt::Error {
+                operation: "set sysctl",
+                object: (*name).to_string(),
+                source: std::io::Error::other(error),
+                hint: None,
             })?,
             Op::Plug(port) => {
                 let bridge = rt.link(BRIDGE_NAME)?.map(|b| b.index);
@@ -273,8 +296,14 @@ mod tests {
             addresses: desired.addresses.clone(),
             plugged: present.clone(),
             present,
+            filters: BTreeSet::new(),
         };
         assert_eq!(text(&right), "");
+        let filtered = Observed {
+            filters: BRIDGE_FILTERS[..1].iter().copied().collect(),
+            ..right.clone()
+        };
+        assert_eq!(text(&filtered), "sysctl net/bridge/bridge-nf-call-iptables = 0\n");
         let mut partly = right;
         partly.plugged.remove("v1");
         partly.addresses = ["10.9.9.1/24".parse().unwrap()].into();
