@@ -8,7 +8,7 @@ use svcnet_api::types::MacAddr;
 use svcnet_netlink::link::{Kind, Link};
 use svcnet_netlink::route::{PROTOCOL_SVCNET, Route, RouteFilter};
 use svcnet_netlink::underlay::{self, Choice, NoUnderlay};
-use svcnet_netlink::{Rtnl, rt, sysctl};
+use svcnet_netlink::{Rtnl, nft, rt, sysctl};
 
 use crate::desired::{Desired, Entry, Facts, Over};
 use crate::plan::{Observed, ObservedLink};
@@ -77,13 +77,22 @@ pub fn observe(kernel: &mut Kernel, desired: &Desired) -> Result<Observed, Kerne
             None
         },
     });
-    let mut holds = true;
-    for ruleset in masquerade::rulesets(&desired.masquerade) {
-        holds &= ruleset.holds(nft, |_| false)?;
-    }
-    observed.masquerade = holds.then(|| desired.masquerade.clone());
+    observed.masquerade = holds_masquerade(nft, desired)?.then(|| desired.masquerade.clone());
     observed.sysctls = read_sysctls(desired.sysctls.keys());
     Ok(observed)
+}
+
+/// Whether the nftables table is as it should be.
+///
+/// # Errors
+/// When the kernel does not answer.
+pub fn holds_masquerade(nft: &mut nft::Socket, desired: &Desired) -> Result<bool, nft::Error> {
+    for ruleset in masquerade::rulesets(&desired.masquerade) {
+        if !ruleset.holds(nft, |_| false)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn read_link(rt: &mut Rtnl, link: u32, observed: &mut Observed) -> Result<(), rt::Error> {

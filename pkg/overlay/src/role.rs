@@ -10,7 +10,7 @@ use svcnet_netlink::underlay::NoUnderlay;
 use svcnet_runtime::backoff::Backoff;
 use svcnet_runtime::{Change, Component, Context, Scope};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::desired::{Desired, Entry, Facts, Key, Over, Waiting, desired, peer_entries};
@@ -20,8 +20,11 @@ use crate::{Config, Kernel, KernelError, LINK_NAMES, apply, observe};
 
 /// Changes by others come in bursts: they are answered together.
 const SETTLE: Duration = Duration::from_millis(50);
-/// Everything is looked at this often even when nothing is told: the nftables table is not told of.
-const RESYNC: Duration = Duration::from_secs(30);
+/// Everything is looked at this often even when nothing is told.
+const RESYNC: Duration = Duration::from_secs(60);
+/// The nftables table is looked at this often. To be told of its changes would make each change of the proxy's tables
+/// dearer: the kernel writes a notification for every element as soon as anybody listens.
+const TABLE_LOOK: Duration = Duration::from_secs(1);
 
 /// Why the overlay can not run at all.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +99,8 @@ impl Overlay {
         // The last known nodes are given out first: until they are, what is there stays as it is.
         let mut listed = false;
         let mut next_pass = Instant::now() + RESYNC;
+        let mut table_look = tokio::time::interval(TABLE_LOOK);
+        table_look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = self.shutdown.cancelled() => return Ok(()),
@@ -110,6 +115,11 @@ impl Overlay {
                     let events = events.map_err(Error::Monitor)?;
                     if events.iter().any(|e| self.state.concerns(e)) {
                         next_pass = next_pass.min(Instant::now() + SETTLE);
+                    }
+                }
+                _ = table_look.tick() => {
+                    if !self.state.holds_table() {
+                        next_pass = Instant::now();
                     }
                 }
                 () = sleep_until(next_pass), if listed => {
@@ -230,6 +240,14 @@ impl State {
                     && contradicts(*happened, entry)
             }
         }
+    }
+
+    /// Whether the nftables table is as it was made; also when that can not be told.
+    fn holds_table(&mut self) -> bool {
+        let Some((_, desired)) = &self.current else {
+            return true;
+        };
+        observe::holds_masquerade(&mut self.kernel.nft, desired).unwrap_or(true)
     }
 
     /// Looks at everything and makes it right. Returns when to look again.

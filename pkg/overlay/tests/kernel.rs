@@ -278,6 +278,8 @@ fn what_others_break_is_repaired() {
         "bridge fdb del 06:80:a9:3d:2e:9b dev svcnet.1 dst 172.30.0.12",
         "ip addr del 10.244.1.0/32 dev svcnet.1",
         "ip route del 10.96.0.0/12",
+        "nft flush ruleset",
+        "nft flush chain ip svcnet-overlay postrouting",
     ] {
         let before = pair.a.run("ip -d link show svcnet.1").1;
         assert!(pair.a.run(harm).0, "{harm}: {before}");
@@ -290,6 +292,11 @@ fn what_others_break_is_repaired() {
                 && fdb.contains("06:80:a9:3d:2e:9b dst 172.30.0.12")
                 && addresses.contains("mtu 1450")
                 && addresses.contains("10.244.1.0/32")
+                && pair
+                    .a
+                    .run("nft list table ip svcnet-overlay")
+                    .1
+                    .contains("ip saddr 10.244.1.0/24 masquerade")
         };
         eventually(harm, whole);
         eventually(harm, || pings(&pair.pod_a, "10.244.2.2"));

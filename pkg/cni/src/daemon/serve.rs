@@ -307,16 +307,24 @@ impl Server {
         let differs = |why: String| {
             CniError::new(code::CHECK, "the container's network is not as it was made").because(why)
         };
-        let prev = request.config.prev_result.as_ref();
-        let prev = prev.ok_or_else(|| CniError::new(code::CONFIG, "required prevResult missing"))?;
-        let prev: AddResult = serde_json::from_value(prev.clone())
+        let prev = request
+            .config
+            .prev_result
+            .as_ref()
+            .map(|v| serde_json::from_value::<AddResult>(v.clone()));
+        let prev = prev
+            .transpose()
             .map_err(|e| CniError::new(code::DECODE, "failed to decode prevResult").because(e))?;
         let network = self.network().ok_or_else(|| not_yet(code::RETRY))?;
         let _turn = self.busy.enter(attachment.container());
         let lease = self.ipam().get(attachment).cloned();
         let lease = lease.ok_or_else(|| differs(format!("{attachment} has no address")))?;
-        let told = |a: &&IpAddr| !prev.ips.iter().any(|ip| ip.address.addr() == **a);
-        if let Some(address) = lease.addresses.iter().find(told) {
+        // Runtimes must say what ADD answered; where one does not, the lease alone tells.
+        let untold = |prev: &AddResult| {
+            let told = |a: &IpAddr| prev.ips.iter().any(|ip| ip.address.addr() == *a);
+            lease.addresses.iter().find(|a| !told(a)).copied()
+        };
+        if let Some(address) = prev.as_ref().and_then(untold) {
             return Err(differs(format!("prevResult lacks the address {address}")));
         }
         let path = request.netns.as_deref().unwrap_or(Path::new(""));
