@@ -111,10 +111,16 @@ impl Engine {
         if !self.is_complete() {
             return Ok(Report::default());
         }
+        let first = self.claims.owners.is_empty();
         let changes = self.changes();
         let result = match self.trust {
             Trust::Synced if changes.is_empty() => return Ok(Report::default()),
             Trust::Synced => self.backend.change(changes),
+            // All there is has just been computed.
+            Trust::Unknown if first => {
+                let mut desired = changes.into_iter().filter_map(|(_, frontend)| frontend);
+                self.backend.converge(&mut desired, false)
+            }
             Trust::Unknown | Trust::Broken => {
                 let mut desired = desired(&self.view, &self.settings, &self.claims);
                 self.backend.converge(&mut desired, self.trust == Trust::Broken)

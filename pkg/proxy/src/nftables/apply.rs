@@ -71,12 +71,12 @@ fn add_shape(batch: &mut Batch, tables: &Tables, (family, place, shape): ShapeAt
         data: Data::Verdict(&verdict),
         ..Element::key(&code)
     };
-    batch.add_element(table, place.dispatch(), &element);
+    batch.add_element(table, shape.dispatch(place), &element);
 }
 
 fn remove_shape(batch: &mut Batch, tables: &Tables, (family, place, shape): ShapeAt) {
     let table = tables.of(family);
-    batch.delete_element(table, place.dispatch(), &shape.code().to_ne_bytes(), None);
+    batch.delete_element(table, shape.dispatch(place), &shape.code().to_ne_bytes(), None);
     if let Some(chain) = shape.chain(place) {
         batch.flush_chain(table, &chain);
         batch.delete_chain(table, &chain);

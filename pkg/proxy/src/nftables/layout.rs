@@ -121,7 +121,7 @@ fn translate(mut ruleset: Ruleset, family: Family) -> Ruleset {
             )
             .rule(
                 Rule::new(place.outside_chain())
-                    .priority_vmap(place.dispatch())
+                    .priority_vmap(place.external_dispatch())
                     .comment("the chain of the shape"),
             );
     }
@@ -252,6 +252,10 @@ fn sets(ruleset: Ruleset, family: Family, place: Place) -> Ruleset {
         .set(Set::of(place.masquerade(), key).comment("frontends for all sources but pods"))
         .set(Set::of(place.masquerade_own(), key).comment("frontends that keep the source"))
         .set(Set::map(place.dispatch(), &[DataType::ClassId], MapOf::Verdict).comment("shape : chain"))
+        .set(
+            Set::map(place.external_dispatch(), &[DataType::ClassId], MapOf::Verdict)
+                .comment("shape : chain"),
+        )
 }
 
 /// The chain, the sets and the rules for clients that stay so many seconds.

@@ -15,6 +15,7 @@ mod stale;
 
 use std::time::Instant;
 
+use svcnet_netlink::Rtnl;
 use svcnet_netlink::nft::{Error, Event, Family, Socket, Watch};
 
 pub use plan::{Observed, Plan, ShapeAt, State, Stays};
@@ -33,6 +34,7 @@ const BULK: usize = 5_000;
 /// The tables `ip svcnet` and `ip6 svcnet` of the network namespace that it was opened in.
 pub struct Nftables {
     socket: Socket,
+    links: Rtnl,
     watch: Watch,
     networks: Networks,
     state: State,
@@ -46,6 +48,7 @@ impl Nftables {
     pub fn open(pod_networks: &[ipnet::IpNet], service_networks: &[ipnet::IpNet]) -> Result<Self, Error> {
         Ok(Self {
             socket: Socket::open()?,
+            links: Rtnl::open().map_err(|error| Error::Open(error.source))?,
             watch: Watch::open()?,
             networks: Networks {
                 pods: pod_networks.to_vec(),
@@ -90,7 +93,7 @@ impl Nftables {
         result?;
         report.commit = begin.elapsed();
         // The new state is in force; what is left of the old one is looked after, but is no reason to fail.
-        match suspects.clear(&mut self.socket) {
+        match suspects.clear(&mut self.socket, &mut self.links) {
             Ok(cleared) => report.cleared = cleared,
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "stale connections stay");

@@ -82,22 +82,27 @@ fn family_of_tables(
     Ok(Verdict::AsDeclared)
 }
 
-/// The shapes of a dispatch map; nothing when it holds something else.
+/// The shapes of the dispatch maps of a place; nothing when they hold something else.
 fn dispatched(socket: &mut Socket, family: Family, place: Place) -> Result<Option<BTreeSet<ShapeAt>>, Error> {
     let mut shapes = BTreeSet::new();
     let mut as_expected = true;
-    socket.elements(
-        &layout::table(family),
-        place.dispatch(),
-        || {},
-        |element| {
-            let shape = Fields(element.key).number().and_then(Shape::from_code);
-            match shape.filter(|shape| element.verdict() == Some(shape.verdict(place))) {
-                Some(shape) => drop(shapes.insert((family, place, shape))),
-                None => as_expected = false,
-            }
-        },
-    )?;
+    for map in [place.dispatch(), place.external_dispatch()] {
+        socket.elements(
+            &layout::table(family),
+            map,
+            || {},
+            |element| {
+                let shape = Fields(element.key).number().and_then(Shape::from_code);
+                let right = |shape: &Shape| {
+                    shape.dispatch(place) == map && element.verdict() == Some(shape.verdict(place))
+                };
+                match shape.filter(right) {
+                    Some(shape) => drop(shapes.insert((family, place, shape))),
+                    None => as_expected = false,
+                }
+            },
+        )?;
+    }
     Ok(as_expected.then_some(shapes))
 }
 

@@ -417,7 +417,7 @@ fn shape_pair(frontend: &Frontend) -> [Option<Shape>; 2] {
     };
     let outside = frontend.outside.as_ref().map(|fate| match fate {
         Fate::Balance(_) => Shape::Local { count: count(fate) },
-        Fate::NoEndpoints | Fate::OnlyElsewhere => Shape::Drop,
+        Fate::NoEndpoints | Fate::OnlyElsewhere => Shape::LocalDrop,
     });
     [Some(first), outside]
 }

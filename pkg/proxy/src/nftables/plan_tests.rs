@@ -165,7 +165,7 @@ impl Model {
                     let (pool, count) = match (list, shape) {
                         (List::External, Shape::Local { count }) => (LOCAL_POOL, *count),
                         (_, Shape::Balance { count, .. } | Shape::Policy { count, .. }) => (0, *count),
-                        (_, Shape::Drop) => (0, 0),
+                        (List::Services, Shape::Drop) | (List::External, Shape::LocalDrop) => (0, 0),
                         other => panic!("{other:?}"),
                     };
                     for index in pool..pool + u32::from(count) {
@@ -318,7 +318,7 @@ fn a_plan_reads_like_what_it_does() {
         "+ ip chain n3\n\
          - services 10.96.0.0:80 tcp\n\
          + services 10.96.0.0:80 tcp : n3 (ns/service-0)\n\
-         + masquerade 10.96.0.0:80 tcp  (ns/service-0)\n\
+         + masquerade-all 10.96.0.0:80 tcp  (ns/service-0)\n\
          + endpoints 10.96.0.0:80 tcp #2 : 10.244.0.3:80 (ns/service-0)\n\
          + hairpin 10.244.0.3  ()\n\
          - ip chain n2\n"

@@ -16,6 +16,7 @@ const AFFINITY: u32 = 1 << 16;
 const POLICY: u32 = 1 << 17;
 const LOCAL: u32 = 1 << 18;
 const DROP: u32 = 1 << 19;
+const LOCAL_DROP: u32 = LOCAL | DROP;
 
 /// Index of the first endpoint of the pool for those outside (policy `Local`); below it lies everyone's.
 pub(crate) const LOCAL_POOL: u32 = 1 << 15;
@@ -78,6 +79,14 @@ impl Place {
         }
     }
 
+    /// The same for the shapes of `external`; apart, or the kernel would see a loop through policy chains.
+    pub(crate) fn external_dispatch(self) -> &'static str {
+        match self {
+            Self::Address => "external-dispatch",
+            Self::NodePort => "port-external-dispatch",
+        }
+    }
+
     pub(crate) fn refused(self) -> &'static str {
         match self {
             Self::Address => "refused",
@@ -87,8 +96,8 @@ impl Place {
 
     pub(crate) fn masquerade(self) -> &'static str {
         match self {
-            Self::Address => "masquerade",
-            Self::NodePort => "port-masquerade",
+            Self::Address => "masquerade-all",
+            Self::NodePort => "port-masquerade-all",
         }
     }
 
@@ -139,6 +148,8 @@ pub enum Shape {
     },
     /// Nowhere.
     Drop,
+    /// Nowhere, from outside: what `external` holds.
+    LocalDrop,
 }
 
 impl Shape {
@@ -151,6 +162,7 @@ impl Shape {
                 Self::Policy { count, affinity } => u32::from(count) | affinity_bit(affinity) | POLICY,
                 Self::Local { count } => u32::from(count) | LOCAL,
                 Self::Drop => DROP,
+                Self::LocalDrop => LOCAL_DROP,
             }
     }
 
@@ -163,19 +175,28 @@ impl Shape {
             POLICY => Self::Policy { count, affinity },
             LOCAL => Self::Local { count },
             DROP => Self::Drop,
+            LOCAL_DROP => Self::LocalDrop,
             _ => return None,
         };
         (code & MAGIC_MASK == MAGIC && shape.code() == code).then_some(shape)
     }
 
-    /// What the dispatch map says for it.
+    /// The map that leads from its code to its chain.
+    pub(crate) fn dispatch(self, place: Place) -> &'static str {
+        match self {
+            Self::Balance { .. } | Self::Policy { .. } | Self::Drop => place.dispatch(),
+            Self::Local { .. } | Self::LocalDrop => place.external_dispatch(),
+        }
+    }
+
+    /// What that map says for it.
     pub(crate) fn verdict(self, place: Place) -> Verdict {
         self.chain(place).map_or(Verdict::Drop, Verdict::Goto)
     }
 
     /// The chain that does it.
     pub(crate) fn chain(self, place: Place) -> Option<String> {
-        (self != Self::Drop).then(|| format!("{}{self}", place.prefix()))
+        (!matches!(self, Self::Drop | Self::LocalDrop)).then(|| format!("{}{self}", place.prefix()))
     }
 
     /// The rules of its chain.
@@ -225,7 +246,7 @@ impl Shape {
                 };
                 vec![pick(rule().clear_priority(), index)]
             }
-            Self::Drop => Vec::new(),
+            Self::Drop | Self::LocalDrop => Vec::new(),
         }
     }
 }
@@ -241,6 +262,7 @@ impl fmt::Display for Shape {
             Self::Policy { count, affinity } => write!(f, "policy-{}n{count}", affinity_word(*affinity)),
             Self::Local { count } => write!(f, "local-n{count}"),
             Self::Drop => f.write_str("drop"),
+            Self::LocalDrop => f.write_str("local-drop"),
         }
     }
 }
@@ -271,11 +293,12 @@ mod tests {
                 },
                 Shape::Local { count },
                 Shape::Drop,
+                Shape::LocalDrop,
             ] {
                 assert_eq!(Shape::from_code(shape.code()), Some(shape));
             }
         }
-        for foreign in [0, 3, 6, 0x0001_0003, 0x5e0c_0001, u32::MAX] {
+        for foreign in [0, 3, 6, 0x0001_0003, 0x5e0c_0001, 0x5e08_0001, u32::MAX] {
             assert_eq!(Shape::from_code(foreign), None, "{foreign:#x}");
         }
     }

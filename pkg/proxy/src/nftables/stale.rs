@@ -95,22 +95,22 @@ impl Suspects {
     }
 
     /// Removes what is found, and says how much it was.
-    pub(crate) fn clear(&self, socket: &mut Socket) -> Result<usize, Error> {
+    pub(crate) fn clear(&self, socket: &mut Socket, links: &mut Rtnl) -> Result<usize, Error> {
         let mut cleared = 0;
         for family in [Family::Ip, Family::Ip6] {
-            cleared += self.clear_udp(socket, family)?;
+            cleared += self.clear_udp(socket, links, family)?;
             cleared += self.clear_stays(socket, family)?;
         }
         Ok(cleared)
     }
 
-    fn clear_udp(&self, socket: &mut Socket, family: Family) -> Result<usize, Error> {
+    fn clear_udp(&self, socket: &mut Socket, links: &mut Rtnl, family: Family) -> Result<usize, Error> {
         let mut of_family = self.udp.keys().filter(|key| key.family() == family).peekable();
         if of_family.peek().is_none() {
             return Ok(0);
         }
         let ours = match of_family.any(|key| matches!(key, FrontendKey::NodePort { .. })) {
-            true => node_addresses().unwrap_or_default(),
+            true => node_addresses(links).unwrap_or_default(),
             false => HashSet::new(),
         };
         let entries = conntrack::list(socket, family, conntrack::UDP, |entry| {
@@ -195,8 +195,8 @@ impl Suspects {
 }
 
 /// The addresses that node ports answer on.
-fn node_addresses() -> Result<HashSet<IpAddr>, rt::Error> {
-    Ok(Rtnl::open()?
+fn node_addresses(links: &mut Rtnl) -> Result<HashSet<IpAddr>, rt::Error> {
+    Ok(links
         .addresses(None)?
         .into_iter()
         .map(|address| address.net.addr())
