@@ -1,5 +1,6 @@
 //! The numbers of README's table: each measured against something real in the same run, repeated, the median quoted.
 
+mod change;
 mod dns;
 mod lab;
 mod stats;
@@ -16,6 +17,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
+    /// One Service change to the kernel, at several sizes.
+    Change {
+        /// Numbers of services.
+        #[arg(long, value_delimiter = ',', default_value = "1000,10000,100000")]
+        services: Vec<u32>,
+    },
     /// DNS answers per second against NSD, which must be installed.
     Dns {
         /// Rounds; each measures both, one after the other.
@@ -47,6 +54,7 @@ enum What {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().what {
+        What::Change { services } => change::measure(&services),
         What::Dns {
             rounds,
             services,
