@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use svcnet_api::wellknown::{LABEL_SERVICE_NAME, NAMESPACE_NODE_LEASE, NAMESPACE_SYSTEM};
+use svcnet_api::wellknown::{LABEL_SERVICE_NAME, NAMESPACE_METALLB, NAMESPACE_NODE_LEASE, NAMESPACE_SYSTEM};
 use svcnet_api::{ApiError, Kind, Reason, registry};
 
 use crate::auth::User;
@@ -19,7 +19,14 @@ const REPAIR_EVERY: Duration = Duration::from_secs(5);
 /// How often is looked for objects that have outlived their kind's lifetime.
 const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 
-const NAMESPACES: [&str; 4] = ["default", NAMESPACE_SYSTEM, "kube-public", NAMESPACE_NODE_LEASE];
+/// MetalLB's own is there because its users' manifests put pools into it.
+const NAMESPACES: [&str; 5] = [
+    "default",
+    NAMESPACE_SYSTEM,
+    "kube-public",
+    NAMESPACE_NODE_LEASE,
+    NAMESPACE_METALLB,
+];
 
 /// Parts of an object that must be as given, and nothing else of it.
 struct Wanted {
