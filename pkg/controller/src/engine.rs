@@ -112,8 +112,11 @@ pub(crate) async fn run<C: Controller>(
 
 struct Work<C: Controller> {
     queue: Queue<C::Key>,
-    active: FuturesUnordered<Pin<Box<dyn Future<Output = (C::Key, Applied<C::Outcome>)> + Send>>>,
+    active: FuturesUnordered<Pin<Box<dyn Future<Output = Done<C>> + Send>>>,
 }
+
+/// A key whose plan has been carried out.
+type Done<C> = (<C as Controller>::Key, Applied<<C as Controller>::Outcome>);
 
 impl<C: Controller> Work<C> {
     fn start(&mut self, controller: &mut C) {

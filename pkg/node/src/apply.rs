@@ -90,7 +90,6 @@ pub(crate) fn status(desired: &DesiredNode, now: Timestamp) -> NodeStatus {
             message: Some("svcnet agent is posting ready status".to_string()),
             last_heartbeat_time: Some(Time(now)),
             last_transition_time: Some(Time(now)),
-            ..NodeCondition::default()
         }]),
         node_info: Some(NodeSystemInfo {
             architecture: machine.architecture.clone(),

@@ -27,7 +27,7 @@ pub(super) fn resolve(
         return Err(errors);
     }
     let default = configured.first().copied().unwrap_or(Family::V4);
-    let dual_wanted = policy != FamilyPolicy::SingleStack;
+    let dual_wanted = policy != FamilyPolicy::Single;
     let without_endpoints_of_ours = new.is_headless() && !new.has_selector;
     if !without_endpoints_of_ours {
         check_cluster(new, policy, configured)?;
@@ -48,7 +48,7 @@ pub(super) fn resolve(
 /// Whether the Service prefers two families and has what it had: it is not changed then just because the cluster's
 /// families have.
 pub(super) fn is_settled(new: &Fields, old: &Fields) -> bool {
-    new.policy == Some(FamilyPolicy::PreferDualStack)
+    new.policy == Some(FamilyPolicy::Prefer)
         && new.policy == old.policy
         && new.type_ == old.type_
         && new.cluster_ips == old.cluster_ips
@@ -81,14 +81,14 @@ fn default_policy(new: &Fields, old: Option<&Fields>) -> FamilyPolicy {
     if let Some(policy) = old.and_then(|old| old.policy) {
         policy
     } else if new.is_headless() && !new.has_selector {
-        FamilyPolicy::RequireDualStack
+        FamilyPolicy::Require
     } else {
-        FamilyPolicy::SingleStack
+        FamilyPolicy::Single
     }
 }
 
 fn release_secondary(new: &mut Fields, old: &Fields, policy: FamilyPolicy, errors: &mut Vec<FieldError>) {
-    if policy == FamilyPolicy::SingleStack {
+    if policy == FamilyPolicy::Single {
         // With the lists untouched, the policy alone says what is meant; the first address never changes.
         if new.cluster_ips == old.cluster_ips {
             new.cluster_ips.truncate(1);
@@ -108,7 +108,7 @@ fn release_secondary(new: &mut Fields, old: &Fields, policy: FamilyPolicy, error
 }
 
 fn check_policy(new: &Fields, policy: FamilyPolicy, errors: &mut Vec<FieldError>) {
-    if policy != FamilyPolicy::SingleStack {
+    if policy != FamilyPolicy::Single {
         return;
     }
     let must =
@@ -139,7 +139,7 @@ fn infer_from_addresses(new: &mut Fields, configured: &[Family], errors: &mut Ve
 
 fn check_cluster(new: &Fields, policy: FamilyPolicy, configured: &[Family]) -> Result<(), Vec<FieldError>> {
     let mut errors = Vec::new();
-    if policy == FamilyPolicy::RequireDualStack && configured.len() < 2 {
+    if policy == FamilyPolicy::Require && configured.len() < 2 {
         errors.push(policy_error(
             policy,
             "this cluster is not configured for dual-stack services",

@@ -27,9 +27,9 @@ pub(super) enum Family {
 /// `spec.ipFamilyPolicy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FamilyPolicy {
-    SingleStack,
-    PreferDualStack,
-    RequireDualStack,
+    Single,
+    Prefer,
+    Require,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,14 +85,14 @@ impl Family {
 impl FamilyPolicy {
     pub(super) fn as_str(self) -> &'static str {
         match self {
-            Self::SingleStack => "SingleStack",
-            Self::PreferDualStack => "PreferDualStack",
-            Self::RequireDualStack => "RequireDualStack",
+            Self::Single => "SingleStack",
+            Self::Prefer => "PreferDualStack",
+            Self::Require => "RequireDualStack",
         }
     }
 
     fn parse(text: &str) -> Option<Self> {
-        [Self::SingleStack, Self::PreferDualStack, Self::RequireDualStack]
+        [Self::Single, Self::Prefer, Self::Require]
             .into_iter()
             .find(|policy| policy.as_str() == text)
     }
