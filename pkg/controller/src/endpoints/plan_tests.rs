@@ -369,7 +369,7 @@ fn hand_made_endpoints_are_mirrored_and_left_alone() {
         v4.labels.get(LABEL_MANAGED_BY).map(String::as_str),
         Some(MANAGER_MIRRORED)
     );
-    assert_eq!((v4.labels.get("l").is_some(), v4.annotations.len()), (true, 1));
+    assert_eq!((v4.labels.contains_key("l"), v4.annotations.len()), (true, 1));
     assert_eq!(v4.owner.as_ref().unwrap().kind, "Endpoints");
     let ready: Vec<bool> = v4.endpoints.iter().map(|endpoint| endpoint.ready).collect();
     assert_eq!(ready, [true, false, true]);
