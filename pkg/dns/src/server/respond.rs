@@ -75,6 +75,7 @@ impl Handler {
             } => {
                 tally.request(Domain::Cluster, query.record_type);
                 tally.response(Domain::Cluster, answer.rcode);
+                tracing::trace!(?query, ?reason, "answered from the zone");
                 let extended = extended(reason);
                 encode(
                     &query,

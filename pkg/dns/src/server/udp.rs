@@ -2,6 +2,7 @@
 
 use std::net::{Shutdown, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -43,7 +44,7 @@ pub(super) fn spawn(
         };
         let spawned = std::thread::Builder::new()
             .name("dns".to_string())
-            .spawn(move || listener.run());
+            .spawn(move || listener.keep_running());
         match spawned {
             Ok(thread) => threads.push(thread),
             Err(error) => tracing::error!(%error, "cannot start a thread"),
@@ -75,7 +76,15 @@ struct Listener {
 }
 
 impl Listener {
-    fn run(mut self) {
+    /// A panic costs the batch that it happened in: a socket that nobody reads would go on taking its share of the clients.
+    fn keep_running(mut self) {
+        while std::panic::catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
+            tracing::error!("a bug while answering DNS: some questions are lost");
+            metrics::counter!("coredns_panics_total").increment(1);
+        }
+    }
+
+    fn run(&mut self) {
         let mut batch = Batch::new(DATAGRAM_MAX);
         while !self.shutdown.is_cancelled() {
             if let Err(error) = batch.receive(self.socket.as_fd()) {
