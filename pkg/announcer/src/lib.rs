@@ -36,6 +36,7 @@ pub use echo::TABLE as NFT_TABLE;
 
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as core_v1;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -47,6 +48,9 @@ use tokio::sync::{mpsc, watch};
 use crate::desired::Desired;
 use crate::engine::Engine;
 use crate::view::View;
+
+/// How long to wait for MetalLB's kinds, which a cluster may not know.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The announcer of a node.
 pub struct Announcer {
@@ -64,9 +68,9 @@ pub enum Error {
     )]
     Timing {
         /// Time between two heartbeats.
-        interval: std::time::Duration,
+        interval: Duration,
         /// Silence after which a peer is dead.
-        timeout: std::time::Duration,
+        timeout: Duration,
     },
     /// The system has no more threads.
     #[error("announcer: cannot start a thread: {0}")]
@@ -86,12 +90,17 @@ struct Changes {
     config_maps: mpsc::Receiver<Change<core_v1::ConfigMap>>,
 }
 
-/// Which kinds have been listed: without the configuration kinds, which a cluster may not know, it can start.
+/// Which kinds have been listed. To begin without one of them would give up addresses for a moment.
 #[derive(Debug, Default)]
 struct Seen {
     services: bool,
     slices: bool,
     nodes: bool,
+    pools: bool,
+    advertisements: bool,
+    config_maps: bool,
+    /// Waited long enough for those that a cluster may not have.
+    patient: bool,
 }
 
 impl Announcer {
@@ -189,6 +198,8 @@ async fn follow(
 ) {
     let mut seen = Seen::default();
     let mut dirty = false;
+    let patience = tokio::time::sleep(PATIENCE);
+    tokio::pin!(patience);
     loop {
         dirty |= tokio::select! {
             Some(change) = changes.services.recv() => {
@@ -203,14 +214,26 @@ async fn follow(
                 seen.nodes = true;
                 view.change_node(&change)
             }
-            Some(change) = changes.pools.recv() => view.change_pool(&change),
-            Some(change) = changes.advertisements.recv() => view.change_advertisement(&change),
-            Some(change) = changes.config_maps.recv() => view.change_config_map(&change),
+            Some(change) = changes.pools.recv() => {
+                seen.pools = true;
+                view.change_pool(&change)
+            }
+            Some(change) = changes.advertisements.recv() => {
+                seen.advertisements = true;
+                view.change_advertisement(&change)
+            }
+            Some(change) = changes.config_maps.recv() => {
+                seen.config_maps = true;
+                view.change_config_map(&change)
+            }
+            () = &mut patience, if !seen.patient => {
+                seen.patient = true;
+                true
+            }
             else => std::future::pending().await,
         };
-        let known = seen.services && seen.slices && seen.nodes;
         // While more is waiting, the answer would be outdated at once.
-        if dirty && known && changes.is_empty() {
+        if dirty && seen.enough() && changes.is_empty() {
             dirty = false;
             publish(&view, class.as_deref(), desired);
         }
@@ -226,6 +249,13 @@ fn publish(view: &View, class: Option<&str>, desired: &watch::Sender<Option<Arc<
         }
         changed
     });
+}
+
+impl Seen {
+    fn enough(&self) -> bool {
+        let configuration = self.pools && self.advertisements && self.config_maps;
+        self.services && self.slices && self.nodes && (configuration || self.patient)
+    }
 }
 
 impl Changes {
