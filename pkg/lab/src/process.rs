@@ -68,7 +68,7 @@ impl ProcessId {
     pub fn of(pid: i32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let (state, started) = parse_stat(&stat)?;
-        (!matches!(state, 'Z' | 'X')).then_some(Self { pid, started })
+        (!is_over(pid, state)).then_some(Self { pid, started })
     }
 
     /// This process.
@@ -88,6 +88,13 @@ impl ProcessId {
             _ = kill(Pid::from_raw(self.pid), signal);
         }
     }
+}
+
+/// A process whose first thread is a zombie may have others that are still ending, and with them its sockets: a port
+/// is free only when they are gone.
+fn is_over(pid: i32, state: char) -> bool {
+    let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    state == 'X' || (state == 'Z' && threads() <= 1)
 }
 
 /// State and start time out of /proc/PID/stat. The name, in parentheses, may itself hold spaces and parentheses.
