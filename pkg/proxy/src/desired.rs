@@ -79,12 +79,18 @@ impl PortOfFamily<'_> {
         for ip in self.service.cluster_ips.iter().filter(|ip| self.wants(**ip)) {
             frontends.push(self.inside(*ip));
         }
-        let outside = self
+        for ip in self
             .service
             .load_balancer_ips
             .iter()
-            .chain(&self.service.external_ips);
-        for ip in outside.filter(|ip| self.wants(**ip)) {
+            .filter(|ip| self.wants(**ip))
+        {
+            frontends.push(Frontend {
+                sources: self.sources(),
+                ..self.outside(self.at(*ip))
+            });
+        }
+        for ip in self.service.external_ips.iter().filter(|ip| self.wants(**ip)) {
             frontends.push(self.outside(self.at(*ip)));
         }
         let has_cluster_ip = self
@@ -100,6 +106,17 @@ impl PortOfFamily<'_> {
                 port,
             }));
         }
+    }
+
+    /// Who may come to a LoadBalancer address. Ranges of the other family alone leave nobody.
+    fn sources(&self) -> Option<Box<[IpNet]>> {
+        let ranges = self.service.source_ranges.as_ref()?;
+        let of_family = ranges
+            .iter()
+            .filter(|net| Family::of(net.addr()) == self.family)
+            .map(IpNet::trunc);
+        // The kernel takes no range that lies within another.
+        Some(IpNet::aggregate(&of_family.collect()).into())
     }
 
     fn wants(&self, ip: IpAddr) -> bool {
@@ -132,6 +149,8 @@ impl PortOfFamily<'_> {
             } else {
                 Masquerade::AllButPods
             },
+            inside: true,
+            sources: None,
         }
     }
 
@@ -151,6 +170,8 @@ impl PortOfFamily<'_> {
             },
             fate,
             affinity_seconds: self.service.affinity_seconds,
+            inside: false,
+            sources: None,
         }
     }
 }

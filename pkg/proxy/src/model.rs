@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use svcnet_netlink::nft::Family;
 
 /// A transport protocol.
@@ -191,6 +192,10 @@ pub struct Frontend {
     pub affinity_seconds: Option<u32>,
     /// Whose address is replaced.
     pub masquerade: Masquerade,
+    /// Whether it is a ClusterIP: other ports of that address are refused.
+    pub inside: bool,
+    /// Networks that clients may come from, where that is restricted; none overlaps another.
+    pub sources: Option<Box<[IpNet]>>,
 }
 
 impl Frontend {
@@ -209,6 +214,10 @@ impl fmt::Display for Frontend {
         }
         if let Some(seconds) = self.affinity_seconds {
             write!(f, "; clients stay for {seconds} s")?;
+        }
+        if let Some(sources) = &self.sources {
+            write!(f, "; only from")?;
+            sources.iter().try_for_each(|net| write!(f, " {net}"))?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -20,6 +21,9 @@ const AFFINITY_SECONDS_DEFAULT: u32 = 10_800;
 
 /// Label of the slices of headless Services (`v1.IsHeadlessService`).
 const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
+
+/// `loadBalancerSourceRanges` in former times (`v1.AnnotationLoadBalancerSourceRangesKey`).
+const ANNOTATION_SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 
 /// A port of a Service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +55,8 @@ pub struct Service {
     pub external_local: bool,
     /// `sessionAffinity: ClientIP` with its time.
     pub affinity_seconds: Option<u32>,
+    /// `loadBalancerSourceRanges`, if there are any.
+    pub source_ranges: Option<Box<[IpNet]>>,
 }
 
 /// Why nothing is programmed for a Service.
@@ -99,6 +105,7 @@ impl Service {
             internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
             external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
             affinity_seconds: affinity_seconds(spec),
+            source_ranges: source_ranges(service),
         })
     }
 }
@@ -114,6 +121,25 @@ fn affinity_seconds(spec: &core::ServiceSpec) -> Option<u32> {
         .and_then(|client_ip| client_ip.timeout_seconds)
         .and_then(|seconds| u32::try_from(seconds).ok());
     Some(seconds.filter(|s| *s > 0).unwrap_or(AFFINITY_SECONDS_DEFAULT))
+}
+
+/// Of the field, or else of the annotation that it had before. What does not parse allows nobody.
+fn source_ranges(service: &core::Service) -> Option<Box<[IpNet]>> {
+    let field = service
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.load_balancer_source_ranges.as_ref());
+    let annotation = service
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|a| a.get(ANNOTATION_SOURCE_RANGES));
+    let texts: Vec<&str> = match (field, annotation) {
+        (Some(field), _) if !field.is_empty() => field.iter().map(String::as_str).collect(),
+        (_, Some(annotation)) if !annotation.trim().is_empty() => annotation.split(',').collect(),
+        _ => return None,
+    };
+    Some(texts.iter().filter_map(|text| text.trim().parse().ok()).collect())
 }
 
 fn service_port(port: &core::ServicePort) -> Option<ServicePort> {

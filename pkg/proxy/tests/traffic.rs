@@ -302,3 +302,68 @@ fn ipv6_has_the_same_shape() {
         ErrorKind::ConnectionRefused
     );
 }
+
+#[test]
+fn other_ports_of_a_cluster_address_are_refused() {
+    let mut world = World::new();
+    world.service(service("web", "10.96.1.1", json!({})));
+    world.slice(slice("web", &[A]));
+    for ns in [&world.b, &world.node] {
+        let error = connect(ns, "10.96.1.1:81", PATIENCE).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        let error = ask_udp(&udp(ns, "10.96.1.1:81"), PATIENCE).unwrap_err().kind();
+        assert!(
+            matches!(error, ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied),
+            "{error}"
+        );
+    }
+    assert_eq!(ask(&world.b, VIP).unwrap().0, "a");
+}
+
+#[test]
+fn source_ranges_let_in_only_who_is_in_them() {
+    let mut world = World::new();
+    let ranges = |ranges: serde_json::Value| {
+        service(
+            "web",
+            "10.96.1.1",
+            json!({ "type": "LoadBalancer", "loadBalancerSourceRanges": ranges }),
+        )
+    };
+    world.slice(slice("web", &[A, C]));
+    let lb = "203.0.113.7:80";
+    let shut_out = |world: &World| {
+        let error = connect(&world.client, lb, Duration::from_millis(500)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+    };
+    world.service(ranges(json!(["10.244.0.0/16"])));
+    shut_out(&world);
+    assert_eq!(names(&world.b, lb), ["a", "c"], "a pod is in the range");
+    // The second lies within the first, the third is a single address.
+    world.service(ranges(json!([
+        "172.30.0.0/16",
+        " 172.30.0.0/24 ",
+        "198.51.100.1/32"
+    ])));
+    assert_eq!(names(&world.client, lb), ["a", "c"]);
+    assert!(
+        world.listing().contains("203.0.113.7 . tcp . 80 . 172.30.0.0/16"),
+        "{}",
+        world.listing()
+    );
+    world.restart();
+    let (services, slices) = (
+        vec![ranges(json!(["172.30.0.0/16", "198.51.100.1/32"]))],
+        vec![slice("web", &[A, C])],
+    );
+    assert_eq!(world.apply_all(services, slices).operations, 0);
+    world.service(ranges(json!(["not a network"])));
+    shut_out(&world);
+    assert_eq!(
+        ask(&world.b, VIP).unwrap().0.len(),
+        1,
+        "the ClusterIP is not restricted"
+    );
+    world.service(ranges(json!([])));
+    assert_eq!(names(&world.client, lb), ["a", "c"]);
+}

@@ -1,6 +1,6 @@
 //! From a plan to a batch. No choices are made here.
 
-use svcnet_netlink::nft::{Batch, Chain, Data, Element, Family, Table};
+use svcnet_netlink::nft::{Batch, Chain, Concat, Data, Element, Family, Table};
 
 use super::layout::{self, Networks, RECORD, Stay};
 use super::plan::{Plan, ShapeAt, Stays};
@@ -20,11 +20,14 @@ pub(crate) fn batch(plan: &Plan, networks: &Networks) -> Batch {
         add_stays(&mut batch, tables.of(*family), *family, stays);
     }
     for slot in &plan.deletes {
-        batch.delete_element(tables.of(slot.family()), &slot.set(), slot.key().as_bytes(), None);
+        let (key, key_end) = (slot.key(), slot.key_end());
+        let key_end = key_end.as_ref().map(Concat::as_bytes);
+        batch.delete_element(tables.of(slot.family()), &slot.set(), key.as_bytes(), key_end);
     }
     for (slot, value, name) in &plan.adds {
-        let (key, value) = (slot.key(), value.concat());
+        let (key, key_end, value) = (slot.key(), slot.key_end(), value.concat());
         let element = Element {
+            key_end: key_end.as_ref().map(Concat::as_bytes),
             data: value
                 .as_ref()
                 .map_or(Data::None, |value| Data::Value(value.as_bytes())),

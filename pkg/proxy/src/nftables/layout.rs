@@ -24,6 +24,12 @@ use crate::model::Protocol;
 pub(crate) const TABLE: &str = "svcnet";
 /// Pairs of one local endpoint's address with itself.
 pub(crate) const HAIRPIN: &str = "hairpin";
+/// ClusterIPs, whatever their ports.
+pub(crate) const CLUSTER_IPS: &str = "cluster-ips";
+/// Frontends that let only some networks in.
+pub(crate) const RESTRICTED: &str = "restricted";
+/// The networks that they let in.
+pub(crate) const SOURCES: &str = "sources";
 /// Chain whose rules record which client stays with which endpoint.
 pub(crate) const RECORD: &str = "record";
 /// How many clients can stay with an endpoint; beyond that they are balanced anew each time.
@@ -84,6 +90,14 @@ pub(crate) fn ruleset(family: Family, networks: &Networks) -> Ruleset {
             Hook::Output,
             PRIORITY_DSTNAT + 10,
         ))
+        // Before the translation: afterwards nobody knows where a packet was to go.
+        .chain(base(
+            "restrict-prerouting",
+            ChainKind::Filter,
+            Hook::Prerouting,
+            PRIORITY_DSTNAT - 10,
+        ))
+        .chain(Chain::regular("restrict"))
         .chain(Chain::regular("refuse"))
         .chain(Chain::regular("services"))
         .chain(Chain::regular("node-ports"))
@@ -97,8 +111,38 @@ pub(crate) fn ruleset(family: Family, networks: &Networks) -> Ruleset {
             .dynamic(AFFINITY_CLIENTS_MAX)
             .comment("client . frontend : endpoint"),
     );
-    let ruleset = translate(ruleset, family);
+    ruleset = ruleset
+        .set(Set::of(CLUSTER_IPS, address(family)).comment("other ports of these are refused"))
+        .set(
+            Set::of(RESTRICTED, frontend_key(family, Place::Address)).comment("frontends with source ranges"),
+        )
+        .set(
+            Set::of(SOURCES, source_key(family))
+                .interval()
+                .comment("frontend . who is let in"),
+        );
+    let ruleset = restrict(translate(ruleset, family), family);
     refuse(masquerade(ruleset, family, networks), family)
+}
+
+fn restrict(ruleset: Ruleset, family: Family) -> Ruleset {
+    let key = Place::Address.key();
+    let with_source = [key, &[Field::Saddr]].concat();
+    ruleset
+        .rule(
+            Rule::new("restrict-prerouting")
+                .ct_new()
+                .in_set(family, key, RESTRICTED)
+                .jump("restrict")
+                .comment("LoadBalancer addresses with source ranges"),
+        )
+        .rule(
+            Rule::new("restrict")
+                .in_set(family, &with_source, SOURCES)
+                .accept()
+                .comment("let in"),
+        )
+        .rule(Rule::new("restrict").drop().comment("not let in"))
 }
 
 fn translate(mut ruleset: Ruleset, family: Family) -> Ruleset {
@@ -231,7 +275,14 @@ fn refuse(mut ruleset: Ruleset, family: Family) -> Ruleset {
             )
             .rule(rule().reject(family).comment("no endpoints"));
     }
+    let other = |protocol: Protocol| {
+        let rule = Rule::new("refuse").in_set(family, &[Field::Daddr], CLUSTER_IPS);
+        rule.l4proto(protocol.number()).comment("no such port")
+    };
     ruleset
+        .rule(other(Protocol::Tcp).reject_tcp())
+        .rule(other(Protocol::Udp).reject(family))
+        .rule(other(Protocol::Sctp).reject(family))
 }
 
 /// The sets of a place. What they are keyed by: [`Place::key`].
@@ -373,6 +424,20 @@ fn pair(family: Family) -> &'static [DataType] {
     match family {
         Family::Ip => &[DataType::Ipv4, DataType::Ipv4],
         Family::Ip6 => &[DataType::Ipv6, DataType::Ipv6],
+    }
+}
+
+fn address(family: Family) -> &'static [DataType] {
+    match family {
+        Family::Ip => &[DataType::Ipv4],
+        Family::Ip6 => &[DataType::Ipv6],
+    }
+}
+
+fn source_key(family: Family) -> &'static [DataType] {
+    match family {
+        Family::Ip => &[DataType::Ipv4, DataType::Proto, DataType::Port, DataType::Ipv4],
+        Family::Ip6 => &[DataType::Ipv6, DataType::Proto, DataType::Port, DataType::Ipv6],
     }
 }
 

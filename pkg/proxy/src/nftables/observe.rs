@@ -72,6 +72,15 @@ fn family_of_tables(
             slot::read_endpoint(place, family, e)
         })?;
     }
+    read(socket, family, layout::RESTRICTED, observed, |e| {
+        slot::read_list(List::Restricted, Place::Address, family, e)
+    })?;
+    read(socket, family, layout::SOURCES, observed, |e| {
+        slot::read_source(family, e)
+    })?;
+    read(socket, family, layout::CLUSTER_IPS, observed, |e| {
+        slot::read_cluster_ip(family, e)
+    })?;
     read(socket, family, layout::HAIRPIN, observed, |e| {
         slot::read_hairpin(family, e)
     })?;

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use svcnet_netlink::nft::{Family, comment_kept};
@@ -128,7 +128,7 @@ pub struct State {
     held: HashMap<FrontendKey, Frontend>,
     shapes: BTreeMap<ShapeAt, u32>,
     stays: BTreeMap<(Family, u32), u32>,
-    hairpins: HashMap<IpAddr, u32>,
+    shared: HashMap<Slot, u32>,
 }
 
 impl State {
@@ -164,12 +164,12 @@ impl State {
                 up,
             );
         }
-        for ip in hairpins(frontend) {
-            let count = self.hairpins.entry(ip).or_default();
-            delta.hairpins.entry(ip).or_insert(*count > 0);
+        for slot in shared_slots(frontend) {
+            let count = self.shared.entry(slot).or_default();
+            delta.slots.entry(slot).or_insert(*count > 0);
             *count = if up { *count + 1 } else { count.saturating_sub(1) };
             if *count == 0 {
-                self.hairpins.remove(&ip);
+                self.shared.remove(&slot);
             }
         }
     }
@@ -180,7 +180,7 @@ impl State {
 struct Shared {
     shapes: BTreeMap<ShapeAt, bool>,
     stays: BTreeMap<(Family, u32), bool>,
-    hairpins: BTreeMap<IpAddr, bool>,
+    slots: BTreeMap<Slot, bool>,
 }
 
 fn step<K: Ord + Copy>(counts: &mut BTreeMap<K, u32>, before: &mut BTreeMap<K, bool>, key: K, up: bool) {
@@ -230,10 +230,10 @@ pub(crate) fn change(
             _ => {}
         }
     }
-    for (ip, before) in shared.hairpins {
-        match (before, state.hairpins.contains_key(&ip)) {
-            (false, true) => plan.adds.push((Slot::Hairpin(ip), Value::Member, "".into())),
-            (true, false) => plan.deletes.push(Slot::Hairpin(ip)),
+    for (slot, before) in shared.slots {
+        match (before, state.shared.contains_key(&slot)) {
+            (false, true) => plan.adds.push((slot, Value::Member, "".into())),
+            (true, false) => plan.deletes.push(slot),
             _ => {}
         }
     }
@@ -271,14 +271,8 @@ pub(crate) fn converge(
         state.held.insert(key, frontend);
     }
     let nameless: Arc<str> = "".into();
-    for ip in state.hairpins.keys() {
-        want(
-            &mut observed,
-            &mut plan,
-            Slot::Hairpin(*ip),
-            Value::Member,
-            &nameless,
-        );
+    for slot in state.shared.keys() {
+        want(&mut observed, &mut plan, *slot, Value::Member, &nameless);
     }
     plan.deletes.extend(observed.elements.into_keys());
     let wanted: BTreeSet<ShapeAt> = state.shapes.keys().copied().collect();
@@ -380,6 +374,10 @@ fn elements(frontend: &Frontend) -> Vec<(Slot, Value)> {
     if frontend.fate == Fate::NoEndpoints {
         return vec![(Slot::Frontend(List::Refused, key), Value::Member)];
     }
+    if let Some(sources) = &frontend.sources {
+        elements.push((Slot::Frontend(List::Restricted, key), Value::Member));
+        elements.extend(sources.iter().map(|net| (Slot::Source(key, *net), Value::Member)));
+    }
     let [first, outside] = shape_pair(frontend);
     elements.extend(first.map(|shape| (Slot::Frontend(List::Services, key), Value::Shape(shape))));
     elements.extend(outside.map(|shape| (Slot::Frontend(List::External, key), Value::Shape(shape))));
@@ -430,13 +428,17 @@ fn shapes(frontend: &Frontend) -> impl Iterator<Item = ShapeAt> {
         .map(move |shape| (family, place, shape))
 }
 
-/// The local endpoints that a frontend leads to.
-fn hairpins(frontend: &Frontend) -> BTreeSet<IpAddr> {
-    frontend
+/// The elements that a frontend may share with others: its local endpoints, and its address.
+fn shared_slots(frontend: &Frontend) -> BTreeSet<Slot> {
+    let local = frontend
         .endpoints()
         .filter(|e| e.local)
-        .map(|e| e.at.ip())
-        .collect()
+        .map(|e| Slot::Hairpin(e.at.ip()));
+    let address = match frontend.key {
+        FrontendKey::Address { ip, .. } if frontend.inside => Some(Slot::ClusterIp(ip)),
+        _ => None,
+    };
+    local.chain(address).collect()
 }
 
 fn endpoint_at(frontend: &Frontend, pool: u32, index: u32) -> Option<SocketAddr> {

@@ -58,6 +58,16 @@ fn fate(family: Family, numbers: &BTreeSet<u8>) -> Fate {
     }
 }
 
+fn source(family: Family, number: u8) -> ipnet::IpNet {
+    if family == Family::Ip {
+        format!("172.30.{number}.0/24")
+    } else {
+        format!("fd00:{number}::/32")
+    }
+    .parse()
+    .unwrap()
+}
+
 /// A frontend's choices, without its key.
 type Choices = (BTreeSet<u8>, Option<BTreeSet<u8>>, Option<u32>, u8, u8);
 
@@ -93,6 +103,9 @@ fn frontend(key: FrontendKey, (all, outside, affinity_seconds, masquerade, name)
             Masquerade::AllButPods,
             Masquerade::OwnOnly,
         ][usize::from(*masquerade)],
+        inside: *masquerade == 0,
+        sources: (*name == 1 && matches!(key, FrontendKey::Address { .. }))
+            .then(|| [source(family, *masquerade)].into()),
     }
 }
 
@@ -310,13 +323,15 @@ fn a_plan_reads_like_what_it_does() {
         "+ ip chain n2\n\
          + services 10.96.0.0:80 tcp : n2 (ns/service-0)\n\
          + endpoints 10.96.0.0:80 tcp #0 : 10.244.0.1:80 (ns/service-0)\n\
-         + endpoints 10.96.0.0:80 tcp #1 : 10.244.0.2:80 (ns/service-0)\n"
+         + endpoints 10.96.0.0:80 tcp #1 : 10.244.0.2:80 (ns/service-0)\n\
+         + cluster-ips 10.96.0.0  ()\n"
     );
     let plan = change(&mut state, [(key(0), Some(three))]);
     assert_eq!(
         plan.to_string(),
         "+ ip chain n3\n\
          - services 10.96.0.0:80 tcp\n\
+         - cluster-ips 10.96.0.0\n\
          + services 10.96.0.0:80 tcp : n3 (ns/service-0)\n\
          + masquerade-all 10.96.0.0:80 tcp  (ns/service-0)\n\
          + endpoints 10.96.0.0:80 tcp #2 : 10.244.0.3:80 (ns/service-0)\n\

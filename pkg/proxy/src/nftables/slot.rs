@@ -3,9 +3,10 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use svcnet_netlink::nft::{Concat, Family, Fields, ObservedElement};
 
-use super::layout::{HAIRPIN, stay_set};
+use super::layout::{CLUSTER_IPS, HAIRPIN, RESTRICTED, SOURCES, stay_set};
 use super::shape::{Place, Shape};
 use crate::model::{FrontendKey, Protocol};
 
@@ -22,6 +23,8 @@ pub enum List {
     Masquerade,
     /// Only this node's own source is replaced.
     MasqueradeOwn,
+    /// Only clients from some networks are let in.
+    Restricted,
     /// Clients stay so many seconds.
     Stay(u32),
 }
@@ -35,6 +38,10 @@ pub enum Slot {
     Endpoint(FrontendKey, u32),
     /// A local endpoint that may reach itself.
     Hairpin(IpAddr),
+    /// A ClusterIP, of whatever port.
+    ClusterIp(IpAddr),
+    /// A network that a restricted frontend lets in.
+    Source(FrontendKey, IpNet),
 }
 
 /// What an element holds.
@@ -87,8 +94,8 @@ impl Slot {
     /// The family of its table.
     pub(crate) fn family(self) -> Family {
         match self {
-            Self::Frontend(_, key) | Self::Endpoint(key, _) => key.family(),
-            Self::Hairpin(ip) => Family::of(ip),
+            Self::Frontend(_, key) | Self::Endpoint(key, _) | Self::Source(key, _) => key.family(),
+            Self::Hairpin(ip) | Self::ClusterIp(ip) => Family::of(ip),
         }
     }
 
@@ -102,12 +109,15 @@ impl Slot {
                     List::Refused => (2, 0),
                     List::Masquerade => (3, 0),
                     List::MasqueradeOwn => (4, 0),
+                    List::Restricted => (8, 0),
                     List::Stay(seconds) => (5, seconds),
                 };
                 (kind, seconds, key.place())
             }
             Self::Endpoint(key, _) => (6, 0, key.place()),
             Self::Hairpin(_) => (7, 0, Place::Address),
+            Self::ClusterIp(_) => (9, 0, Place::Address),
+            Self::Source(..) => (10, 0, Place::Address),
         };
         (self.family(), kind, seconds, place)
     }
@@ -118,6 +128,8 @@ impl Slot {
             Self::Frontend(list, key) => list_set(list, key.place()),
             Self::Endpoint(key, _) => key.place().endpoints().into(),
             Self::Hairpin(_) => HAIRPIN.into(),
+            Self::ClusterIp(_) => CLUSTER_IPS.into(),
+            Self::Source(..) => SOURCES.into(),
         }
     }
 
@@ -127,6 +139,16 @@ impl Slot {
             Self::Frontend(_, key) => key.concat(),
             Self::Endpoint(key, index) => key.concat().number(index),
             Self::Hairpin(ip) => Concat::new().ip(ip).ip(ip),
+            Self::ClusterIp(ip) => Concat::new().ip(ip),
+            Self::Source(key, net) => key.concat().ip(net.network()),
+        }
+    }
+
+    /// The last key of a range.
+    pub(crate) fn key_end(self) -> Option<Concat> {
+        match self {
+            Self::Source(key, net) => Some(key.concat().ip(net.broadcast())),
+            _ => None,
         }
     }
 }
@@ -139,6 +161,7 @@ pub(crate) fn list_set(list: List, place: Place) -> std::borrow::Cow<'static, st
         List::Refused => place.refused().into(),
         List::Masquerade => place.masquerade().into(),
         List::MasqueradeOwn => place.masquerade_own().into(),
+        List::Restricted => RESTRICTED.into(),
         List::Stay(seconds) => stay_set(place, seconds).into(),
     }
 }
@@ -190,6 +213,29 @@ pub(crate) fn read_hairpin(family: Family, element: &ObservedElement<'_>) -> Opt
     Some((Slot::Hairpin(ip), Value::Member))
 }
 
+/// Reads a ClusterIP back.
+pub(crate) fn read_cluster_ip(family: Family, element: &ObservedElement<'_>) -> Option<(Slot, Value)> {
+    let ip = Fields(element.key).ip(family == Family::Ip6)?;
+    Some((Slot::ClusterIp(ip), Value::Member))
+}
+
+/// Reads a network back that a frontend lets in.
+pub(crate) fn read_source(family: Family, element: &ObservedElement<'_>) -> Option<(Slot, Value)> {
+    let read = |bytes| {
+        let mut fields = Fields(bytes);
+        let key = FrontendKey::read(&mut fields, family, Place::Address)?;
+        Some((key, fields.ip(family == Family::Ip6)?))
+    };
+    let ((key, first), (_, last)) = (read(element.key)?, read(element.key_end.unwrap_or(element.key))?);
+    let common = match (first, last) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
+        (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
+        _ => return None,
+    };
+    let net = IpNet::new(first, u8::try_from(common).ok()?).ok()?;
+    Some((Slot::Source(key, net), Value::Member))
+}
+
 /// An address with a port, as maps hold endpoints.
 pub(crate) fn read_address(bytes: &[u8], family: Family) -> Option<SocketAddr> {
     let mut fields = Fields(bytes);
@@ -202,7 +248,8 @@ impl fmt::Display for Slot {
         match self {
             Self::Frontend(_, key) => key.fmt(f),
             Self::Endpoint(key, index) => write!(f, "{key} #{index}"),
-            Self::Hairpin(ip) => ip.fmt(f),
+            Self::Hairpin(ip) | Self::ClusterIp(ip) => ip.fmt(f),
+            Self::Source(key, net) => write!(f, "{key} from {net}"),
         }
     }
 }

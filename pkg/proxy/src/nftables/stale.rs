@@ -232,6 +232,8 @@ mod tests {
             outside: None,
             affinity_seconds: None,
             masquerade: Masquerade::ByServiceNetwork,
+            inside: true,
+            sources: None,
         }
     }
 

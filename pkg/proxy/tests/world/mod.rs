@@ -70,8 +70,18 @@ impl World {
             ip(ns, "link set lo up");
         }
         sysctl(&world.node, "net/ipv4/ip_forward", "1");
+        // As the overlay role does it. A redirect also uses up what ICMP errors a host may be sent.
+        sysctl(&world.node, "net/ipv4/conf/all/send_redirects", "0");
+        sysctl(&world.node, "net/ipv4/conf/default/send_redirects", "0");
         sysctl(&world.node, "net/ipv4/conf/all/route_localnet", "1");
         sysctl(&world.node, "net/ipv6/conf/all/forwarding", "1");
+        // As the CNI role does it: all packets of pods are routed.
+        for filter in [
+            "net/bridge/bridge-nf-call-iptables",
+            "net/bridge/bridge-nf-call-ip6tables",
+        ] {
+            let _ = world.node.run(|| svcnet_netlink::sysctl::set(filter, "0"));
+        }
         let node = &world.node;
         ip(node, "link add svcnet0 type bridge");
         ip(node, "addr add 10.244.1.1/24 dev svcnet0");
@@ -85,10 +95,9 @@ impl World {
                 &format!("link add pod{last} type veth peer name eth0 netns {}", pod.name()),
             );
             ip(node, &format!("link set pod{last} master svcnet0 up"));
-            // With br_netfilter, what is translated to a pod of the same bridge never becomes the node's to route.
             ip(
                 node,
-                &format!("link set dev pod{last} type bridge_slave hairpin on"),
+                &format!("link set dev pod{last} type bridge_slave isolated on"),
             );
             ip(pod, &format!("addr add {address}/32 dev eth0"));
             ip(pod, &format!("-6 addr add fd00:244:1::{last}/128 dev eth0 nodad"));
