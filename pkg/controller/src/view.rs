@@ -1,9 +1,10 @@
 //! What controllers keep of the objects that they watch: compact entries by key, the newest state of each.
 //!
 //! An entry may become known twice, from the answer to our own write and from the watch, in either order; the
-//! resource version says which is newer.
+//! resource version says which is newer. And an answer may be late: the watch may have told by then that the object is
+//! gone, and what is gone must not come back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::hash::Hash;
 
@@ -66,10 +67,15 @@ impl Version {
     }
 }
 
+/// Deleted objects that late answers may still speak of.
+const GONE_MAX: usize = 256;
+
 /// Entries by key, each with its version.
 pub(crate) struct View<K, V> {
     entries: HashMap<K, (Version, V)>,
     listed: bool,
+    /// Uids of the objects deleted last, the oldest first.
+    gone: VecDeque<String>,
 }
 
 impl<K, V> Default for View<K, V> {
@@ -77,6 +83,7 @@ impl<K, V> Default for View<K, V> {
         Self {
             entries: HashMap::new(),
             listed: false,
+            gone: VecDeque::new(),
         }
     }
 }
@@ -101,11 +108,11 @@ impl<K: Clone + Eq + Hash, V> View<K, V> {
 
     /// Takes in a state, unless a newer one is known. The entry before it, where the state was taken in.
     pub(crate) fn apply(&mut self, key: K, version: Version, entry: V) -> Result<Option<V>, Stale> {
-        if self
+        let overtaken = self
             .entries
             .get(&key)
-            .is_some_and(|(known, _)| known.is_after(&version))
-        {
+            .is_some_and(|(known, _)| known.is_after(&version));
+        if overtaken || self.gone.contains(&version.uid) {
             return Err(Stale);
         }
         Ok(self
@@ -116,10 +123,23 @@ impl<K: Clone + Eq + Hash, V> View<K, V> {
 
     /// The object is gone, unless another one of the same name is known already.
     pub(crate) fn delete(&mut self, key: &K, version: &Version) -> Option<V> {
+        // An object without a uid is none that a server has made.
+        if !version.uid.is_empty() {
+            self.gone.push_back(version.uid.clone());
+        }
+        if self.gone.len() > GONE_MAX {
+            self.gone.pop_front();
+        }
         let (known, _) = self.entries.get(key)?;
-        if known.uid != version.uid || known.is_after(version) {
+        // Whatever its revision: an object that is gone has no later state.
+        if known.uid != version.uid {
             return None;
         }
+        self.entries.remove(key).map(|(_, entry)| entry)
+    }
+
+    /// The object is there, but is none that matters here.
+    pub(crate) fn forget(&mut self, key: &K) -> Option<V> {
         self.entries.remove(key).map(|(_, entry)| entry)
     }
 
@@ -158,7 +178,6 @@ mod tests {
         let mut view: View<&str, u32> = View::default();
         assert_eq!(view.apply("a", version("u", 9), 9), Ok(None));
         assert_eq!(view.apply("a", version("u", 8), 8), Err(Stale));
-        assert_eq!(view.delete(&"a", &version("u", 8)), None);
         assert_eq!(
             view.apply("a", version("u2", 7), 7),
             Ok(Some(9)),
@@ -166,6 +185,15 @@ mod tests {
         );
         assert_eq!(view.delete(&"a", &version("u", 20)), None);
         assert_eq!(view.delete(&"a", &version("u2", 21)), Some(7));
+    }
+
+    #[test]
+    fn late_answers_do_not_bring_back_what_is_gone() {
+        let mut view: View<&str, u32> = View::default();
+        view.apply("a", version("u", 1), 1).unwrap();
+        assert_eq!(view.delete(&"a", &version("u", 3)), Some(1));
+        assert_eq!(view.apply("a", version("u", 2), 2), Err(Stale));
+        assert_eq!(view.apply("a", version("v", 4), 4), Ok(None));
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! ClusterIPs and node ports: who may have which, as part of writing a Service.
 //!
-//! The allocators proper ([`range`], [`addresses`], [`ports`]) are pure; [`fields`], [`families`] and [`carry`] turn
-//! a Service into wishes; [`service`] makes a transaction of it that the API server runs with every write.
+//! The allocators proper ([`range`], [`addresses`], [`ports`]) are pure; [`fields`] and [`families`] turn a
+//! Service into wishes; [`service`] makes a transaction of it that the API server runs with every write.
 
 mod addresses;
-mod carry;
 mod families;
 mod fields;
 mod ports;

@@ -15,7 +15,6 @@ use svcnet_api::types::{CidrList, NodePortRange};
 use svcnet_api::{Admission, ApiError, FieldError, FieldPath, Kind, Operation, Request, Reservation, meta};
 
 use super::addresses::{AddressAllocator, AddressRangeError};
-use super::carry;
 use super::families;
 use super::fields::{Family, Fields};
 use super::ports::PortAllocator;
@@ -127,12 +126,9 @@ impl ServiceAllocator {
         self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Completes `new` and takes what it needs and `old` does not hold.
+    /// Completes `new` and takes what it needs and `old` does not hold. What an update inherits from `old` it has been given
+    /// before, as a default of the kind.
     fn allocate(&self, new: &mut Fields, old: Option<&Fields>) -> Result<Option<Held>, Failure> {
-        match old {
-            None => carry::on_create(new),
-            Some(old) => carry::on_update(new, old),
-        }
         if new.needs_cluster_ip() {
             if !families::is_plausible(new) || old.is_some_and(|old| moves_address(new, old)) {
                 return Ok(None);

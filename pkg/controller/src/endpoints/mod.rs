@@ -195,7 +195,7 @@ impl EndpointsController {
         let (key, version) = (ObjectKey::of(&object.metadata), Version::of(&object.metadata));
         let Some((service, slice)) = Slice::from_object(object) else {
             // Not ours, or no longer.
-            if let Some((service, _)) = self.slices.delete(&key, &version) {
+            if let Some((service, _)) = self.slices.forget(&key) {
                 self.slice_gone(&key, &service, mark);
             }
             return;

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -12,6 +13,8 @@ struct World {
     revision: u64,
     slices: BTreeMap<String, Slice>,
     marked: Vec<ObjectKey>,
+    /// How often the pod of each number has been deleted: another pod each time.
+    lives: BTreeMap<u8, u32>,
 }
 
 impl World {
@@ -22,6 +25,7 @@ impl World {
             revision: 0,
             slices: BTreeMap::new(),
             marked: Vec::new(),
+            lives: BTreeMap::new(),
         };
         world.hear(Event::Service(Change::Reset(vec![])));
         world.hear(Event::Pod(Change::Reset(vec![])));
@@ -55,8 +59,9 @@ impl World {
 
     fn pod(&mut self, number: u8, app: &str, ready: bool) -> core::Pod {
         let revision = self.revision();
+        let life = self.lives.get(&number).copied().unwrap_or_default();
         let object = json!({
-            "metadata": {"name": format!("p{number}"), "namespace": "ns", "uid": format!("pod-{number}"),
+            "metadata": {"name": format!("p{number}"), "namespace": "ns", "uid": format!("pod-{number}-{life}"),
                          "resourceVersion": revision, "labels": {"app": app, "tier": "any"}},
             "spec": {"nodeName": "n1", "containers": []},
             "status": {"podIP": format!("10.1.0.{number}"),
@@ -87,26 +92,25 @@ impl World {
     }
 
     fn write(&mut self, key: &ObjectKey, op: Op) -> Written {
-        let meta =
-            |name: String, revision: String| k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
-                namespace: Some(key.namespace.clone()),
-                uid: Some(format!("uid-{name}")),
-                name: Some(name),
-                resource_version: Some(revision),
-                ..Default::default()
-            };
         let revision = self.revision();
+        let meta = |name: String, over: Option<Version>| ObjectMeta {
+            namespace: Some(key.namespace.clone()),
+            uid: Some(over.map_or_else(|| format!("uid-{revision}"), |over| over.uid)),
+            name: Some(name),
+            resource_version: Some(revision.clone()),
+            ..ObjectMeta::default()
+        };
         match op {
-            Op::WriteSlice { name, slice, .. } => {
+            Op::WriteSlice { name, slice, over } => {
                 self.slices.insert(name.clone(), slice.clone());
-                Written::Slice(Box::new(slice.to_object(meta(name, revision))))
+                Written::Slice(Box::new(slice.to_object(meta(name, over))))
             }
             Op::DeleteSlice { name, version } => {
                 self.slices.remove(&name);
                 Written::SliceGone(name, version)
             }
-            Op::WriteEndpoints { endpoints, .. } => {
-                Written::Endpoints(Box::new(endpoints.to_object(meta(key.name.clone(), revision))))
+            Op::WriteEndpoints { endpoints, over } => {
+                Written::Endpoints(Box::new(endpoints.to_object(meta(key.name.clone(), over))))
             }
             Op::DeleteEndpoints { version } => Written::EndpointsGone(version),
         }
@@ -221,6 +225,7 @@ proptest! {
                     let Some((app, ready)) = pods.remove(&number) else { continue };
                     let gone = world.pod(number, &format!("a{app}"), ready);
                     world.hear(Event::Pod(Change::Delete(Arc::new(gone))));
+                    *world.lives.entry(number).or_default() += 1;
                 }
                 Step::Service(number, app) => {
                     world.service(&format!("s{number}"), &format!("a{app}"));
