@@ -1,6 +1,7 @@
 //! From a request to its answer.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::{HeaderMap, Method, Request, Response};
 use hyper::body::Incoming;
@@ -14,7 +15,7 @@ use crate::reply::Reply;
 use crate::server::Server;
 use crate::url::{self, Path, Query, Target};
 use crate::write::{Outcome, Place, Written};
-use crate::{join, patch, read, root, traits, watch, write};
+use crate::{join, object, patch, read, root, traits, watch, write};
 
 /// A request for objects, its body apart.
 struct Call {
@@ -32,6 +33,7 @@ pub(crate) async fn handle(server: Arc<Server>, peer: User, request: Request<Inc
     let gzip = negotiate::gzip(request.headers());
     let head_only = request.method() == Method::HEAD;
     let (method, path) = (request.method().clone(), request.uri().path().to_string());
+    let started = Instant::now();
     let reply = match route(server, peer, request).await {
         Ok(reply) => reply,
         Err(error) => {
@@ -41,6 +43,8 @@ pub(crate) async fn handle(server: Arc<Server>, peer: User, request: Request<Inc
     };
     metrics::counter!("svcnet_apiserver_requests_total", "code" => reply.code.to_string(), "verb" => method.to_string())
         .increment(1);
+    metrics::histogram!("svcnet_apiserver_request_duration_seconds", "verb" => method.to_string())
+        .record(started.elapsed().as_secs_f64());
     let mut response = reply.into_response(gzip);
     if head_only {
         *response.body_mut() = Body::pieces([]);
@@ -222,7 +226,10 @@ impl Call {
         let media = decode::media_type(&self.headers);
         let (object, warnings) = decode::object(self.target.kind, media, body, validation)?;
         let place = self.place()?;
-        let creates = traits::of(place.kind).create_on_update && place.subresource.is_empty();
+        // Whoever names a revision means an object that was there: such a one is told that it is gone.
+        let creates = traits::of(place.kind).create_on_update
+            && place.subresource.is_empty()
+            && object::meta_text(&object, "resourceVersion").is_empty();
         let done = match self.server.modify(place.clone(), |_| Ok(object.clone())).await {
             Err(error) if error.reason == Reason::NotFound && creates => {
                 self.server.create(place, object).await?

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{ETAG, IF_NONE_MATCH};
 use serde_json::json;
@@ -32,6 +33,12 @@ pub(crate) fn answer(
             let text = render.map(|render| render()).unwrap_or_default();
             Ok(Reply::new(200, "text/plain; version=0.0.4", text))
         }
+        // kubectl before 1.28 has nothing else. Only the protobuf form is there, whatever is asked for.
+        ["openapi", "v2"] => Ok(Reply::new(
+            200,
+            schema::V2_MEDIA_TYPE,
+            Bytes::from(schema::v2_document()),
+        )),
         ["openapi", "v3"] => Ok(Reply::raw_json(200, schema::index().into())),
         ["openapi", "v3", ref path @ ..] => openapi(&path.join("/"), headers),
         ["api"] | ["apis"] if negotiate::aggregated_discovery(headers) => Ok(discovery::aggregated(words[0])),

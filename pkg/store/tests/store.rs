@@ -289,3 +289,52 @@ async fn lists_are_of_one_moment() {
             .is_err()
     );
 }
+
+/// A power cut leaves the files as they were at some moment: here they are copied while writers are at work.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_copied_in_the_middle_of_writing_hold_all_that_was_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let acknowledged = std::sync::Arc::new(std::sync::Mutex::new(BTreeMap::<String, u64>::new()));
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writers: Vec<_> = (0..4_u64)
+        .map(|w| {
+            let (store, acknowledged, stop) = (store.clone(), acknowledged.clone(), stop.clone());
+            tokio::spawn(async move {
+                let mut last = BTreeMap::new();
+                for turn in 0_u64.. {
+                    if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        return;
+                    }
+                    let name = format!("w{w}-{}", turn % 30);
+                    let text = "x".repeat(turn as usize % 1500);
+                    let write = put(key(&store, "services", &name), &text, last.get(&name).copied());
+                    let revision = commit(&store, write).await.revision;
+                    last.insert(name.clone(), revision);
+                    acknowledged.lock().unwrap().insert(name, revision);
+                }
+            })
+        })
+        .collect();
+    for _ in 0..10 {
+        tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+        let before = acknowledged.lock().unwrap().clone();
+        let copy = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(dir.path()).unwrap() {
+            let file = file.unwrap();
+            if file.file_type().unwrap().is_file() {
+                std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+            }
+        }
+        let copied = open(copy.path());
+        for (name, revision) in before {
+            let there = copied.get(&key(&copied, "services", &name)).map(|e| e.revision);
+            assert!(there >= Some(revision), "{name} {there:?} {revision}");
+        }
+        copied.close().await;
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+}
