@@ -18,6 +18,7 @@ pub mod nft;
 pub mod packet;
 pub mod route;
 pub mod rt;
+pub mod signal;
 pub mod sysctl;
 pub mod udp;
 pub mod underlay;

@@ -68,6 +68,12 @@ pub(crate) enum Command {
 impl Command {
     /// Does what was asked for.
     pub(crate) fn run(self, given: &Given) -> anyhow::Result<ExitCode> {
+        if matches!(
+            self,
+            Self::Lab(_) | Self::Check(_) | Self::Status(_) | Self::Cleanup(_) | Self::Version
+        ) {
+            svcnet_netlink::signal::end_on_broken_pipe();
+        }
         match self {
             Self::Server(args) => server::run(&args, given),
             Self::Agent(args) => agent::run(&args, given),
