@@ -96,6 +96,8 @@ fn kill_all(dir: &LabDir, names: &[String]) -> Result<usize, DownError> {
     let mut count = 0;
     for _ in 0..SWEEPS_MAX {
         found.extend(process::inside(&ids));
+        found.sort();
+        found.dedup();
         found.retain(|process| process.is_alive());
         if found.is_empty() {
             break;

@@ -55,7 +55,7 @@ pub enum ProcessError {
 }
 
 /// A process of this boot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProcessId {
     /// Its number.
     pub pid: i32,

@@ -142,10 +142,11 @@ fn a_cni_call_makes_a_pod() {
     let members = lab.state()["members"].as_array().unwrap().clone();
     let node = members.iter().find(|member| member["name"] == "n2").unwrap();
     let socket = format!("{}/cni.sock", node["runDir"].as_str().unwrap());
-    let config = format!(r#"{{"cniVersion":"1.1.0","name":"svcnet","type":"svcnet","socket":"{socket}"}}"#);
+    let config =
+        serde_json::json!({"cniVersion": "1.1.0", "name": "svcnet", "type": "svcnet", "socket": socket});
     let sandbox = svcnet_netlink::netns::OwnedNetNs::unique("cni").unwrap();
     let path = svcnet_netlink::netns::path_of(sandbox.name()).unwrap();
-    let call = |command: &str| {
+    let call_with = |command: &str, config: &serde_json::Value| {
         let script = format!(
             "CNI_COMMAND={command} CNI_CONTAINERID=abc123 CNI_NETNS={} CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin \
              CNI_ARGS='IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=made' {bin} cni <<<'{config}'",
@@ -153,6 +154,7 @@ fn a_cni_call_makes_a_pod() {
         );
         lab.exec("n2", &["bash", "-c", &script])
     };
+    let call = |command: &str| call_with(command, &config);
     let added = call("ADD");
     let result: serde_json::Value = serde_json::from_str(added.text()).unwrap();
     let address = result["ips"][0]["address"]
@@ -172,7 +174,10 @@ fn a_cni_call_makes_a_pod() {
         lab.exec("n1", &["ping", "-c", "1", "-W", "5", &address]).ok,
         "the pod answers from another node"
     );
-    assert!(call("CHECK").ok);
+    let mut checked = config.clone();
+    checked["prevResult"] = result;
+    let check = call_with("CHECK", &checked);
+    assert!(check.ok, "{check:?}");
     let twice = call("ADD");
     assert!(!twice.ok && twice.out.contains("\"code\""), "{twice:?}");
     for _ in 0..2 {
