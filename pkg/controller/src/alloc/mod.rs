@@ -8,6 +8,7 @@ mod families;
 mod fields;
 mod ports;
 mod range;
+mod ranges;
 mod service;
 pub(crate) mod slots;
 

@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 
 use proptest::prelude::*;
+use serde_json::json;
 use svcnet_api::registry;
 
 use super::*;

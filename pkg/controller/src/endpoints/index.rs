@@ -48,6 +48,21 @@ impl LabelIndex {
         }
     }
 
+    /// The label that the fewest names have.
+    pub(super) fn least_common<'a>(
+        &self,
+        namespace: &str,
+        labels: impl IntoIterator<Item = Pair<'a>>,
+    ) -> Option<Pair<'a>> {
+        let lists = self.namespaces.get(namespace);
+        let length = |pair: &Pair<'_>| {
+            lists
+                .and_then(|lists| lists.get(&entry(*pair)))
+                .map_or(0, HashSet::len)
+        };
+        labels.into_iter().min_by_key(length)
+    }
+
     /// Names that have at least one of the labels.
     pub(super) fn any<'a>(
         &self,
@@ -114,6 +129,11 @@ mod tests {
                 .any("ns", &labels(&[("app", "a"), ("app2", "b"), ("tier", "front")]))
                 .len(),
             3
+        );
+        let both = labels(&[("app", "new"), ("tier", "front")]);
+        assert_eq!(
+            index.least_common("ns", &both).map(|(key, _)| key.as_str()),
+            Some("app")
         );
         for name in ["a", "b", "c"] {
             index.remove("ns", name, &labels(&[("tier", "front"), ("app", name)]));

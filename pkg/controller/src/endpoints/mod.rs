@@ -10,6 +10,7 @@ mod model;
 mod pack;
 mod plan;
 mod subsets;
+mod wire;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -51,8 +52,9 @@ pub(crate) struct EndpointsController {
     slices: View<ObjectKey, (String, Slice)>,
     slices_of: HashMap<ObjectKey, HashSet<String>>,
     pods_by_label: LabelIndex,
-    /// Services by one of the labels that they select by.
+    /// Services by one of the labels that they select by: this one.
     services_by_label: LabelIndex,
+    found_by: HashMap<ObjectKey, (String, String)>,
     /// Endpoints (by uid) whose Service was seen to go.
     orphans: HashMap<ObjectKey, String>,
     /// Up to when the changes behind a Service's endpoints have been written.
@@ -71,6 +73,7 @@ impl EndpointsController {
             slices_of: HashMap::new(),
             pods_by_label: LabelIndex::default(),
             services_by_label: LabelIndex::default(),
+            found_by: HashMap::new(),
             orphans: HashMap::new(),
             written_up_to: HashMap::new(),
         }
@@ -90,23 +93,29 @@ impl EndpointsController {
         let (key, version) = (ObjectKey::of(&object.metadata), Version::of(&object.metadata));
         let service = Service::from_object(object);
         let selector = service.selector.clone();
-        let Ok(before) = self.services.apply(key.clone(), version, service) else {
+        if self.services.apply(key.clone(), version, service).is_err() {
             return;
-        };
-        if let Some(before) = before {
-            self.services_by_label
-                .remove(&key.namespace, &key.name, before.selector.iter().take(1));
         }
-        // One label is enough to be found by.
-        self.services_by_label
-            .insert(&key.namespace, &key.name, selector.iter().take(1));
+        self.index_service(&key, &selector);
         self.orphans.remove(&key);
         mark(key);
     }
 
-    fn service_gone(&mut self, key: ObjectKey, service: &Service, mark: Mark<'_, ObjectKey>) {
-        self.services_by_label
-            .remove(&key.namespace, &key.name, service.selector.iter().take(1));
+    /// One label is enough to be found by; the least common one spares the most pods from looking.
+    fn index_service(&mut self, key: &ObjectKey, selector: &model::Labels) {
+        let index = &mut self.services_by_label;
+        if let Some((label, value)) = self.found_by.remove(key) {
+            index.remove(&key.namespace, &key.name, [(&label, &value)]);
+        }
+        if let Some(pair) = index.least_common(&key.namespace, selector) {
+            index.insert(&key.namespace, &key.name, [pair]);
+            self.found_by
+                .insert(key.clone(), (pair.0.clone(), pair.1.clone()));
+        }
+    }
+
+    fn service_gone(&mut self, key: ObjectKey, mark: Mark<'_, ObjectKey>) {
+        self.index_service(&key, &model::Labels::new());
         self.written_up_to.remove(&key);
         if let Some(version) = self.endpoints.version(&key) {
             self.orphans.insert(key.clone(), version.uid.clone());
@@ -290,13 +299,17 @@ impl Controller for EndpointsController {
             Event::Service(Change::Apply(object)) => self.service_changed(&object, mark),
             Event::Service(Change::Delete(object)) => {
                 let key = ObjectKey::of(&object.metadata);
-                if let Some(service) = self.services.delete(&key, &Version::of(&object.metadata)) {
-                    self.service_gone(key, &service, mark);
+                if self
+                    .services
+                    .delete(&key, &Version::of(&object.metadata))
+                    .is_some()
+                {
+                    self.service_gone(key, mark);
                 }
             }
             Event::Service(Change::Reset(all)) => {
-                for (key, service) in self.services.retain(&keys(&all, |object| &object.metadata)) {
-                    self.service_gone(key, &service, mark);
+                for (key, _) in self.services.retain(&keys(&all, |object| &object.metadata)) {
+                    self.service_gone(key, mark);
                 }
                 all.iter().for_each(|object| self.service_changed(object, mark));
             }

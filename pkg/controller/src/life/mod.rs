@@ -119,6 +119,8 @@ pub(crate) struct NodeLifeController {
     leases_listed: bool,
     pods: View<ObjectKey, PodState>,
     pods_on: HashMap<String, HashSet<ObjectKey>>,
+    /// Pods that are not ready because we said so.
+    taken: HashSet<ObjectKey>,
 }
 
 impl NodeLifeController {
@@ -131,6 +133,7 @@ impl NodeLifeController {
             leases_listed: false,
             pods: View::default(),
             pods_on: HashMap::new(),
+            taken: HashSet::new(),
         }
     }
 
@@ -174,7 +177,7 @@ impl NodeLifeController {
     fn pod_changed(&mut self, object: &Pod, mark: Mark<'_, Key>) {
         let key = ObjectKey::of(&object.metadata);
         let Some(state) = PodState::of(object) else { return };
-        let node = state.node.clone();
+        let (node, taken) = (state.node.clone(), state.ready == Ready::Taken);
         let Ok(before) = self.pods.apply(key.clone(), Version::of(&object.metadata), state) else {
             return;
         };
@@ -182,6 +185,11 @@ impl NodeLifeController {
             self.forget(&before.node, &key);
         }
         self.pods_on.entry(node).or_default().insert(key.clone());
+        if taken {
+            self.taken.insert(key.clone());
+        } else {
+            self.taken.remove(&key);
+        }
         mark(Key::Pod(key));
     }
 
@@ -192,6 +200,7 @@ impl NodeLifeController {
     }
 
     fn forget(&mut self, node: &str, pod: &ObjectKey) {
+        self.taken.remove(pod);
         if let Some(pods) = self.pods_on.get_mut(node) {
             pods.remove(pod);
             if pods.is_empty() {
@@ -340,16 +349,11 @@ impl Controller for NodeLifeController {
                     mark(Key::Node(name.clone()));
                 }
                 (Verdict::Alive, Ready::Taken) => mark(Key::Node(name.clone())),
-                // A pod may have been held back only because its node was still undecided.
-                (Verdict::Alive, _) => {
-                    let pods = self.pods_on.get(name).into_iter().flatten();
-                    let taken =
-                        pods.filter(|pod| self.pods.get(pod).is_some_and(|pod| pod.ready == Ready::Taken));
-                    taken.for_each(|pod| mark(Key::Pod(pod.clone())));
-                }
                 _ => {}
             }
         }
+        // These may be held back only because their node was still undecided when they were looked at.
+        self.taken.iter().cloned().map(Key::Pod).for_each(mark);
     }
 }
 

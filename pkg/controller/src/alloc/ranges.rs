@@ -1,0 +1,297 @@
+//! All allocators of a cluster together, and what one Service takes of them.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde_json::json;
+use svcnet_api::{ApiError, FieldError, FieldPath, Kind};
+
+use super::addresses::AddressAllocator;
+use super::fields::{Family, Fields};
+use super::ports::PortAllocator;
+use super::range::Refusal;
+use super::service::RestoreWarning;
+
+/// Every address and node port there is.
+#[derive(Debug)]
+pub(super) struct Ranges {
+    pub(super) addresses: Vec<AddressAllocator>,
+    pub(super) ports: PortAllocator,
+}
+
+/// Addresses and node ports that belong to a Service.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Holdings {
+    addresses: Vec<IpAddr>,
+    ports: Vec<i64>,
+}
+
+impl Holdings {
+    pub(super) fn of(fields: &Fields) -> Self {
+        Self {
+            addresses: fields.held_addresses(),
+            ports: fields.held_ports(),
+        }
+    }
+
+    pub(super) fn without(&self, other: &Self) -> Self {
+        let mut rest = self.clone();
+        rest.addresses
+            .retain(|address| !other.addresses.contains(address));
+        rest.ports.retain(|port| !other.ports.contains(port));
+        rest
+    }
+}
+
+/// Why a Service does not get what it needs.
+pub(super) enum Failure {
+    Invalid(Vec<FieldError>),
+    Internal(String),
+}
+
+impl Failure {
+    pub(super) fn into_error(self, kind: &Kind, name: &str) -> ApiError {
+        match self {
+            Self::Invalid(errors) => ApiError::invalid(kind, name, &errors),
+            Self::Internal(why) => ApiError::internal(why),
+        }
+    }
+}
+
+impl Ranges {
+    pub(super) fn take(
+        &mut self,
+        new: &mut Fields,
+        before: &Holdings,
+        taken: &mut Holdings,
+    ) -> Result<(), Failure> {
+        if new.needs_cluster_ip() && !new.is_headless() {
+            self.take_addresses(new, before, taken)?;
+        }
+        if new.needs_node_ports() {
+            self.take_ports(new, before, taken)?;
+        }
+        if new.needs_health_check() {
+            self.take_health_check(new, before, taken)?;
+        }
+        Ok(())
+    }
+
+    fn take_addresses(
+        &mut self,
+        new: &mut Fields,
+        before: &Holdings,
+        taken: &mut Holdings,
+    ) -> Result<(), Failure> {
+        for (index, family) in new.families.clone().into_iter().enumerate() {
+            let Some(allocator) = self
+                .addresses
+                .iter_mut()
+                .find(|a| Family::of(a.net().network()) == family)
+            else {
+                // The cluster had this family once; what the Service has of it, it keeps.
+                continue;
+            };
+            let Some(wish) = new.cluster_ips.get(index) else {
+                let address = allocator.take_any(rand::random()).map_err(|refusal| {
+                    Failure::Internal(format!("failed to allocate a serviceIP: {}", no_number(refusal)))
+                })?;
+                taken.addresses.push(address);
+                new.cluster_ips.push(address.to_string());
+                continue;
+            };
+            let Ok(address) = wish.parse::<IpAddr>() else {
+                continue;
+            };
+            if before.addresses.contains(&address) {
+                continue;
+            }
+            if let Err(refusal) = allocator.take(address) {
+                let why = match refusal {
+                    Refusal::OutOfRange => {
+                        format!(
+                            "provided IP is not in the valid range. The range of valid IPs is {}",
+                            allocator.net()
+                        )
+                    }
+                    Refusal::Taken | Refusal::Full => "provided IP is already allocated".to_string(),
+                };
+                let why = format!("failed to allocate IP {wish}: {why}");
+                let path = FieldPath::new("spec").child("clusterIPs");
+                return Err(Failure::Invalid(vec![FieldError::invalid(
+                    path,
+                    json!(new.cluster_ips),
+                    why,
+                )]));
+            }
+            taken.addresses.push(address);
+        }
+        if let Some(first) = new.cluster_ips.first() {
+            new.cluster_ip.clone_from(first);
+        }
+        Ok(())
+    }
+
+    fn take_ports(
+        &mut self,
+        new: &mut Fields,
+        before: &Holdings,
+        taken: &mut Holdings,
+    ) -> Result<(), Failure> {
+        let is_new = before == &Holdings::default();
+        // On create, one number serves TCP and UDP of the same port.
+        let mut shared: Vec<(i64, i64)> = Vec::new();
+        let allocates = new.allocates_node_ports();
+        for index in 0..new.ports.len() {
+            let Some(port) = new.ports.get(index).cloned() else {
+                continue;
+            };
+            let requested = |number: i64| new.ports.iter().find(|p| p.port == number && p.node_port != 0);
+            let sibling = shared
+                .iter()
+                .find(|(number, _)| *number == port.port)
+                .map(|(_, node_port)| *node_port);
+            let wish = match port.node_port {
+                0 if !allocates => continue,
+                0 if is_new => sibling.or_else(|| requested(port.port).map(|p| p.node_port)),
+                0 => None,
+                wish => Some(wish),
+            };
+            let given = match wish {
+                None => {
+                    let given = self.any_port()?;
+                    taken.ports.push(given);
+                    given
+                }
+                Some(wish) => {
+                    let kept = before.ports.contains(&wish) || (sibling == Some(wish));
+                    if !kept && (is_new || !taken.ports.contains(&wish)) {
+                        self.ports
+                            .take(wish)
+                            .map_err(|refusal| self.port_refused(index, wish, refusal))?;
+                        taken.ports.push(wish);
+                    }
+                    wish
+                }
+            };
+            shared.push((port.port, given));
+            if let Some(port) = new.ports.get_mut(index) {
+                port.node_port = given;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_health_check(
+        &mut self,
+        new: &mut Fields,
+        before: &Holdings,
+        taken: &mut Holdings,
+    ) -> Result<(), Failure> {
+        let wish = new.health_check_node_port;
+        if before.ports.contains(&wish) {
+            return Ok(());
+        }
+        if wish == 0 {
+            let given = self.ports.take_any(rand::random()).map_err(|refusal| {
+                Failure::Internal(format!(
+                    "failed to allocate a HealthCheck NodePort 0: {}",
+                    no_number(refusal)
+                ))
+            })?;
+            taken.ports.push(given);
+            new.health_check_node_port = given;
+            return Ok(());
+        }
+        self.ports.take(wish).map_err(|refusal| {
+            let why = self.port_words(refusal);
+            Failure::Internal(format!(
+                "failed to allocate requested HealthCheck NodePort {wish}: {why}"
+            ))
+        })?;
+        taken.ports.push(wish);
+        Ok(())
+    }
+
+    fn any_port(&mut self) -> Result<i64, Failure> {
+        self.ports.take_any(rand::random()).map_err(|refusal| {
+            Failure::Internal(format!("failed to allocate a nodePort: {}", no_number(refusal)))
+        })
+    }
+
+    fn port_refused(&self, index: usize, wish: i64, refusal: Refusal) -> Failure {
+        let path = FieldPath::new("spec")
+            .child("ports")
+            .index(index)
+            .child("nodePort");
+        Failure::Invalid(vec![FieldError::invalid(path, wish, self.port_words(refusal))])
+    }
+
+    fn port_words(&self, refusal: Refusal) -> String {
+        match refusal {
+            Refusal::OutOfRange => {
+                let range = self.ports.range();
+                format!("provided port is not in the valid range. The range of valid ports is {range}")
+            }
+            Refusal::Taken | Refusal::Full => "provided port is already allocated".to_string(),
+        }
+    }
+
+    pub(super) fn restore(&mut self, held: &Holdings) -> Vec<RestoreWarning> {
+        let nets: Vec<IpNet> = self.addresses.iter().map(AddressAllocator::net).collect();
+        let mut warnings = Vec::new();
+        for address in held.addresses.iter().copied() {
+            let allocator = self
+                .addresses
+                .iter_mut()
+                .find(|a| Family::of(a.net().network()) == Family::of(address));
+            match allocator.map_or(Err(Refusal::OutOfRange), |allocator| allocator.restore(address)) {
+                Ok(()) => {}
+                Err(Refusal::OutOfRange) => {
+                    warnings.push(RestoreWarning::ClusterIpOutOfRange(address, nets.clone()));
+                }
+                Err(_) => warnings.push(RestoreWarning::ClusterIpAlreadyAllocated(address)),
+            }
+        }
+        for port in held.ports.iter().copied() {
+            match self.ports.restore(port) {
+                Ok(()) => {}
+                Err(Refusal::OutOfRange) => {
+                    warnings.push(RestoreWarning::PortOutOfRange(port, self.ports.range()));
+                }
+                Err(_) => warnings.push(RestoreWarning::PortAlreadyAllocated(port)),
+            }
+        }
+        warnings
+    }
+
+    pub(super) fn release(&mut self, held: &Holdings) {
+        for address in &held.addresses {
+            for allocator in &mut self.addresses {
+                allocator.release(*address);
+            }
+        }
+        for port in &held.ports {
+            self.ports.release(*port);
+        }
+        self.publish();
+    }
+
+    fn publish(&self) {
+        for allocator in &self.addresses {
+            metrics::gauge!("svcnet_controller_clusterips_allocated", "cidr" => allocator.net().to_string())
+                .set(count(allocator.taken()));
+        }
+        metrics::gauge!("svcnet_controller_nodeports_allocated").set(count(self.ports.taken()));
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge of far fewer than 2^52 things")]
+fn count(number: u64) -> f64 {
+    number as f64
+}
+
+/// Why no number could be picked freely. Only exhaustion can be the reason.
+fn no_number(_: Refusal) -> &'static str {
+    "range is full"
+}
