@@ -274,3 +274,7 @@ impl Claims {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

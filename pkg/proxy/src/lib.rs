@@ -10,6 +10,8 @@
 mod backend;
 pub mod desired;
 mod engine;
+#[cfg(test)]
+mod fake;
 mod model;
 pub mod nftables;
 mod run;

@@ -260,3 +260,7 @@ fn route_loopback() {
         );
     }
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

@@ -15,8 +15,9 @@ mod stale;
 
 use std::time::Instant;
 
+use nix::errno::Errno;
 use svcnet_netlink::Rtnl;
-use svcnet_netlink::nft::{Error, Event, Family, Socket, Watch};
+use svcnet_netlink::nft::{Batch, Error, Event, Family, Socket, Table, Watch};
 
 pub use plan::{Observed, Plan, ShapeAt, State, Stays};
 pub use shape::{Place, Shape};
@@ -35,6 +36,7 @@ const BULK: usize = 5_000;
 pub struct Nftables {
     socket: Socket,
     links: Rtnl,
+    families: Vec<Family>,
     watch: Watch,
     networks: Networks,
     state: State,
@@ -46,9 +48,17 @@ impl Nftables {
     /// # Errors
     /// When the kernel has no nf_tables or permission is lacking.
     pub fn open(pod_networks: &[ipnet::IpNet], service_networks: &[ipnet::IpNet]) -> Result<Self, Error> {
+        let mut socket = Socket::open()?;
+        let mut families = vec![Family::Ip];
+        if is_supported(&mut socket, Family::Ip6)? {
+            families.push(Family::Ip6);
+        } else {
+            tracing::warn!("no nf_tables for IPv6 in this kernel, services have IPv4 frontends only");
+        }
         Ok(Self {
-            socket: Socket::open()?,
+            socket,
             links: Rtnl::open().map_err(|error| Error::Open(error.source))?,
+            families,
             watch: Watch::open()?,
             networks: Networks {
                 pods: pod_networks.to_vec(),
@@ -68,7 +78,7 @@ impl Nftables {
     /// # Errors
     /// When the kernel can not be asked.
     pub fn observe(&mut self) -> Result<Observed, Error> {
-        observe::observe(&mut self.socket, &self.networks)
+        observe::observe(&mut self.socket, &self.families, &self.networks)
     }
 
     fn carry_out(&mut self, plan: &Plan, suspects: &Suspects) -> Result<Report, Error> {
@@ -115,12 +125,14 @@ impl Backend for Nftables {
     ) -> Result<Report, Error> {
         let observed = if from_scratch {
             Observed {
-                rebuild: [Family::Ip, Family::Ip6].into(),
+                rebuild: self.families.iter().copied().collect(),
                 ..Observed::default()
             }
         } else {
             self.observe()?
         };
+        let families = &self.families;
+        let frontends = frontends.filter(|frontend| families.contains(&frontend.key.family()));
         let (state, plan, gone) = plan::converge(observed, frontends);
         let suspects = Suspects::of_plan(&plan, &state, gone);
         self.state = state;
@@ -128,7 +140,8 @@ impl Backend for Nftables {
         self.carry_out(&plan, &suspects)
     }
 
-    fn change(&mut self, changes: Vec<(FrontendKey, Option<Frontend>)>) -> Result<Report, Error> {
+    fn change(&mut self, mut changes: Vec<(FrontendKey, Option<Frontend>)>) -> Result<Report, Error> {
+        changes.retain(|(key, _)| self.families.contains(&key.family()));
         let mut suspects = Suspects::default();
         for (key, after) in &changes {
             suspects.add(*key, self.state.frontend(key), after.as_ref());
@@ -149,6 +162,17 @@ impl Backend for Nftables {
 
     fn wake(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         Some(std::os::fd::AsFd::as_fd(&self.watch))
+    }
+}
+
+/// Tries whether the kernel has tables of that family.
+fn is_supported(socket: &mut Socket, family: Family) -> Result<bool, Error> {
+    let mut batch = Batch::new();
+    batch.remove_table(&Table::new(family, "svcnet-probe"));
+    match socket.commit(batch) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.errno(), Some(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT)) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

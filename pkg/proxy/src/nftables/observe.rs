@@ -10,9 +10,13 @@ use super::shape::{Place, Shape};
 use super::slot::{self, List, Slot, Value};
 
 /// Everything that is there. A table that is not as declared counts as not there at all: it is made anew.
-pub(crate) fn observe(socket: &mut Socket, networks: &Networks) -> Result<Observed, Error> {
+pub(crate) fn observe(
+    socket: &mut Socket,
+    families: &[Family],
+    networks: &Networks,
+) -> Result<Observed, Error> {
     let mut observed = Observed::default();
-    for family in [Family::Ip, Family::Ip6] {
+    for family in families.iter().copied() {
         match family_of_tables(socket, family, networks, &mut observed)? {
             Verdict::AsDeclared => {}
             Verdict::NotAsDeclared => {

@@ -69,44 +69,10 @@ impl World {
         for ns in [&world.node, &world.client, &world.a, &world.b, &world.c] {
             ip(ns, "link set lo up");
         }
-        sysctl(&world.node, "net/ipv4/ip_forward", "1");
-        // As the overlay role does it. A redirect also uses up what ICMP errors a host may be sent.
-        sysctl(&world.node, "net/ipv4/conf/all/send_redirects", "0");
-        sysctl(&world.node, "net/ipv4/conf/default/send_redirects", "0");
-        sysctl(&world.node, "net/ipv4/conf/all/route_localnet", "1");
-        sysctl(&world.node, "net/ipv6/conf/all/forwarding", "1");
-        // As the CNI role does it: all packets of pods are routed.
-        for filter in [
-            "net/bridge/bridge-nf-call-iptables",
-            "net/bridge/bridge-nf-call-ip6tables",
-        ] {
-            let _ = world.node.run(|| svcnet_netlink::sysctl::set(filter, "0"));
-        }
         let node = &world.node;
-        ip(node, "link add svcnet0 type bridge");
-        ip(node, "addr add 10.244.1.1/24 dev svcnet0");
-        ip(node, "-6 addr add fd00:244:1::1/64 dev svcnet0 nodad");
-        ip(node, "link set svcnet0 up");
-        ip(node, "route add 10.96.0.0/12 dev svcnet0 src 10.244.1.1");
+        prepare(node);
         for (pod, address) in [(&world.a, A), (&world.b, B)] {
-            let last = address.rsplit('.').next().unwrap();
-            ip(
-                node,
-                &format!("link add pod{last} type veth peer name eth0 netns {}", pod.name()),
-            );
-            ip(node, &format!("link set pod{last} master svcnet0 up"));
-            ip(
-                node,
-                &format!("link set dev pod{last} type bridge_slave isolated on"),
-            );
-            ip(pod, &format!("addr add {address}/32 dev eth0"));
-            ip(pod, &format!("-6 addr add fd00:244:1::{last}/128 dev eth0 nodad"));
-            ip(pod, "link set eth0 up");
-            ip(pod, "route add 10.244.1.1 dev eth0 scope link");
-            ip(pod, "route add default via 10.244.1.1");
-            ip(pod, "-6 route add fd00:244:1::1 dev eth0");
-            ip(pod, "-6 route add default via fd00:244:1::1 dev eth0");
-            ip(node, &format!("-6 route add fd00:244:1::{last}/128 dev svcnet0"));
+            plug(node, pod, address);
         }
         ip(
             node,
@@ -189,6 +155,50 @@ impl World {
         run(&self.node, "nft", &["-j", "list", "ruleset"]);
         run(&self.node, "nft", &["list", "ruleset"])
     }
+}
+
+/// What the overlay and CNI roles make of a node.
+fn prepare(node: &OwnedNetNs) {
+    sysctl(node, "net/ipv4/ip_forward", "1");
+    // As the overlay role does it. A redirect also uses up what ICMP errors a host may be sent.
+    sysctl(node, "net/ipv4/conf/all/send_redirects", "0");
+    sysctl(node, "net/ipv4/conf/default/send_redirects", "0");
+    sysctl(node, "net/ipv4/conf/all/route_localnet", "1");
+    sysctl(node, "net/ipv6/conf/all/forwarding", "1");
+    // As the CNI role does it: all packets of pods are routed.
+    for filter in [
+        "net/bridge/bridge-nf-call-iptables",
+        "net/bridge/bridge-nf-call-ip6tables",
+    ] {
+        let _ = node.run(|| svcnet_netlink::sysctl::set(filter, "0"));
+    }
+    ip(node, "link add svcnet0 type bridge");
+    ip(node, "addr add 10.244.1.1/24 dev svcnet0");
+    ip(node, "-6 addr add fd00:244:1::1/64 dev svcnet0 nodad");
+    ip(node, "link set svcnet0 up");
+    ip(node, "route add 10.96.0.0/12 dev svcnet0 src 10.244.1.1");
+}
+
+/// A pod as the CNI role sets it up.
+fn plug(node: &OwnedNetNs, pod: &OwnedNetNs, address: &str) {
+    let last = address.rsplit('.').next().unwrap();
+    ip(
+        node,
+        &format!("link add pod{last} type veth peer name eth0 netns {}", pod.name()),
+    );
+    ip(node, &format!("link set pod{last} master svcnet0 up"));
+    ip(
+        node,
+        &format!("link set dev pod{last} type bridge_slave isolated on"),
+    );
+    ip(pod, &format!("addr add {address}/32 dev eth0"));
+    ip(pod, &format!("-6 addr add fd00:244:1::{last}/128 dev eth0 nodad"));
+    ip(pod, "link set eth0 up");
+    ip(pod, "route add 10.244.1.1 dev eth0 scope link");
+    ip(pod, "route add default via 10.244.1.1");
+    ip(pod, "-6 route add fd00:244:1::1 dev eth0");
+    ip(pod, "-6 route add default via fd00:244:1::1 dev eth0");
+    ip(node, &format!("-6 route add fd00:244:1::{last}/128 dev svcnet0"));
 }
 
 pub(crate) fn settings() -> Settings {

@@ -1,0 +1,213 @@
+//! Random sequences of changes against the kernel: what it holds after each is what a proxy that starts from nothing
+//! makes it hold.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use svcnet_netlink::netns::OwnedNetNs;
+use svcnet_proxy::nftables::Slot;
+use svcnet_proxy::{Engine, Nftables, Settings, Update};
+use svcnet_runtime::Change;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Service {
+        name: u8,
+        kind: u8,
+        external: bool,
+    },
+    NoService {
+        name: u8,
+    },
+    Slice {
+        name: u8,
+        part: u8,
+        endpoints: BTreeSet<u8>,
+        conditions: u8,
+    },
+    NoSlice {
+        name: u8,
+        part: u8,
+    },
+    Restart,
+    Flush(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let endpoints = proptest::collection::btree_set(0u8..10, 0..6);
+    prop_oneof![
+        4 => (0u8..5, 0u8..6, any::<bool>()).prop_map(|(name, kind, external)| Step::Service { name, kind, external }),
+        1 => (0u8..5).prop_map(|name| Step::NoService { name }),
+        6 => (0u8..5, 0u8..2, endpoints, 0u8..3)
+            .prop_map(|(name, part, endpoints, conditions)| Step::Slice { name, part, endpoints, conditions }),
+        1 => (0u8..5, 0u8..2).prop_map(|(name, part)| Step::NoSlice { name, part }),
+        1 => Just(Step::Restart),
+        1 => (0u8..3).prop_map(Step::Flush),
+    ]
+}
+
+fn service(name: u8, kind: u8, external: bool) -> Value {
+    let mut spec = json!({
+        "type": "ClusterIP", "clusterIP": format!("10.96.0.{name}"),
+        "clusterIPs": [format!("10.96.0.{name}"), format!("fd00:96::{name}")],
+        "ports": [
+            { "name": "a", "port": 80, "nodePort": 30_000 + u32::from(name) },
+            { "name": "b", "port": 53, "protocol": "UDP", "nodePort": 31_000 + u32::from(name) },
+        ],
+    });
+    match kind {
+        1 => spec["sessionAffinity"] = json!("ClientIP"),
+        2 => spec["externalTrafficPolicy"] = json!("Local"),
+        3 => spec["internalTrafficPolicy"] = json!("Local"),
+        4 => spec["loadBalancerSourceRanges"] = json!(["172.30.0.0/24", "fd00:30::/64"]),
+        5 => spec["clusterIP"] = json!("None"),
+        _ => {}
+    }
+    if external {
+        // The same address for all: they are rivals.
+        spec["externalIPs"] = json!(["203.0.113.1"]);
+        spec["type"] = json!("LoadBalancer");
+    }
+    let ingress = json!({ "loadBalancer": { "ingress": [{ "ip": format!("203.0.113.{}", 100 + name) }] } });
+    json!({ "metadata": { "namespace": "ns", "name": format!("s{name}") }, "spec": spec, "status": ingress })
+}
+
+fn slice(name: u8, part: u8, endpoints: &BTreeSet<u8>, conditions: u8) -> Value {
+    let conditions = match conditions {
+        0 => json!({ "ready": true }),
+        1 => json!({ "ready": false, "serving": true, "terminating": true }),
+        _ => json!({ "ready": false }),
+    };
+    // Part 0 is IPv4 and part 1 is IPv6.
+    let address = |n: &u8| {
+        if part == 0 {
+            format!("10.244.{}.{n}", n % 2)
+        } else {
+            format!("fd00:244:{}::{n}", n % 2)
+        }
+    };
+    let endpoints: Vec<Value> = endpoints
+        .iter()
+        .map(|n| json!({ "addresses": [address(n)], "nodeName": format!("n{}", n % 2), "conditions": conditions }))
+        .collect();
+    json!({
+        "metadata": {
+            "namespace": "ns", "name": format!("s{name}-{part}"),
+            "labels": { "kubernetes.io/service-name": format!("s{name}") },
+        },
+        "addressType": if part == 0 { "IPv4" } else { "IPv6" },
+        "ports": [{ "name": "a", "port": 8080 }, { "name": "b", "port": 5353, "protocol": "UDP" }],
+        "endpoints": endpoints,
+    })
+}
+
+fn object<K: serde::de::DeserializeOwned>(value: &Value) -> Arc<K> {
+    Arc::new(serde_json::from_value(value.clone()).unwrap())
+}
+
+fn open(ns: &OwnedNetNs) -> Nftables {
+    let networks = ["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()];
+    ns.run(|| Nftables::open(&networks, &settings().service_cidrs).unwrap())
+        .unwrap()
+}
+
+fn settings() -> Settings {
+    Settings {
+        service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
+        node_local: vec!["10.96.0.4".parse().unwrap()],
+    }
+}
+
+/// The whole state of a cluster.
+#[derive(Default)]
+struct Cluster {
+    services: BTreeMap<u8, Value>,
+    slices: BTreeMap<(u8, u8), Value>,
+}
+
+impl Cluster {
+    /// A proxy that starts with it, and how much it had to do.
+    fn start(&self, ns: &OwnedNetNs) -> (Engine, usize) {
+        let mut engine = Engine::new("n1", settings(), Box::new(open(ns)));
+        engine.apply_change(Update::Services(Change::Reset(
+            self.services.values().map(object).collect(),
+        )));
+        engine.apply_change(Update::Slices(Change::Reset(
+            self.slices.values().map(object).collect(),
+        )));
+        let operations = engine.sync().unwrap().operations;
+        (engine, operations)
+    }
+}
+
+/// What the kernel holds, whatever the order of endpoints within a frontend.
+fn held(ns: &OwnedNetNs) -> BTreeSet<String> {
+    let observed = open(ns).observe().unwrap();
+    assert!(observed.rebuild.is_empty(), "tables as declared");
+    let mut held: BTreeSet<String> = observed
+        .elements
+        .into_iter()
+        .map(|(slot, (value, comment))| match slot {
+            Slot::Endpoint(key, index) => format!("{key} {} {value} {comment:?}", index >> 15),
+            slot => format!("{slot} {value} {comment:?}"),
+        })
+        .collect();
+    held.extend(observed.shapes.iter().map(|shape| format!("{shape:?}")));
+    held.extend(observed.stays.iter().map(|stay| format!("{stay:?}")));
+    held
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, max_shrink_iters: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_kernel_holds_what_a_start_from_nothing_gives(steps in proptest::collection::vec(step(), 1..25)) {
+        let (ns, fresh) = (OwnedNetNs::unique("svcnet-rnd").unwrap(), OwnedNetNs::unique("svcnet-rnd").unwrap());
+        let mut cluster = Cluster::default();
+        let (mut engine, _) = cluster.start(&ns);
+        for step in steps {
+            match &step {
+                Step::Service { name, kind, external } => {
+                    let service = service(*name, *kind, *external);
+                    engine.apply_change(Update::Services(Change::Apply(object(&service))));
+                    cluster.services.insert(*name, service);
+                }
+                Step::NoService { name } => {
+                    if let Some(service) = cluster.services.remove(name) {
+                        engine.apply_change(Update::Services(Change::Delete(object(&service))));
+                    }
+                }
+                Step::Slice { name, part, endpoints, conditions } => {
+                    let slice = slice(*name, *part, endpoints, *conditions);
+                    engine.apply_change(Update::Slices(Change::Apply(object(&slice))));
+                    cluster.slices.insert((*name, *part), slice);
+                }
+                Step::NoSlice { name, part } => {
+                    if let Some(slice) = cluster.slices.remove(&(*name, *part)) {
+                        engine.apply_change(Update::Slices(Change::Delete(object(&slice))));
+                    }
+                }
+                Step::Restart => engine = cluster.start(&ns).0,
+                Step::Flush(what) => {
+                    let command = ["flush ruleset", "flush map ip svcnet services", "delete table ip6 svcnet"]
+                        [usize::from(*what)];
+                    let run = || std::process::Command::new("nft").args(command.split(' ')).status().unwrap();
+                    prop_assert!(ns.run(run).unwrap().success());
+                    engine.check().unwrap();
+                }
+            }
+            engine.sync().unwrap();
+            let _ = cluster.start(&fresh);
+            prop_assert_eq!(held(&ns), held(&fresh), "after {:?}", step);
+            prop_assert_eq!(cluster.start(&ns).1, 0, "a start over a right state writes nothing");
+        }
+    }
+}
