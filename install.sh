@@ -61,7 +61,7 @@ build() {
   if binary=$(built) && { ! have cargo || ! stale "$binary"; }; then
     return 0
   fi
-  have cargo || fail "no cargo on the PATH: install Rust 1.90 or later first (https://rustup.rs)"
+  have cargo || fail "no cargo on the PATH: install Rust 1.90 or later first"
   need cc gcc "to build"
   say "building svcnet (a release build takes some minutes the first time)"
   cargo build --release --locked -p svcnet
