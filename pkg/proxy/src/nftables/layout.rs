@@ -28,6 +28,8 @@ pub(crate) const HAIRPIN: &str = "hairpin";
 pub(crate) const CLUSTER_IPS: &str = "cluster-ips";
 /// Frontends that let only some networks in.
 pub(crate) const RESTRICTED: &str = "restricted";
+/// Chain that answers in the way of each protocol that there is nothing here.
+const TURN_AWAY: &str = "turn-away";
 /// The networks that they let in.
 pub(crate) const SOURCES: &str = "sources";
 /// Chain whose rules record which client stays with which endpoint.
@@ -98,6 +100,7 @@ pub(crate) fn ruleset(family: Family, networks: &Networks) -> Ruleset {
             PRIORITY_DSTNAT - 10,
         ))
         .chain(Chain::regular("restrict"))
+        .chain(Chain::regular(TURN_AWAY))
         .chain(Chain::regular("refuse"))
         .chain(Chain::regular("services"))
         .chain(Chain::regular("node-ports"))
@@ -249,40 +252,50 @@ fn refuse(mut ruleset: Ruleset, family: Family) -> Ruleset {
         ruleset = ruleset.rule(rule.comment("loopback is not for others"));
     }
     for chain in ["refuse-prerouting", "refuse-output"] {
-        ruleset = ruleset.rule(
-            Rule::new(chain)
-                .ct_new()
-                .jump("refuse")
-                .comment("new connections"),
-        );
+        let rule = Rule::new(chain).ct_new().ct_not_dnat().jump("refuse");
+        ruleset = ruleset.rule(rule.comment("new connections that nothing was found for"));
     }
-    for place in Place::ALL {
-        let rule = || {
-            let rule = Rule::new("refuse");
-            let rule = if place == Place::NodePort {
-                rule.to_this_host()
-            } else {
-                rule
-            };
-            rule.in_set(family, place.key(), place.refused())
-        };
-        ruleset = ruleset
-            .rule(
-                rule()
-                    .l4proto(Protocol::Tcp.number())
-                    .reject_tcp()
-                    .comment("no endpoints"),
-            )
-            .rule(rule().reject(family).comment("no endpoints"));
-    }
-    let other = |protocol: Protocol| {
-        let rule = Rule::new("refuse").in_set(family, &[Field::Daddr], CLUSTER_IPS);
-        rule.l4proto(protocol.number()).comment("no such port")
-    };
+    let refuse = || Rule::new("refuse");
+    let turn_away = || Rule::new(TURN_AWAY);
+    let (address, port) = (Place::Address, Place::NodePort);
     ruleset
-        .rule(other(Protocol::Tcp).reject_tcp())
-        .rule(other(Protocol::Udp).reject(family))
-        .rule(other(Protocol::Sctp).reject(family))
+        .rule(
+            refuse()
+                .in_set(family, address.key(), address.refused())
+                .goto(TURN_AWAY)
+                .comment("no endpoints"),
+        )
+        .rule(
+            refuse()
+                .in_set(family, &[Field::Daddr], CLUSTER_IPS)
+                .goto(TURN_AWAY)
+                .comment("no such port"),
+        )
+        .rule(
+            refuse()
+                .in_set(family, port.key(), port.refused())
+                .to_this_host()
+                .goto(TURN_AWAY)
+                .comment("no endpoints"),
+        )
+        .rule(
+            turn_away()
+                .l4proto(Protocol::Tcp.number())
+                .reject_tcp()
+                .comment("refused at once"),
+        )
+        .rule(
+            turn_away()
+                .l4proto(Protocol::Udp.number())
+                .reject(family)
+                .comment("refused at once"),
+        )
+        .rule(
+            turn_away()
+                .l4proto(Protocol::Sctp.number())
+                .reject(family)
+                .comment("refused at once"),
+        )
 }
 
 /// The sets of a place. What they are keyed by: [`Place::key`].
