@@ -1,5 +1,7 @@
 //! Bodies of requests.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
@@ -13,6 +15,9 @@ use crate::url::Query;
 
 /// The real server's limit, for JSON.
 const BODY_MAX: usize = 3 << 20;
+
+/// How long a client may take to send it.
+const BODY_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// What `fieldValidation` asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +42,10 @@ impl FieldValidation {
 
 /// Reads a body, up to the limit.
 pub(crate) async fn read(body: Incoming) -> Result<Bytes, ApiError> {
-    match Limited::new(body, BODY_MAX).collect().await {
+    let collected = tokio::time::timeout(BODY_TIME_MAX, Limited::new(body, BODY_MAX).collect()).await;
+    let collected =
+        collected.map_err(|_| ApiError::new(Reason::Timeout, "the body did not arrive in time"))?;
+    match collected {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => Err(ApiError::new(
             Reason::RequestEntityTooLarge,

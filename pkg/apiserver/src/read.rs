@@ -1,10 +1,11 @@
 //! Reading: one object, or a list of them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use svcnet_api::selector::{FieldSelector, LabelSelector};
 use svcnet_api::{ApiError, Kind, Reason};
@@ -49,10 +50,28 @@ impl Selection {
         self.labels.matches_object(object) && self.fields.matches(object)
     }
 
-    /// Whether the stored bytes are selected. Bytes that do not parse are shown rather than hidden.
+    /// Whether the stored bytes are selected. Labels, by which most selections go, are read without building the rest.
     pub(crate) fn matches_bytes(&self, bytes: &Bytes) -> bool {
-        self.is_everything() || serde_json::from_slice(bytes).is_ok_and(|object| self.matches(&object))
+        if self.is_everything() {
+            return true;
+        }
+        if self.fields.is_everything() {
+            let labels = serde_json::from_slice::<Labelled>(bytes);
+            return labels.is_ok_and(|object| self.labels.matches_labels(object.metadata.labels.as_ref()));
+        }
+        serde_json::from_slice(bytes).is_ok_and(|object| self.matches(&object))
     }
+}
+
+/// The labels of an object, and nothing else of it.
+#[derive(Debug, Deserialize)]
+struct Labelled {
+    metadata: Labels,
+}
+
+#[derive(Debug, Deserialize)]
+struct Labels {
+    labels: Option<BTreeMap<String, String>>,
 }
 
 /// Where a chunked list goes on: at which revision, after which path.

@@ -169,4 +169,17 @@ mod tests {
         assert!(query.has("a") && query.flag("watch"));
         assert_eq!(query.get("labelSelector"), Some("app=x,b c"));
     }
+
+    proptest::proptest! {
+        /// Whatever is asked for, parts of paths hold nothing that could lead a key elsewhere.
+        #[test]
+        fn hostile_paths_do_no_harm(rest in "[a-z/%.0-9]{0,40}", any in ".{0,40}") {
+            for path in [format!("/api/v1/namespaces/{rest}"), format!("/apis/{any}"), any] {
+                if let Some(Path::Resource(target)) = parse(&path) {
+                    let parts = [&target.namespace, &target.name, &target.subresource];
+                    proptest::prop_assert!(parts.iter().all(|p| !p.contains('/') && !p.contains('\0')));
+                }
+            }
+        }
+    }
 }

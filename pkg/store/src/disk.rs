@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -92,7 +93,10 @@ impl Batch {
 impl Disk {
     /// Opens or makes the store in `dir`.
     pub(crate) fn open(dir: &Path, specs: &[CollectionSpec]) -> Result<(Self, Loaded), OpenError> {
-        fs::create_dir_all(dir).map_err(|source| io(dir, source))?;
+        // Secrets lie in here.
+        let mut builder = fs::DirBuilder::new();
+        let made = builder.recursive(true).mode(0o700).create(dir);
+        made.map_err(|source| io(dir, source))?;
         let lock = lock(dir)?;
         let is_new = check_format(dir)?;
         let damaged = |why: String| OpenError::Damaged {
