@@ -21,12 +21,12 @@ pub enum LogFormat {
 pub struct AlreadySetUp;
 
 /// Sends logs to standard error. `filter` is a `tracing` directive such as `info` or `svcnet_proxy=debug`; the
-/// libraries below us speak up from `warn`.
+/// libraries below us speak up from `warn`, but for the one whose warnings our own watches already tell.
 ///
 /// # Errors
 /// When called twice.
 pub fn log_to_stderr(filter: &str, format: LogFormat) -> Result<(), AlreadySetUp> {
-    let directives = format!("warn,svcnet={filter},{}", svcnet_directives(filter));
+    let directives = format!("warn,kube_client=error,svcnet={filter},{}", svcnet_directives(filter));
     let filter = EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
