@@ -367,3 +367,46 @@ fn source_ranges_let_in_only_who_is_in_them() {
     world.service(ranges(json!([])));
     assert_eq!(names(&world.client, lb), ["a", "c"]);
 }
+
+/// Endpoints come and go under a client that never pauses. All of them answer all the time, so any connection that
+/// fails was sent to nowhere.
+#[test]
+fn no_connection_is_lost_while_endpoints_come_and_go() {
+    let mut world = World::new();
+    world.service(service("web", "10.96.1.1", json!({})));
+    world.slice(slice("web", &[A, B, C]));
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let vip = VIP.parse::<std::net::SocketAddr>().unwrap();
+    let client = world.node.run(|| {
+        // The thread is made here so that it lives in the namespace.
+        let stop = stop.clone();
+        std::thread::spawn(move || {
+            let mut count = 0u32;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let mut stream = std::net::TcpStream::connect_timeout(&vip, PATIENCE).unwrap();
+                ask_on(&mut stream).unwrap();
+                count += 1;
+            }
+            count
+        })
+    });
+    let client = client.unwrap();
+    let choices: [&[&str]; 6] = [&[A], &[A, B], &[B], &[B, C], &[A, B, C], &[C]];
+    for round in 0..300 {
+        world.slice(slice("web", choices[round % choices.len()]));
+        if round % 50 == 0 {
+            // Others do not mind either: another agent takes over, somebody flushes their own table.
+            world.restart();
+            let report = world.apply_all(
+                vec![service("web", "10.96.1.1", json!({}))],
+                vec![slice("web", choices[round % choices.len()])],
+            );
+            assert_eq!(report.operations, 0);
+        }
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let count = client.join().unwrap();
+    assert!(count > 0);
+    world.slice(slice("web", &[B]));
+    assert_eq!(names(&world.a, VIP), ["b"], "none goes to one that is removed");
+}

@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_sys::{Socket as RawSocket, protocols::NETLINK_NETFILTER};
 
+use nix::sys::socket::{setsockopt, sockopt};
+
 use super::attr::{Reader, text};
 use super::batch::{MESSAGE_HEADER, SUBSYSTEM};
 use super::object::{Family, Table};
@@ -13,6 +15,8 @@ use super::socket::{Error, Messages};
 /// `NFNLGRP_NFTABLES`
 const GROUP: u32 = 7;
 const RECEIVE_BUFFER: usize = 256 << 10;
+/// How much the kernel keeps until it is read: some ten thousand notifications.
+const KEPT_BYTES: usize = 8 << 20;
 
 /// What happened to nf_tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +50,8 @@ impl Watch {
         let mut socket = RawSocket::new(NETLINK_NETFILTER).map_err(Error::Open)?;
         socket.bind_auto().map_err(Error::Open)?;
         socket.set_non_blocking(true).map_err(Error::Open)?;
+        // Without the privilege to force it, less is kept, and Overrun comes sooner.
+        let _ = setsockopt(&socket, sockopt::RcvBufForce, &KEPT_BYTES);
         socket.add_membership(GROUP).map_err(Error::Open)?;
         Ok(Self {
             socket,

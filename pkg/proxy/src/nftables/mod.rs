@@ -30,7 +30,7 @@ use stale::Suspects;
 
 /// While more operations than this are carried out at once, nobody listens for foreign changes: the kernel would make
 /// a notification for each.
-const BULK: usize = 5_000;
+const BULK: usize = 2_000;
 
 /// The tables `ip svcnet` and `ip6 svcnet` of the network namespace that it was opened in.
 pub struct Nftables {
