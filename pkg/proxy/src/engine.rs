@@ -19,6 +19,7 @@ use std::os::fd::BorrowedFd;
 
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::jiff::Timestamp;
 use svcnet_netlink::nft::Error;
 use svcnet_runtime::Change;
 
@@ -26,6 +27,9 @@ use crate::backend::{Backend, Report};
 use crate::desired::{Settings, frontends};
 use crate::model::{Frontend, FrontendKey};
 use crate::view::{Name, View};
+
+/// Annotation of a slice: when what made it change happened (`v1.EndpointsLastChangeTriggerTime`).
+const ANNOTATION_TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// One change of what is watched.
 #[derive(Debug, Clone)]
@@ -41,6 +45,7 @@ pub struct Engine {
     view: View,
     settings: Settings,
     dirty: BTreeSet<Name>,
+    triggers: Vec<Timestamp>,
     claims: Claims,
     backend: Box<dyn Backend>,
     trust: Trust,
@@ -64,6 +69,7 @@ impl Engine {
             view: View::new(node_name),
             settings,
             dirty: BTreeSet::new(),
+            triggers: Vec::new(),
             claims: Claims::default(),
             backend,
             trust: Trust::Unknown,
@@ -74,7 +80,13 @@ impl Engine {
     pub fn apply_change(&mut self, update: Update) {
         match update {
             Update::Services(change) => self.view.change_services(change, &mut self.dirty),
-            Update::Slices(change) => self.view.change_slices(change, &mut self.dirty),
+            Update::Slices(change) => {
+                let known = self.dirty.len();
+                let trigger = triggered_at(&change);
+                self.view.change_slices(change, &mut self.dirty);
+                // What changed nothing here was not waited for.
+                self.triggers.extend(trigger.filter(|_| self.dirty.len() > known));
+            }
         }
     }
 
@@ -134,6 +146,11 @@ impl Engine {
         result
     }
 
+    /// When the changes that are in force now were caused, as far as their objects say.
+    pub fn take_triggers(&mut self) -> Vec<Timestamp> {
+        std::mem::take(&mut self.triggers)
+    }
+
     /// Looks whether somebody else has changed what is ours; if so, the next [`Self::sync`] repairs it.
     ///
     /// # Errors
@@ -182,6 +199,18 @@ impl Engine {
         }
         changes.into_iter().collect()
     }
+}
+
+/// When a pod or Service changed that made a slice change. Lists say nothing about that: they may be old.
+fn triggered_at(change: &Change<EndpointSlice>) -> Option<Timestamp> {
+    let Change::Apply(slice) = change else { return None };
+    slice
+        .metadata
+        .annotations
+        .as_ref()?
+        .get(ANNOTATION_TRIGGER_TIME)?
+        .parse()
+        .ok()
 }
 
 fn desired<'a>(

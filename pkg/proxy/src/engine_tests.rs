@@ -130,3 +130,21 @@ fn rivals_are_settled_by_name_in_whatever_order_they_come() {
         assert_eq!(fake.names(), ["default/b"], "{order:?}");
     }
 }
+
+#[test]
+fn what_a_slice_was_waited_for_is_told_once() {
+    let (mut engine, _) = running();
+    let slice = serde_json::json!({
+        "metadata": {
+            "namespace": "default", "name": "a-1", "labels": { "kubernetes.io/service-name": "a" },
+            "annotations": { "endpoints.kubernetes.io/last-change-trigger-time": "2026-01-01T00:00:00Z" },
+        },
+        "addressType": "IPv4", "ports": [], "endpoints": [],
+    });
+    let slice: std::sync::Arc<EndpointSlice> = std::sync::Arc::new(serde_json::from_value(slice).unwrap());
+    engine.apply_change(Update::Slices(Change::Apply(slice.clone())));
+    engine.apply_change(Update::Slices(Change::Apply(slice)));
+    engine.sync().unwrap();
+    assert_eq!(engine.take_triggers(), ["2026-01-01T00:00:00Z".parse().unwrap()]);
+    assert!(engine.take_triggers().is_empty());
+}

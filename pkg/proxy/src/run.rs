@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::jiff::Timestamp;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use svcnet_netlink::nft;
 use svcnet_runtime::{Change, Component, Context, Scope};
@@ -212,7 +213,12 @@ impl Worker {
                 self.retry = RETRY.0;
                 self.health.ready();
                 metrics::histogram!("sync_proxy_rules_duration_seconds").record(sync_begin.elapsed());
-                metrics::histogram!("network_programming_duration_seconds").record(begin.elapsed());
+                let now = Timestamp::now();
+                for trigger in self.engine.take_triggers() {
+                    // Clocks of two machines: a moment that has not come yet is now.
+                    let waited = now.duration_since(trigger).as_secs_f64().max(0.0);
+                    metrics::histogram!("network_programming_duration_seconds").record(waited);
+                }
                 metrics::gauge!("svcnet_proxy_services").set(gauge(self.engine.service_count()));
                 metrics::gauge!("svcnet_proxy_frontends").set(gauge(self.engine.frontend_count()));
                 if report.operations > 0 {
