@@ -45,7 +45,7 @@ async fn looking_around() {
             "443/TCP"
         ]
     );
-    assert!(services.contains("53/UDP,53/TCP,9153/TCP"));
+    assert!(services.contains("53/UDP,53/TCP"));
     let resources = server.kubectl(&["api-resources"]).await;
     assert!(resources.contains("endpointslices") && resources.contains("metallb.io/v1beta1"));
     let explained = server.kubectl(&["explain", "service.spec.ports.nodePort"]).await;
