@@ -1,6 +1,7 @@
 //! The numbers of README's table: each measured against something real in the same run, repeated, the median quoted.
 
 mod change;
+mod cni;
 mod dns;
 mod lab;
 mod stats;
@@ -17,6 +18,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
+    /// CNI ADD and DEL against the reference plugins, which must be installed.
+    Cni {
+        /// How often; each measures both, one after the other.
+        #[arg(long, default_value_t = 25)]
+        rounds: usize,
+    },
     /// One Service change to the kernel, at several sizes.
     Change {
         /// Numbers of services.
@@ -54,6 +61,7 @@ enum What {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().what {
+        What::Cni { rounds } => cni::measure(rounds),
         What::Change { services } => change::measure(&services),
         What::Dns {
             rounds,
