@@ -113,15 +113,16 @@ pub struct PodOptions {
 pub fn run(lab: &LabName, options: &PodOptions) -> Result<Option<IpAddr>, PodsError> {
     let dir = LabDir::of(lab);
     dir.record()?;
-    let pod = dir.pod(&options.name);
-    if let Some(there) = pod.record()?
-        && there.process.is_some_and(ProcessId::is_alive)
-    {
-        return Err(PodsError::Taken {
-            lab: lab.clone(),
-            pod: options.name.clone(),
-            node: there.node,
-        });
+    if let Some(there) = dir.pod(&options.name).record()? {
+        if there.process.is_some_and(ProcessId::is_alive) {
+            return Err(PodsError::Taken {
+                lab: lab.clone(),
+                pod: options.name.clone(),
+                node: there.node,
+            });
+        }
+        // It ended by itself or was killed; then it left things, maybe on another node.
+        remove(lab, &options.name)?;
     }
     let record = PodRecord {
         node: options.node,

@@ -166,7 +166,7 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<()> {
 impl Args {
     fn token(&self, problems: &mut Problems<'_>) -> Option<JoinToken> {
         let text = match (&self.token, &self.token_file) {
-            (Some(text), _) => return problems.parse_with("token", text, |text| parse_token(text)),
+            (Some(text), _) => return problems.parse_with("token", text, parse_token),
             (None, Some(path)) => match std::fs::read_to_string(path) {
                 Ok(text) => text,
                 Err(error) => {
@@ -185,7 +185,7 @@ impl Args {
                 return None;
             }
         };
-        problems.parse_with("token-file", &text, |text| parse_token(text))
+        problems.parse_with("token-file", &text, parse_token)
     }
 }
 
