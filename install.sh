@@ -139,7 +139,7 @@ field() {
   done
 }
 
-has_pod() { "$bin" lab list -o json | tr -d ' \n' | grep -q "\"name\":\"$1\",\"kind\":\"pod\",[^}]*\"state\":\"ready\""; }
+has_pod() { "$bin" lab list | grep -Eq "^lab +$1 +pod .* ready "; }
 
 manifest() {
   cat <<'YAML'
