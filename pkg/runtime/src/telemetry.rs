@@ -26,7 +26,10 @@ pub struct AlreadySetUp;
 /// # Errors
 /// When called twice.
 pub fn log_to_stderr(filter: &str, format: LogFormat) -> Result<(), AlreadySetUp> {
-    let directives = format!("warn,kube_client=error,svcnet={filter},{}", svcnet_directives(filter));
+    let directives = format!(
+        "warn,kube_client=error,svcnet={filter},{}",
+        svcnet_directives(filter)
+    );
     let filter = EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
