@@ -153,6 +153,11 @@ impl Cluster {
                 ready != Some(false)
             })
         });
+        // Without a selector somebody else answers for it: kube-dns is each node's own.
+        let selects = spec
+            .selector
+            .as_ref()
+            .is_some_and(|selector| !selector.is_empty());
         let addresses = service
             .status
             .as_ref()
@@ -160,7 +165,7 @@ impl Cluster {
         let has_address = addresses.is_some_and(|lb| lb.ingress.as_ref().is_some_and(|all| !all.is_empty()));
         let why = if kind == "LoadBalancer" && !has_address {
             "has no LoadBalancer address: is there an IPAddressPool with a free one?"
-        } else if !ready {
+        } else if !ready && selects {
             "has no ready endpoint: connections to it are refused"
         } else {
             return None;
