@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use svcnet_runtime::{Component, Context, Informers};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::alloc::{Restored, ServiceAllocator};
 use crate::config::Config;
 use crate::endpoints::EndpointsController;
 use crate::engine::{self, Controller};
@@ -14,7 +16,7 @@ use crate::life::NodeLifeController;
 use crate::loadbalancer::LoadBalancerController;
 use crate::namespaces::NamespaceController;
 use crate::nodes::{NetworkTooSmall, NodeNetworkController};
-use crate::recorder::Recorder;
+use crate::recorder::{Notice, Recorder, Severity};
 
 /// What Events name as their source.
 const COMPONENT: &str = "svcnet-controller";
@@ -72,6 +74,11 @@ impl Controllers {
                 () = writer => {}
             }
         });
+        let restored = config.allocator.as_ref().map(ServiceAllocator::take_warnings);
+        restored
+            .into_iter()
+            .flatten()
+            .for_each(|restored| recorder.record(notice(restored)));
         all.add(
             EndpointsController::new(client.clone()),
             EndpointsController::sources(&informers),
@@ -141,5 +148,21 @@ impl Controllers {
             self.health
                 .not_ready(format!("waiting for the first lists: {}", names.join(", ")));
         }
+    }
+}
+
+fn notice(restored: Restored) -> Notice {
+    Notice {
+        about: ObjectReference {
+            api_version: Some("v1".to_string()),
+            kind: Some("Service".to_string()),
+            namespace: Some(restored.namespace),
+            name: Some(restored.name),
+            uid: Some(restored.uid),
+            ..ObjectReference::default()
+        },
+        severity: Severity::Warning,
+        reason: restored.warning.reason(),
+        message: restored.warning.to_string(),
     }
 }

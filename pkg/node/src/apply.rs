@@ -1,7 +1,10 @@
 //! Writing the Node.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeCondition, NodeStatus, NodeSystemInfo};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -9,6 +12,9 @@ use serde_json::json;
 
 use crate::desired::DesiredNode;
 use crate::plan::{Op, Plan};
+
+/// What a /24 of pod addresses leaves beside the network's own, the gateway's and the broadcast address.
+const PODS_MAX: u32 = 253;
 
 /// Carries out a plan; the Node as the server has it afterwards.
 pub(crate) async fn apply(
@@ -81,7 +87,17 @@ pub(crate) fn status(desired: &DesiredNode, now: Timestamp) -> NodeStatus {
         type_: (*kind).to_string(),
         address: address.clone(),
     });
+    let capacity: BTreeMap<String, Quantity> = [
+        ("cpu", machine.cpus.to_string()),
+        ("memory", format!("{}Ki", machine.memory_kib)),
+        ("pods", PODS_MAX.to_string()),
+    ]
+    .into_iter()
+    .map(|(resource, amount)| (resource.to_string(), Quantity(amount)))
+    .collect();
     NodeStatus {
+        capacity: Some(capacity.clone()),
+        allocatable: Some(capacity),
         addresses: Some(addresses.collect()),
         conditions: Some(vec![NodeCondition {
             type_: "Ready".to_string(),
@@ -97,6 +113,7 @@ pub(crate) fn status(desired: &DesiredNode, now: Timestamp) -> NodeStatus {
             kernel_version: machine.kernel_version.clone(),
             kubelet_version: desired.kubelet_version.to_string(),
             machine_id: machine.machine_id.clone(),
+            system_uuid: machine.machine_id.clone(),
             operating_system: "linux".to_string(),
             os_image: machine.os_image.clone(),
             container_runtime_version: "svcnet://0.1.0".to_string(),

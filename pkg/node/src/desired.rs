@@ -23,6 +23,10 @@ pub struct Machine {
     pub machine_id: String,
     /// Another one after each boot.
     pub boot_id: String,
+    /// Processors.
+    pub cpus: usize,
+    /// Main memory.
+    pub memory_kib: u64,
 }
 
 /// The parts of a Node that are this role's; the rest belongs to users and controllers.
@@ -70,8 +74,15 @@ impl Machine {
             architecture: go_architecture(std::env::consts::ARCH).to_string(),
             machine_id: read("/etc/machine-id"),
             boot_id: read("/proc/sys/kernel/random/boot_id"),
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_kib: memory_kib(&read("/proc/meminfo")).unwrap_or_default(),
         }
     }
+}
+
+fn memory_kib(meminfo: &str) -> Option<u64> {
+    let value = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    value.trim().strip_suffix(" kB")?.parse().ok()
 }
 
 fn pretty_name(os_release: &str) -> Option<String> {
@@ -103,6 +114,11 @@ mod tests {
             Some("Debian GNU/Linux 12")
         );
         assert_eq!(pretty_name(""), None);
+        assert_eq!(
+            memory_kib("MemTotal:       24689876 kB\nMemFree: 1 kB"),
+            Some(24_689_876)
+        );
+        assert!(machine.cpus > 0 && machine.memory_kib > 0);
     }
 
     #[test]

@@ -103,7 +103,12 @@ fn has_machine(desired: &DesiredNode, node: &Node) -> bool {
         return false;
     };
     let machine = &desired.machine;
-    info.kernel_version == machine.kernel_version
+    let measured = node
+        .status
+        .as_ref()
+        .is_some_and(|status| status.capacity.is_some());
+    measured
+        && info.kernel_version == machine.kernel_version
         && info.os_image == machine.os_image
         && info.boot_id == machine.boot_id
         && info.kubelet_version == desired.kubelet_version

@@ -123,7 +123,7 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<()> {
             node_ip,
             data_dir,
         };
-        let server = start(process, wanted).await?;
+        let (server, _) = start(process, wanted).await?;
         let (kubeconfig, url) = (server.admin_kubeconfig().display().to_string(), api.url(node_ip));
         serve(process, server);
         println!("The API is served at {url}. Try:\n  KUBECONFIG={kubeconfig} kubectl get svc");
@@ -139,7 +139,10 @@ impl Api {
 }
 
 /// Opens the store and the ports: what is taken is told here.
-pub(crate) async fn start(process: &Process, wanted: Wanted<'_>) -> anyhow::Result<ApiServer> {
+pub(crate) async fn start(
+    process: &Process,
+    wanted: Wanted<'_>,
+) -> anyhow::Result<(ApiServer, ServiceAllocator)> {
     let Wanted {
         api,
         cluster,
@@ -171,10 +174,10 @@ pub(crate) async fn start(process: &Process, wanted: Wanted<'_>) -> anyhow::Resu
         cluster_dns: cluster.dns.clone(),
         cluster_domain: cluster.domain.clone(),
         tls_sans: api.sans.clone(),
-        admissions: vec![Arc::new(allocator)],
+        admissions: vec![Arc::new(allocator.clone())],
         metrics: Some(Arc::new(process.render_metrics())),
     };
-    Ok(ApiServer::start(config).await?)
+    Ok((ApiServer::start(config).await?, allocator))
 }
 
 /// Answers from now on.

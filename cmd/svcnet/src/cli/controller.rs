@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use svcnet_api::wellknown::DEFAULT_KUBECONFIG;
 use svcnet_controller::Controllers;
+use svcnet_controller::alloc::ServiceAllocator;
 use svcnet_runtime::Context;
 
 use super::flags::{Cluster, ClusterFlags, NodeFlags, OpsFlags, ProcessFlags};
@@ -42,17 +43,23 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<()> {
     process::run(&logging, async |process| {
         process.serve_ops(ops).await?;
         let ctx = process.context(&kubeconfig, &name, &places).await?;
-        start(process, &ctx, cluster.as_ref())?;
+        start(process, &ctx, cluster.as_ref(), None)?;
         ctx.informers.start();
         Ok(())
     })
 }
 
-/// Starts the controllers.
-pub(crate) fn start(process: &mut Process, ctx: &Context, cluster: Option<&Cluster>) -> anyhow::Result<()> {
+/// Starts the controllers; `allocator` is that of an API server in this process.
+pub(crate) fn start(
+    process: &mut Process,
+    ctx: &Context,
+    cluster: Option<&Cluster>,
+    allocator: Option<ServiceAllocator>,
+) -> anyhow::Result<()> {
     let Some(cluster) = cluster else { return Ok(()) };
     let config = svcnet_controller::Config {
         cluster_cidr: cluster.cluster_cidr.clone(),
+        allocator,
     };
     process.spawn("controller", Controllers::new(config, ctx)?.run());
     Ok(())

@@ -97,7 +97,7 @@ async fn start(process: &mut Process, settings: Settings) -> anyhow::Result<()> 
         node_ip: ip,
         data_dir: places.data_dir.clone(),
     };
-    let server = apiserver::start(process, wanted).await?;
+    let (server, allocator) = apiserver::start(process, wanted).await?;
     let controller_config = server.controller_kubeconfig().to_path_buf();
     let agent_config = server.agent_kubeconfig().to_path_buf();
     let admin_config = server.admin_kubeconfig().to_path_buf();
@@ -106,7 +106,7 @@ async fn start(process: &mut Process, settings: Settings) -> anyhow::Result<()> 
     let ctx = process
         .context_without_journal(&controller_config, &name, &places)
         .await?;
-    controller::start(process, &ctx, Some(&cluster))?;
+    controller::start(process, &ctx, Some(&cluster), Some(allocator))?;
     ctx.informers.start();
     if let Some(agent) = &agent {
         let ctx = process.context(&agent_config, &name, &places).await?;

@@ -13,4 +13,4 @@ mod service;
 pub(crate) mod slots;
 
 pub use addresses::AddressRangeError;
-pub use service::{RestoreWarning, ServiceAllocator};
+pub use service::{RestoreWarning, Restored, ServiceAllocator};

@@ -25,7 +25,7 @@ use super::ranges::{Failure, Holdings, Ranges};
 pub struct ServiceAllocator {
     ranges: Arc<Mutex<Ranges>>,
     families: Vec<Family>,
-    warnings: Arc<Mutex<Vec<RestoreWarning>>>,
+    warnings: Arc<Mutex<Vec<Restored>>>,
 }
 
 /// Something that the store holds and the ranges do not allow. The Service keeps it and works.
@@ -39,6 +39,19 @@ pub enum RestoreWarning {
     ClusterIpOutOfRange(IpAddr, Vec<IpNet>),
     /// A ClusterIP that two Services have.
     ClusterIpAlreadyAllocated(IpAddr),
+}
+
+/// A stored Service with something to warn of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// Where it lives.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// What is wrong.
+    pub warning: RestoreWarning,
 }
 
 impl RestoreWarning {
@@ -117,8 +130,9 @@ impl ServiceAllocator {
         })
     }
 
-    /// What was wrong with the restored Services since the last call, also said in the log.
-    pub fn take_warnings(&self) -> Vec<RestoreWarning> {
+    /// What was wrong with the restored Services since the last call. The log has it already; the controllers tell it at
+    /// the Services.
+    pub fn take_warnings(&self) -> Vec<Restored> {
         std::mem::take(&mut self.warnings.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -203,7 +217,12 @@ impl Admission for ServiceAllocator {
                 %warning,
                 "a stored Service holds what the ranges do not allow"
             );
-            warnings.push(warning);
+            warnings.push(Restored {
+                namespace: meta::namespace(object).to_string(),
+                name: meta::name(object).to_string(),
+                uid: object["metadata"]["uid"].as_str().unwrap_or_default().to_string(),
+                warning,
+            });
         }
     }
 }

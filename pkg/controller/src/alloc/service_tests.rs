@@ -294,7 +294,7 @@ fn restored_services_keep_what_the_ranges_no_longer_allow() {
     let said: Vec<String> = all
         .take_warnings()
         .iter()
-        .map(|w| format!("{}: {w}", w.reason()))
+        .map(|restored| format!("{}: {}", restored.warning.reason(), restored.warning))
         .collect();
     assert_eq!(
         said,

@@ -305,7 +305,8 @@ impl Controller for NodeLifeController {
                 let version = self.pods.version(pod)?.clone();
                 let (verdict, node) = self.verdict(&state.node, now)?;
                 match (node, state.ready) {
-                    (Ready::Taken, Ready::Yes) => Some(Plan::PodNotReady {
+                    // A node that lives is about to be ready again itself: its pods are left to their runtime.
+                    (Ready::Taken, Ready::Yes) if verdict != Verdict::Alive => Some(Plan::PodNotReady {
                         pod: pod.clone(),
                         version,
                     }),

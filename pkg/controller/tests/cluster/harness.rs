@@ -64,6 +64,7 @@ impl Cluster {
         let context = self.context("controller", self.client.clone(), stop.clone());
         let config = Config {
             cluster_cidr: self.cluster_cidr.clone(),
+            allocator: None,
         };
         let controllers = Controllers::new(config, &context).unwrap();
         let task = tokio::spawn(async move { controllers.run().await.unwrap() });
