@@ -87,7 +87,7 @@ fn udp_works_like_tcp() {
         ("client", "172.30.0.11", tcp),
         ("client", "172.30.0.12", tcp),
     ] {
-        for flags in ["-w1", "-uw1"] {
+        for flags in ["-Nw2", "-uw1"] {
             let ask = format!("echo hostname | nc {flags} {host} {port}");
             for pod in ["web1", "web2"] {
                 until(&format!("{pod} answers {member} on {ask}"), || {
