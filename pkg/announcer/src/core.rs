@@ -104,10 +104,9 @@ impl Core {
             .is_some_and(|links| links.take(link))
     }
 
-    /// Gives up all addresses and leaves the others to it.
-    pub(crate) fn leave(&mut self, now: Instant) {
-        self.claims.want(now, &BTreeMap::new());
-        self.membership.leave();
+    /// Sends a last beat: from now on peers wait as long as they can for this node to be back.
+    pub(crate) fn last_beat(&mut self) {
+        self.membership.beat_now();
     }
 
     /// When to call [`work`](Self::work) again, unless something happens before.

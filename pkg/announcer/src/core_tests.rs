@@ -309,14 +309,23 @@ fn a_dead_owner_is_replaced_within_the_timeout_and_gets_its_addresses_back() {
 }
 
 #[test]
-fn a_node_that_leaves_is_replaced_at_once() {
+fn a_restart_within_the_timeout_moves_nothing() {
     let all = addresses(20);
     let mut segment = Segment::new(3, &all);
+    segment.run(Duration::from_secs(6));
+    let before: Vec<usize> = all.iter().map(|a| segment.owner(*a)).collect();
+    segment.log.clear();
+    segment.hosts[2].core.last_beat();
+    segment.run(Duration::from_millis(1));
+    segment.kill(2);
+    segment.run(Duration::from_millis(690));
+    segment.restart(2, &all);
     segment.run(Duration::from_secs(2));
-    let now = segment.now;
-    segment.hosts[2].core.leave(now);
-    segment.run(PROBING + Duration::from_millis(5));
-    assert!(all.iter().all(|a| segment.owner(*a) != 2));
+    let after: Vec<usize> = all.iter().map(|a| segment.owner(*a)).collect();
+    assert_eq!(after, before);
+    let claims =
+        |(_, host, o): &&(Duration, usize, Operation)| *host != 2 && matches!(o, Operation::Claim(..));
+    assert_eq!(segment.log.iter().filter(claims).count(), 0);
 }
 
 #[test]

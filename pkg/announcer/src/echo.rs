@@ -36,7 +36,7 @@ enum Operation {
     Clear,
 }
 
-/// Follows the announced addresses until the engine ends, and leaves nothing behind.
+/// Follows the announced addresses until the engine ends. The rule stays then, as the address may.
 pub(crate) async fn follow(mut announced: watch::Receiver<Announced>) {
     // What the kernel holds. A former process may have left anything.
     let mut held: Option<Announced> = None;
@@ -51,7 +51,7 @@ pub(crate) async fn follow(mut announced: watch::Receiver<Announced>) {
                     tracing::info!("announced addresses answer pings again");
                 }
                 if announced.changed().await.is_err() {
-                    break;
+                    return;
                 }
             }
             Err(reason) => {
@@ -62,13 +62,10 @@ pub(crate) async fn follow(mut announced: watch::Receiver<Announced>) {
                 }
                 tokio::time::sleep(backoff.next_delay()).await;
                 if announced.has_changed().is_err() {
-                    break;
+                    return;
                 }
             }
         }
-    }
-    if let Err(reason) = carry_out(vec![Operation::Clear]).await {
-        tracing::debug!(reason, "the rule for pings stays behind");
     }
 }
 

@@ -135,7 +135,7 @@ impl Announcer {
         })
     }
 
-    /// Works until shutdown; then tells its peers, which take its addresses over.
+    /// Works until shutdown. Its peers take its addresses over unless it is back within the timeout.
     ///
     /// # Errors
     /// When the system has no more threads.
@@ -183,7 +183,7 @@ impl Announcer {
             ended = end => ended.map_err(|_| Error::Stopped),
         };
         writer.abort();
-        // Ends with the engine, after it has cleaned up.
+        // Ends with the engine.
         _ = pings.await;
         result
     }

@@ -8,6 +8,9 @@
 //! each beat, the list itself only to who lacks it). So all elect among the same candidates even while their views of
 //! the API differ, and an announcer whose view is stale never leaves an address without an owner.
 //!
+//! An announcer that stops says nothing but a last beat: its node goes on forwarding what clients send there, and when it
+//! is back within the timeout, as after an upgrade, no address moves and no connection breaks.
+//!
 //! An announcer that starts, or whose links come back, first listens (it "settles"): until it has heard every peer, or
 //! for as long as a live peer could be silent. Otherwise it would claim everything for a moment.
 
@@ -172,17 +175,14 @@ impl Membership {
 
     /// Listens anew before taking part: what was heard before may be outdated.
     pub(crate) fn settle(&mut self, now: Instant) {
-        if self.phase != Phase::Leaving {
-            self.phase = Phase::Settling;
-            self.settled_at = now + self.timing.timeout + self.timing.interval;
-            self.changed();
-        }
+        self.phase = Phase::Settling;
+        self.settled_at = now + self.timing.timeout + self.timing.interval;
+        self.changed();
     }
 
-    /// Takes no part any more; the next messages tell everybody.
-    pub(crate) fn leave(&mut self) {
-        self.phase = Phase::Leaving;
-        self.changed();
+    /// Sends a beat now rather than when it is due.
+    pub(crate) fn beat_now(&mut self) {
+        self.urgent = true;
     }
 
     /// Takes in a message. Says whether it was of use.
@@ -207,16 +207,16 @@ impl Membership {
                     return false;
                 }
                 let (was_alive, was_phase) = (peer.alive, peer.phase());
-                peer.alive = heard.beat.phase != Phase::Leaving;
+                let restarted = peer
+                    .heard
+                    .as_ref()
+                    .is_none_or(|h| h.incarnation != heard.incarnation);
+                peer.alive = true;
                 peer.heard = Some(heard);
-                if peer.alive != was_alive || peer.phase() != was_phase {
-                    self.changes += 1;
-                }
-                if peer.alive && !was_alive {
-                    self.arrivals += 1;
-                    // Whoever has just come wants to hear from us.
-                    self.urgent = true;
-                }
+                self.changes += u64::from(!was_alive || peer.phase() != was_phase);
+                self.arrivals += u64::from(!was_alive);
+                // Whoever has just come waits to hear from us.
+                self.urgent |= restarted || !was_alive;
                 self.resolve_lists();
             }
         }
@@ -361,13 +361,7 @@ impl Peer {
     /// Datagrams overtake each other. A dead peer may come back with any numbers: its clock may have been set back.
     fn is_news(&self, new: &Heard) -> bool {
         let newer = |old: &Heard| (new.incarnation, new.number) > (old.incarnation, old.number);
-        let leaves_again =
-            |old: &Heard| old.beat.phase == Phase::Leaving && old.incarnation == new.incarnation;
-        match &self.heard {
-            None => true,
-            Some(old) if self.alive || leaves_again(old) => newer(old),
-            Some(_) => true,
-        }
+        !self.alive || self.heard.as_ref().is_none_or(newer)
     }
 
     /// Says whether the list is complete by it.

@@ -65,7 +65,7 @@ fn unknown_nodes_and_overtaken_messages_are_not_heard() {
     };
     assert!(!membership.receive(now, stranger));
     assert!(membership.receive(now, beat(1, 5, Phase::Active, &list(&[]))));
-    assert!(!membership.receive(now, beat(1, 4, Phase::Leaving, &list(&[]))));
+    assert!(!membership.receive(now, beat(1, 4, Phase::Settling, &list(&[]))));
     assert!(
         membership.receive(now, beat(2, 1, Phase::Active, &list(&[]))),
         "it has restarted"
@@ -80,20 +80,6 @@ fn a_peer_whose_clock_was_set_back_is_heard_once_it_had_been_dead() {
     assert!(!membership.receive(now + ms(500), beat(50, 1, Phase::Active, &list(&[]))));
     membership.tick(now + ms(700));
     assert!(membership.receive(now + ms(701), beat(50, 2, Phase::Active, &list(&[]))));
-}
-
-#[test]
-fn a_node_that_left_is_dead_at_once_and_stays_so() {
-    let now = Instant::now();
-    let mut membership = settled(now);
-    membership.receive(now, beat(1, 7, Phase::Leaving, &list(&[])));
-    assert_eq!(membership.counts(), (1, 0));
-    assert!(
-        !membership.receive(now, beat(1, 6, Phase::Active, &list(&[]))),
-        "overtaken by its farewell"
-    );
-    assert!(membership.receive(now, beat(2, 1, Phase::Active, &list(&[]))));
-    assert_eq!(membership.counts(), (1, 1));
 }
 
 #[test]

@@ -69,8 +69,6 @@ pub(crate) enum Phase {
     Settling,
     /// It takes part.
     Active,
-    /// It is going, and no longer answers.
-    Leaving,
 }
 
 /// The addresses that an announcer is a candidate for. Equal lists have equal versions, whoever made them.
@@ -211,7 +209,6 @@ impl Phase {
         match self {
             Self::Settling => 0,
             Self::Active => 1,
-            Self::Leaving => 2,
         }
     }
 }
@@ -251,7 +248,6 @@ impl Reader<'_> {
         let phase = match self.byte()? {
             0 => Phase::Settling,
             1 => Phase::Active,
-            2 => Phase::Leaving,
             _ => return None,
         };
         let list = u64::from_be_bytes(self.bytes()?);

@@ -12,7 +12,6 @@ mod segment;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -49,15 +48,7 @@ fn exactly_one_node_answers_for_each_address_and_says_so() {
     );
 
     // The same as seen by a real client.
-    let arping = segment
-        .netns("client")
-        .run(|| {
-            Command::new("arping")
-                .args(["-c", "3", "-i", "eth0", "172.30.0.200"])
-                .output()
-                .unwrap()
-        })
-        .unwrap();
+    let arping = segment.run("client", &["arping", "-c", "3", "-i", "eth0", "172.30.0.200"]);
     let text = String::from_utf8_lossy(&arping.stdout);
     let owner = format!("02:00:00:00:00:{:02x}", 10 + owners[0]);
     let answers: Vec<&str> = text.lines().filter(|l| l.contains("bytes from")).collect();
@@ -140,13 +131,7 @@ fn a_client_cache_follows_the_owner() {
     let mut nodes = [1, 2].map(|n| Some(segment.start(n)));
     let owner = segment.owners(&all, &[1, 2])[0];
     let cached = || {
-        let run = |arguments: &[&str]| {
-            segment
-                .netns("client")
-                .run(|| Command::new(arguments[0]).args(&arguments[1..]).output().unwrap())
-                .unwrap()
-        };
-        let output = run(&["ip", "-j", "neigh", "show", "172.30.0.200"]);
+        let output = segment.run("client", &["ip", "-j", "neigh", "show", "172.30.0.200"]);
         let entries: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         entries[0]["lladdr"].as_str().map(str::to_string)
     };
@@ -171,41 +156,51 @@ fn a_client_cache_follows_the_owner() {
 }
 
 #[test]
-fn the_owner_answers_pings_by_a_rule_that_goes_with_the_address() {
+fn the_owner_answers_pings_by_a_rule_of_its_own() {
     let all = service_addresses(1);
-    let segment = Segment::new(2, &all);
+    let mut segment = Segment::new(2, &all);
     let mut nodes = [1, 2].map(|n| Some(segment.start(n)));
     let owner = segment.owners(&all, &[1, 2])[0];
-    let run = |member: &str, arguments: &[&str]| {
-        segment
-            .netns(member)
-            .run(|| Command::new(arguments[0]).args(&arguments[1..]).output().unwrap())
-            .unwrap()
+    let ping = |segment: &Segment| {
+        let ping = ["ping", "-c", "1", "-W", "1", "172.30.0.200"];
+        wait(
+            || segment.run("client", &ping).status.success().then_some(()),
+            || "an answer to a ping".to_string(),
+        );
     };
-    let ping = || {
-        run("client", &["ping", "-c", "1", "-W", "1", "172.30.0.200"])
-            .status
-            .success()
-            .then_some(())
-    };
-    wait(ping, || "an answer to a ping".to_string());
-    let ruleset = |node: u8| {
-        let output = run(&format!("n{node}"), &["nft", "list", "ruleset"]);
+    let ruleset = |segment: &Segment, node: u8| {
+        let output = segment.run(&format!("n{node}"), &["nft", "list", "ruleset"]);
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
+    ping(&segment);
     let rule = "ip daddr @announced icmp type echo-request redirect";
-    let text = ruleset(owner);
+    let text = ruleset(&segment, owner);
     assert!(
         text.contains(rule) && text.contains("172.30.0.200 comment \"default/web\""),
         "{text}"
     );
-    assert_eq!(ruleset(3 - owner), "", "the other announces nothing");
+    assert_eq!(ruleset(&segment, 3 - owner), "", "the other announces nothing");
 
+    // Whoever stops may be back soon, and what is sent there meanwhile is served.
     nodes[usize::from(owner) - 1].take().unwrap().stop();
-    assert_eq!(ruleset(owner), "");
+    assert_eq!(ruleset(&segment, owner), text);
     segment.owners(&all, &[3 - owner]);
-    wait(ping, || "an answer of the next owner".to_string());
+    ping(&segment);
+
+    // Whoever starts clears what it finds, unless it is the owner.
+    segment.objects["services"] = json!([]);
+    segment.publish();
+    let _again = segment.start(owner);
+    wait(
+        || {
+            [1, 2]
+                .iter()
+                .all(|n| ruleset(&segment, *n).is_empty())
+                .then_some(())
+        },
+        || "the rules to be gone".to_string(),
+    );
 }
 
 #[test]

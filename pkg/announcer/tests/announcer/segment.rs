@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -91,6 +92,12 @@ impl Segment {
 
     pub(crate) fn netns(&self, name: &str) -> &NetNs {
         &self.members.iter().find(|(n, _)| n == name).unwrap().1
+    }
+
+    /// Runs a command on a member to its end.
+    pub(crate) fn run(&self, name: &str, command: &[&str]) -> Output {
+        let run = || Command::new(command[0]).args(&command[1..]).output().unwrap();
+        self.netns(name).run(run).unwrap()
     }
 
     /// Makes the API say what `objects` holds.
