@@ -12,7 +12,8 @@
 //! is back within the timeout, as after an upgrade, no address moves and no connection breaks.
 //!
 //! An announcer that starts, or whose links come back, first listens (it "settles"): until it has heard every peer, or
-//! for as long as a live peer could be silent. Otherwise it would claim everything for a moment.
+//! for two intervals; live peers answer its first beat at once. Otherwise it would claim everything for a moment. Peers
+//! that had it for alive wait for it to end.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -26,6 +27,11 @@ use crate::message::{Beat, Body, List, Message, Part, Phase};
 
 /// Parts of a list sent to a peer at once; more follow with the next beat.
 const PARTS_AT_ONCE: usize = 64;
+
+/// Intervals that settling takes where not every peer is heard.
+const SETTLING_INTERVALS: u32 = 2;
+/// Intervals that peers wait for an announcer that settles: longer than it takes.
+const GRACE_INTERVALS: u32 = 3;
 
 /// The periods of the protocol.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +64,8 @@ struct Peer {
     address: Option<IpAddr>,
     alive: bool,
     heard: Option<Heard>,
+    /// It was active and settles again, without ever having been dead: it stays a candidate until then.
+    grace: Option<Instant>,
     /// Its candidacies, once known; those of its former version while the new one is on its way.
     list: Option<Arc<List>>,
     incoming: Option<Incoming>,
@@ -89,7 +97,7 @@ impl Membership {
             number: 0,
             timing,
             phase: Phase::Settling,
-            settled_at: now + timing.timeout + timing.interval,
+            settled_at: now + timing.interval * SETTLING_INTERVALS,
             list: Arc::new(List::new(Default::default())),
             macs: Vec::new(),
             peers: BTreeMap::new(),
@@ -176,7 +184,7 @@ impl Membership {
     /// Listens anew before taking part: what was heard before may be outdated.
     pub(crate) fn settle(&mut self, now: Instant) {
         self.phase = Phase::Settling;
-        self.settled_at = now + self.timing.timeout + self.timing.interval;
+        self.settled_at = now + self.timing.interval * SETTLING_INTERVALS;
         self.changed();
     }
 
@@ -211,6 +219,13 @@ impl Membership {
                     .heard
                     .as_ref()
                     .is_none_or(|h| h.incarnation != heard.incarnation);
+                peer.grace = match heard.beat.phase {
+                    Phase::Active => None,
+                    Phase::Settling if was_alive && was_phase == Some(Phase::Active) => {
+                        Some(now + self.timing.interval * GRACE_INTERVALS)
+                    }
+                    Phase::Settling => peer.grace,
+                };
                 peer.alive = true;
                 peer.heard = Some(heard);
                 self.changes += u64::from(!was_alive || peer.phase() != was_phase);
@@ -233,6 +248,11 @@ impl Membership {
                 .is_none_or(|h| h.at + self.timing.timeout <= now)
             {
                 peer.alive = false;
+                peer.grace = None;
+                self.changes += 1;
+            }
+            if peer.grace.is_some_and(|until| until <= now) {
+                peer.grace = None;
                 self.changes += 1;
             }
         }
@@ -246,8 +266,12 @@ impl Membership {
             .values()
             .filter(|p| p.alive)
             .filter_map(|p| Some(p.heard.as_ref()?.at + self.timing.timeout));
+        let graces = self.peers.values().filter_map(|p| p.grace);
         let settled = (self.phase == Phase::Settling).then_some(self.settled_at);
-        let earliest = deaths.chain(settled).fold(self.next_beat, Instant::min);
+        let earliest = deaths
+            .chain(graces)
+            .chain(settled)
+            .fold(self.next_beat, Instant::min);
         if self.urgent {
             earliest.min(self.next_beat - self.timing.interval)
         } else {
@@ -343,7 +367,7 @@ impl Peer {
 
     fn is_candidate(&self, address: IpAddr) -> bool {
         self.alive
-            && self.phase() == Some(Phase::Active)
+            && (self.phase() == Some(Phase::Active) || self.grace.is_some())
             && self.list.as_ref().is_some_and(|l| l.contains(address))
     }
 

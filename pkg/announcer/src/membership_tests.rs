@@ -145,11 +145,33 @@ fn part_of(part: Part) -> Message {
 #[test]
 fn settling_peers_are_alive_but_not_elected() {
     let now = Instant::now();
-    let mut membership = settled(now);
+    let mut membership = Membership::new("n1", 1, TIMING, now);
+    membership.set_peers(BTreeMap::from([("n2".into(), Some(address(2)))]));
     membership.set_candidacies(list(&[200]));
     membership.receive(now, beat(1, 2, Phase::Settling, &list(&[200])));
     assert_eq!(membership.counts(), (1, 1));
     assert_eq!(membership.owner(address(200)), Some("n1"));
+}
+
+#[test]
+fn an_active_peer_that_settles_again_is_waited_for_but_not_for_ever() {
+    let now = Instant::now();
+    let mut membership = settled(now);
+    let n2s: Vec<u8> = (0..40).collect();
+    membership.set_candidacies(list(&n2s));
+    membership.receive(now, beat(1, 2, Phase::Active, &list(&n2s)));
+    let owned = |m: &Membership| n2s.iter().filter(|l| m.owner(address(**l)) == Some("n2")).count();
+    let before = owned(&membership);
+    assert!(before > 0);
+    for (number, at) in [(1, 0), (2, 200), (3, 400)] {
+        membership.receive(now + ms(at), beat(2, number, Phase::Settling, &list(&n2s)));
+        assert_eq!(owned(&membership), before);
+    }
+    assert!(membership.deadline() <= now + ms(600));
+    membership.tick(now + ms(600));
+    assert_eq!(owned(&membership), 0);
+    membership.receive(now + ms(610), beat(2, 4, Phase::Active, &list(&n2s)));
+    assert_eq!(owned(&membership), before);
 }
 
 #[test]
