@@ -148,7 +148,11 @@ impl Segment {
             self.work();
             let deadlines = self.hosts.iter().filter(|h| h.running).map(|h| h.core.deadline());
             let arrivals = self.under_way.keys().next().map(|(at, _)| *at);
-            let next = deadlines.chain(arrivals).min().unwrap_or(end).max(self.now);
+            let next = deadlines
+                .chain(arrivals)
+                .min()
+                .unwrap_or(end + LATENCY)
+                .max(self.now);
             if next > end {
                 self.now = end;
                 return;
