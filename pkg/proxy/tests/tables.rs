@@ -150,6 +150,7 @@ fn ten_thousand_services_load_and_change_by_little() {
     let (services, slices) = many();
     world.apply_all(services, slices);
     assert_eq!(names(&world.a, "10.100.39.250:80"), ["a", "b", "c"]);
+    assert!(!world.engine().check().unwrap(), "nobody else was at it");
     let report = world.slice(slice("s9999", &[A, B]));
     assert!(report.operations <= 16, "{report:?}");
     assert!(report.bytes < 8_000, "{report:?}");

@@ -43,6 +43,7 @@ pub(crate) enum Message {
     NewSetElem = 12,
     GetSetElem = 13,
     DelSetElem = 14,
+    GetGen = 16,
 }
 
 /// What an element of a map holds.

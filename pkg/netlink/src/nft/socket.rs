@@ -12,6 +12,7 @@ use super::batch::{self, Batch};
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
+const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_CAPPED: u16 = 0x100;
 const NLM_F_ACK_TLVS: u16 = 0x200;
@@ -220,25 +221,60 @@ impl Socket {
         }
     }
 
+    /// How often the tables of this network namespace were changed, by whomever: one more for each transaction.
+    ///
+    /// # Errors
+    /// When the kernel can not be asked.
+    pub fn generation(&mut self) -> Result<u32, Error> {
+        const NFTA_GEN_ID: u16 = 1;
+        let mut request = Vec::new();
+        batch::put_header(
+            &mut request,
+            batch::SUBSYSTEM | batch::Message::GetGen as u16,
+            NLM_F_REQUEST,
+            0,
+            0,
+        );
+        batch::finish_header(&mut request, 0);
+        self.ask(&mut request, "read the generation", |message| {
+            let attributes = attr::Reader::new(message.body.get(4..)?);
+            attributes.find(NFTA_GEN_ID).and_then(attr::be32)
+        })
+    }
+
     /// Sends one request that is answered by an error number alone.
     pub(crate) fn request(&mut self, request: &mut [u8], what: &str) -> Result<(), Error> {
+        self.ask(request, what, |message| {
+            (message.kind == NLMSG_ERROR).then_some(())
+        })
+    }
+
+    /// Sends one request, and reads until an error or what `answer` was looking for.
+    fn ask<T>(
+        &mut self,
+        request: &mut [u8],
+        what: &str,
+        answer: impl Fn(&Received<'_>) -> Option<T>,
+    ) -> Result<T, Error> {
         self.sequence = self.sequence.wrapping_add(1);
         request[8..12].copy_from_slice(&self.sequence.to_ne_bytes());
         self.send(request)?;
         loop {
             let buffer = std::mem::take(&mut self.buffer);
-            let answer = self.receive(buffer)?;
-            let mut messages =
-                Messages(&answer).filter(|m| m.sequence == self.sequence && m.kind == NLMSG_ERROR);
-            let result = messages.next().map(|m| match m.error() {
-                None => Ok(()),
-                Some((errno, detail)) => Err(Error::Refused {
-                    what: what.to_string(),
-                    errno,
-                    detail,
-                }),
+            let received = self.receive(buffer)?;
+            let mut messages = Messages(&received).filter(|m| m.sequence == self.sequence);
+            let result = messages.find_map(|m| {
+                let error = if m.kind == NLMSG_ERROR { m.error() } else { None };
+                match error {
+                    Some((errno, detail)) => Some(Err(Error::Refused {
+                        what: what.to_string(),
+                        errno,
+                        detail,
+                    })),
+                    None => answer(&m).map(Ok),
+                }
             });
-            self.buffer = answer;
+            self.buffer = received;
             if let Some(result) = result {
                 return result;
             }

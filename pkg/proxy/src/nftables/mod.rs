@@ -29,8 +29,8 @@ use layout::Networks;
 use stale::Suspects;
 
 /// While more operations than this are carried out at once, nobody listens for foreign changes: the kernel would make
-/// a notification for each.
-const BULK: usize = 2_000;
+/// a notification for each. (It makes them as long as anybody on the host listens, in whichever namespace.)
+const BULK: usize = 256;
 
 /// The tables `ip svcnet` and `ip6 svcnet` of the network namespace that it was opened in.
 pub struct Nftables {
@@ -40,6 +40,7 @@ pub struct Nftables {
     watch: Watch,
     networks: Networks,
     state: State,
+    unheard: bool,
 }
 
 impl Nftables {
@@ -65,6 +66,7 @@ impl Nftables {
                 services: service_networks.to_vec(),
             },
             state: State::default(),
+            unheard: false,
         })
     }
 
@@ -81,6 +83,17 @@ impl Nftables {
         observe::observe(&mut self.socket, &self.families, &self.networks)
     }
 
+    /// Commits while nobody listens; what others did meanwhile shows in the generation.
+    fn commit_unheard(&mut self, batch: Batch) -> Result<(), Error> {
+        self.watch.pause()?;
+        let before = self.socket.generation();
+        let result = self.socket.commit(batch);
+        self.watch.resume()?;
+        let own = if result.is_ok() { 1 } else { 0 };
+        self.unheard |= self.socket.generation()? != before?.wrapping_add(own);
+        result
+    }
+
     fn carry_out(&mut self, plan: &Plan, suspects: &Suspects) -> Result<Report, Error> {
         if plan.is_empty() {
             return Ok(Report::default());
@@ -92,15 +105,11 @@ impl Nftables {
             bytes: batch.len(),
             ..Report::default()
         };
-        let bulk = plan.len() > BULK;
-        if bulk {
-            self.watch.pause()?;
+        if plan.len() > BULK {
+            self.commit_unheard(batch)?;
+        } else {
+            self.socket.commit(batch)?;
         }
-        let result = self.socket.commit(batch);
-        if bulk {
-            self.watch.resume()?;
-        }
-        result?;
         report.commit = begin.elapsed();
         // The new state is in force; what is left of the old one is looked after, but is no reason to fail.
         match suspects.clear(&mut self.socket, &mut self.links) {
@@ -152,7 +161,7 @@ impl Backend for Nftables {
     }
 
     fn touched(&mut self) -> Result<bool, Error> {
-        let (port, mut touched) = (self.socket.port(), false);
+        let (port, mut touched) = (self.socket.port(), std::mem::take(&mut self.unheard));
         self.watch.drain(|event| match event {
             Event::Changed { table, port: by } => touched |= table.name == layout::TABLE && by != port,
             Event::Overrun => touched = true,
