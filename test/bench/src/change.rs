@@ -135,7 +135,11 @@ fn theirs(services: u32) -> Result<(f64, f64)> {
     let mut rules = String::from("table ip peer {\n");
     for n in 0..services {
         for i in 0..3 {
-            writeln!(rules, " chain e{n}x{i} {{ dnat to {}:80; }}", endpoint_ip(n, i))?;
+            writeln!(
+                rules,
+                " chain e{n}x{i} {{ meta l4proto tcp dnat to {}:80; }}",
+                endpoint_ip(n, i)
+            )?;
         }
         writeln!(rules, " chain s{n} {{ {}; }}", spread(n, 3))?;
     }
@@ -152,7 +156,7 @@ fn theirs(services: u32) -> Result<(f64, f64)> {
     for change in 0..PEER_CHANGES {
         let n = change * 17 % services;
         let text = format!(
-            "add chain ip peer e{n}x3\nadd rule ip peer e{n}x3 dnat to {}:80\nflush chain ip peer s{n}\n\
+            "add chain ip peer e{n}x3\nadd rule ip peer e{n}x3 meta l4proto tcp dnat to {}:80\nflush chain ip peer s{n}\n\
              add rule ip peer s{n} {}\n",
             endpoint_ip(n, 3),
             spread(n, 4)

@@ -45,10 +45,10 @@ enum What {
     /// Connections per second through a ClusterIP against straight to the pod.
     Vip {
         /// Rounds; each measures both, one after the other.
-        #[arg(long, default_value_t = 7)]
+        #[arg(long, default_value_t = 5)]
         rounds: usize,
-        /// Connections a round and side.
-        #[arg(long, default_value_t = 5000)]
+        /// Connections a round and side. All rounds together must not use up the ports of one client (28,000).
+        #[arg(long, default_value_t = 2000)]
         connections: u32,
     },
     /// `lab up` to the first answered request, and the memory of idle processes.
