@@ -6,6 +6,8 @@ pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub const LABEL_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 /// Label of a Service that another proxy implements; ours leaves it alone.
 pub const LABEL_SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// Annotation of a Service: how an endpoint is chosen for a new connection, as in `rr`, `sh` or `mh`.
+pub const ANNOTATION_SCHEDULER: &str = "svcnet.io/scheduler";
 /// Label of a node that announces no LoadBalancer address.
 pub const LABEL_EXCLUDE_LB: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 /// Namespace of the node Leases.

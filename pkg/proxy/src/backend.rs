@@ -1,12 +1,67 @@
-//! The seam between what should be and how it is done. There is one backend, nf_tables; IPVS and relays on sockets
-//! would be others.
+//! The seam between what should be and how it is done.
 
+use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::str::FromStr;
 use std::time::Duration;
 
-use svcnet_netlink::nft::Error;
+use svcnet_netlink::nft;
 
 use crate::model::{Frontend, FrontendKey};
+
+/// Which backend there is to be (`--proxy-mode`, and `mode` in the ConfigMap `kube-proxy`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Mode {
+    /// Rules and maps of nf_tables.
+    #[default]
+    Nftables,
+    /// The kernel's own load balancer.
+    Ipvs,
+    /// Relays on sockets, for a host with neither.
+    Userspace,
+}
+
+impl Mode {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Nftables, Self::Ipvs, Self::Userspace];
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Ipvs => "ipvs",
+            Self::Userspace => "userspace",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A name that is no mode's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no proxy mode: nftables, ipvs or userspace")]
+pub struct UnknownMode(String);
+
+impl FromStr for Mode {
+    type Err = UnknownMode;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.into_iter().find(|mode| mode.name() == text);
+        found.ok_or_else(|| UnknownMode(text.into()))
+    }
+}
+
+/// Why a backend could not do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// nf_tables refused.
+    #[error(transparent)]
+    Nftables(#[from] nft::Error),
+}
 
 /// What a change came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

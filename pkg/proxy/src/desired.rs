@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use svcnet_netlink::nft::Family;
 
 use crate::model::{Endpoint, Fate, Frontend, FrontendKey, Masquerade};
+use crate::scheduler::Scheduler;
 use crate::view::{Service, ServicePort, Slice, SliceEndpoint, View};
 
 /// What the node adds to the cluster's state.
@@ -17,6 +18,8 @@ pub struct Settings {
     pub service_cidrs: Vec<IpNet>,
     /// Service addresses that this node answers itself: nothing is programmed for them.
     pub node_local: Vec<IpAddr>,
+    /// How endpoints are chosen for Services that do not say it themselves.
+    pub scheduler: Scheduler,
 }
 
 /// The frontends of a Service, ordered by where they are.
@@ -143,6 +146,7 @@ impl PortOfFamily<'_> {
                 self.pools.cluster()
             },
             outside: None,
+            scheduler: self.service.scheduler.unwrap_or(self.settings.scheduler),
             affinity_seconds: self.service.affinity_seconds,
             masquerade: if known {
                 Masquerade::ByServiceNetwork
@@ -169,6 +173,7 @@ impl PortOfFamily<'_> {
                 Masquerade::AllButPods
             },
             fate,
+            scheduler: self.service.scheduler.unwrap_or(self.settings.scheduler),
             affinity_seconds: self.service.affinity_seconds,
             inside: false,
             sources: None,
@@ -232,6 +237,7 @@ fn usable(all: &BTreeMap<SocketAddr, SliceEndpoint>, of: impl Fn(&SliceEndpoint)
             .map(|(at, e)| Endpoint {
                 at: *at,
                 local: e.local,
+                weight: 1,
             })
             .collect()
     };

@@ -39,6 +39,7 @@ fn settings() -> Settings {
     Settings {
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
         node_local: vec!["10.96.0.10".parse().unwrap()],
+        ..Settings::default()
     }
 }
 

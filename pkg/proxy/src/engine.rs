@@ -20,10 +20,9 @@ use std::os::fd::BorrowedFd;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
-use svcnet_netlink::nft::Error;
 use svcnet_runtime::Change;
 
-use crate::backend::{Backend, Report};
+use crate::backend::{Backend, Error, Report};
 use crate::desired::{Settings, frontends};
 use crate::model::{Frontend, FrontendKey};
 use crate::view::{Name, View};

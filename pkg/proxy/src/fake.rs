@@ -5,9 +5,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
-use svcnet_netlink::nft::Error;
+use svcnet_netlink::nft;
 
-use crate::backend::{Backend, Report};
+use crate::backend::{Backend, Error, Report};
 use crate::model::{Frontend, FrontendKey};
 
 /// What the backend was told, and what it is to do next. Shared between a test and the backend.
@@ -28,11 +28,11 @@ impl Fake {
         inner.calls.push(name);
         if inner.failures > 0 {
             inner.failures -= 1;
-            return Err(Error::Refused {
+            return Err(Error::Nftables(nft::Error::Refused {
                 what: "test".into(),
                 errno: Errno::EINVAL,
                 detail: None,
-            });
+            }));
         }
         Ok(inner)
     }

@@ -15,11 +15,13 @@ mod fake;
 mod model;
 pub mod nftables;
 mod run;
+mod scheduler;
 pub mod view;
 
-pub use backend::{Backend, Report};
+pub use backend::{Backend, Error as BackendError, Mode, Report, UnknownMode};
 pub use desired::Settings;
 pub use engine::{Engine, Update};
 pub use model::{Endpoint, Fate, Frontend, FrontendKey, Masquerade, Protocol};
 pub use nftables::{Nftables, cleanup};
 pub use run::{Config, Error, Proxy};
+pub use scheduler::{Scheduler, UnknownScheduler};

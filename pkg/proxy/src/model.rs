@@ -7,6 +7,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use svcnet_netlink::nft::Family;
 
+use crate::scheduler::Scheduler;
+
 /// A transport protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
@@ -122,11 +124,17 @@ pub struct Endpoint {
     pub at: SocketAddr,
     /// Whether it runs on this node.
     pub local: bool,
+    /// Its share of new connections against the others'; 1 is usual.
+    pub weight: u16,
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.at, if self.local { " (local)" } else { "" })
+        write!(f, "{}{}", self.at, if self.local { " (local)" } else { "" })?;
+        if self.weight == 1 {
+            return Ok(());
+        }
+        write!(f, " weight {}", self.weight)
     }
 }
 
@@ -188,6 +196,8 @@ pub struct Frontend {
     pub fate: Fate,
     /// What becomes of connections from outside the cluster, where that differs.
     pub outside: Option<Fate>,
+    /// How an endpoint is chosen.
+    pub scheduler: Scheduler,
     /// How long a client stays with its endpoint, if it does.
     pub affinity_seconds: Option<u32>,
     /// Whose address is replaced.
@@ -211,6 +221,9 @@ impl fmt::Display for Frontend {
         write!(f, "{} ({}) {}", self.key, self.name, self.fate)?;
         if let Some(outside) = &self.outside {
             write!(f, "; from outside {outside}")?;
+        }
+        if self.scheduler != Scheduler::Random {
+            write!(f, "; chosen by {}", self.scheduler)?;
         }
         if let Some(seconds) = self.affinity_seconds {
             write!(f, "; clients stay for {seconds} s")?;

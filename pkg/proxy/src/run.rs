@@ -78,6 +78,7 @@ impl Proxy {
         let settings = Settings {
             service_cidrs: config.service_cidrs,
             node_local: config.node_local,
+            ..Settings::default()
         };
         Ok(Self {
             engine: Engine::new(&ctx.node_name, settings, Box::new(backend)),

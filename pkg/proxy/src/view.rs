@@ -8,10 +8,11 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use svcnet_api::wellknown::{LABEL_SERVICE_NAME, LABEL_SERVICE_PROXY_NAME};
+use svcnet_api::wellknown::{ANNOTATION_SCHEDULER, LABEL_SERVICE_NAME, LABEL_SERVICE_PROXY_NAME};
 use svcnet_runtime::Change;
 
 use crate::model::Protocol;
+use crate::scheduler::Scheduler;
 
 /// `namespace/name`
 pub type Name = Arc<str>;
@@ -53,6 +54,8 @@ pub struct Service {
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local`
     pub external_local: bool,
+    /// How endpoints are chosen, if the Service says it.
+    pub scheduler: Option<Scheduler>,
     /// `sessionAffinity: ClientIP` with its time.
     pub affinity_seconds: Option<u32>,
     /// `loadBalancerSourceRanges`, if there are any.
@@ -104,9 +107,23 @@ impl Service {
             ports,
             internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
             external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
+            scheduler: scheduler(service),
             affinity_seconds: affinity_seconds(spec),
             source_ranges: source_ranges(service),
         })
+    }
+}
+
+/// What the annotation says. One that makes no sense is told, and the Service is as others are.
+fn scheduler(service: &core::Service) -> Option<Scheduler> {
+    let text = service.metadata.annotations.as_ref()?.get(ANNOTATION_SCHEDULER)?;
+    match text.trim().parse() {
+        Ok(scheduler) => Some(scheduler),
+        Err(error) => {
+            let name = name_of(&service.metadata);
+            tracing::warn!(object.name = %name, annotation = ANNOTATION_SCHEDULER, %error, "annotation left aside");
+            None
+        }
     }
 }
 

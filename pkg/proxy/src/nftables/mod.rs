@@ -23,7 +23,7 @@ pub use plan::{Observed, Plan, ShapeAt, State, Stays};
 pub use shape::{Place, Shape};
 pub use slot::{List, Slot, Value};
 
-use crate::backend::{Backend, Report};
+use crate::backend::{self, Backend, Report};
 use crate::model::{Frontend, FrontendKey};
 use layout::Networks;
 use stale::Suspects;
@@ -131,7 +131,7 @@ impl Backend for Nftables {
         &mut self,
         frontends: &mut dyn Iterator<Item = Frontend>,
         from_scratch: bool,
-    ) -> Result<Report, Error> {
+    ) -> Result<Report, backend::Error> {
         let observed = if from_scratch {
             Observed {
                 rebuild: self.families.iter().copied().collect(),
@@ -146,10 +146,13 @@ impl Backend for Nftables {
         let suspects = Suspects::of_plan(&plan, &state, gone);
         self.state = state;
         tracing::debug!(plan = %Shortened(&plan), "converge");
-        self.carry_out(&plan, &suspects)
+        Ok(self.carry_out(&plan, &suspects)?)
     }
 
-    fn change(&mut self, mut changes: Vec<(FrontendKey, Option<Frontend>)>) -> Result<Report, Error> {
+    fn change(
+        &mut self,
+        mut changes: Vec<(FrontendKey, Option<Frontend>)>,
+    ) -> Result<Report, backend::Error> {
         changes.retain(|(key, _)| self.families.contains(&key.family()));
         let mut suspects = Suspects::default();
         for (key, after) in &changes {
@@ -157,10 +160,10 @@ impl Backend for Nftables {
         }
         let plan = plan::change(&mut self.state, changes);
         tracing::debug!(plan = %Shortened(&plan), "change");
-        self.carry_out(&plan, &suspects)
+        Ok(self.carry_out(&plan, &suspects)?)
     }
 
-    fn touched(&mut self) -> Result<bool, Error> {
+    fn touched(&mut self) -> Result<bool, backend::Error> {
         let (port, mut touched) = (self.socket.port(), std::mem::take(&mut self.unheard));
         self.watch.drain(|event| match event {
             Event::Changed { table, port: by } => touched |= table.name == layout::TABLE && by != port,

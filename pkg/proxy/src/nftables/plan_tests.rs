@@ -46,6 +46,7 @@ fn endpoints(family: Family, numbers: &BTreeSet<u8>) -> Vec<Endpoint> {
         .map(|n| Endpoint {
             at: at(n).parse().unwrap(),
             local: n % 3 == 0,
+            weight: 1,
         })
         .collect()
 }
@@ -97,6 +98,7 @@ fn frontend(key: FrontendKey, (all, outside, affinity_seconds, masquerade, name)
             .as_ref()
             .filter(|_| !none)
             .map(|numbers| fate(family, numbers)),
+        scheduler: crate::Scheduler::Random,
         affinity_seconds: *affinity_seconds,
         masquerade: [
             Masquerade::ByServiceNetwork,

@@ -219,6 +219,7 @@ mod tests {
             .map(|at| Endpoint {
                 at: at.parse().unwrap(),
                 local: false,
+                weight: 1,
             })
             .collect();
         Frontend {
@@ -230,6 +231,7 @@ mod tests {
                 Fate::Balance(endpoints)
             },
             outside: None,
+            scheduler: crate::Scheduler::Random,
             affinity_seconds: None,
             masquerade: Masquerade::ByServiceNetwork,
             inside: true,
