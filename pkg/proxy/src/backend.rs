@@ -99,6 +99,20 @@ pub trait Backend: Send {
     /// As for [`Self::converge`].
     fn change(&mut self, changes: Vec<(FrontendKey, Option<Frontend>)>) -> Result<Report, Error>;
 
+    /// Whether [`Self::tidy`] may find something, now or the next time.
+    fn is_untidy(&self) -> bool {
+        false
+    }
+
+    /// Clears away what former changes left for the packets that were on their way then. To be called now and then, with
+    /// at least a second between two calls: no packet is on its way for that long.
+    ///
+    /// # Errors
+    /// As for [`Self::converge`].
+    fn tidy(&mut self) -> Result<Report, Error> {
+        Ok(Report::default())
+    }
+
     /// Whether somebody else has changed what is ours since the last call. Does not wait.
     ///
     /// # Errors

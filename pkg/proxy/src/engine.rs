@@ -145,6 +145,26 @@ impl Engine {
         result
     }
 
+    /// Whether [`Self::tidy`] may find something, now or the next time.
+    pub fn is_untidy(&self) -> bool {
+        self.trust == Trust::Synced && self.backend.is_untidy()
+    }
+
+    /// Clears away what was left for packets on their way; see [`Backend::tidy`].
+    ///
+    /// # Errors
+    /// When the kernel refuses; the next [`Self::sync`] looks at what is there.
+    pub fn tidy(&mut self) -> Result<Report, Error> {
+        if self.trust != Trust::Synced {
+            return Ok(Report::default());
+        }
+        let result = self.backend.tidy();
+        if result.is_err() {
+            self.trust = Trust::Unknown;
+        }
+        result
+    }
+
     /// When the changes that are in force now were caused, as far as their objects say.
     pub fn take_triggers(&mut self) -> Vec<Timestamp> {
         std::mem::take(&mut self.triggers)

@@ -14,7 +14,9 @@ use k8s_openapi::jiff::Timestamp;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use svcnet_netlink::nft;
 use svcnet_runtime::{Change, Component, Context, Scope};
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::desired::Settings;
@@ -25,6 +27,8 @@ use crate::nftables::Nftables;
 const QUEUE_LENGTH: usize = 4096;
 /// Pause after a refusal by the kernel, doubled up to the second number.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// How often what former changes left is cleared away, while there is any.
+const TIDY: Duration = Duration::from_secs(1);
 /// A foreign change often is one of many (a firewall that reloads): look when it is quiet for so long.
 const SETTLE: Duration = Duration::from_millis(50);
 
@@ -104,14 +108,10 @@ impl Proxy {
         let (sender, receiver) = mpsc::channel(QUEUE_LENGTH);
         let (engine, health) = (self.engine, self.health);
         let (ended, mut has_ended) = tokio::sync::oneshot::channel::<()>();
+        let worker = Worker::new(engine, health, RETRY.0).map_err(Error::Thread)?;
         spawn("proxy", move || {
             let _ended = ended;
-            Worker {
-                engine,
-                health,
-                retry: RETRY.0,
-            }
-            .work(receiver);
+            worker.work(receiver);
         })?;
         if let Some(wake) = wake {
             let sender = sender.clone().downgrade();
@@ -163,11 +163,26 @@ struct Worker {
     engine: Engine,
     health: Component,
     retry: Duration,
+    tidied: Instant,
+    /// For waiting no longer than until it is time to tidy.
+    clock: Runtime,
 }
 
 impl Worker {
+    fn new(engine: Engine, health: Component, retry: Duration) -> std::io::Result<Self> {
+        Ok(Self {
+            engine,
+            health,
+            retry,
+            tidied: Instant::now(),
+            clock: tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build()?,
+        })
+    }
+
     fn work(mut self, mut receiver: mpsc::Receiver<Work>) {
-        while let Some(first) = receiver.blocking_recv() {
+        while let Some(first) = self.next(&mut receiver) {
             let begin = Instant::now();
             self.take(first);
             while let Ok(more) = receiver.try_recv() {
@@ -183,6 +198,38 @@ impl Worker {
                 if receiver.is_closed() && receiver.is_empty() {
                     return;
                 }
+            }
+        }
+    }
+
+    /// Waits for the next thing to do, and tidies meanwhile.
+    fn next(&mut self, receiver: &mut mpsc::Receiver<Work>) -> Option<Work> {
+        while self.engine.is_untidy() {
+            let left = TIDY.saturating_sub(self.tidied.elapsed());
+            if !left.is_zero()
+                && let Ok(work) = self
+                    .clock
+                    .block_on(async { timeout(left, receiver.recv()).await })
+            {
+                return work;
+            }
+            self.tidy();
+        }
+        receiver.blocking_recv()
+    }
+
+    fn tidy(&mut self) {
+        self.tidied = Instant::now();
+        match self.engine.tidy() {
+            Ok(report) if report.operations > 0 => {
+                tracing::debug!(plan.ops = report.operations, "left-overs cleared away");
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "left-overs not cleared away, looking at what is there"
+                );
             }
         }
     }

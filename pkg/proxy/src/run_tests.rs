@@ -18,11 +18,7 @@ fn until(what: &str, mut so: impl FnMut() -> bool) {
 fn worker() -> (Fake, Health, mpsc::Sender<Work>, std::thread::JoinHandle<()>) {
     let (fake, health) = (Fake::default(), Health::default());
     let engine = Engine::new("n1", Settings::default(), Box::new(fake.clone()));
-    let worker = Worker {
-        engine,
-        health: health.component("proxy"),
-        retry: Duration::from_millis(1),
-    };
+    let worker = Worker::new(engine, health.component("proxy"), Duration::from_millis(1)).unwrap();
     let (sender, receiver) = mpsc::channel(QUEUE_LENGTH);
     let thread = std::thread::spawn(move || worker.work(receiver));
     (fake, health, sender, thread)

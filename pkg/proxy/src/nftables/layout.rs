@@ -17,7 +17,7 @@ use svcnet_netlink::nft::{
     Set, Table, TypeOf,
 };
 
-use super::shape::{AFFINITY_MAP, Place};
+use super::shape::{AFFINITY_MAP, Place, policy_gone};
 use crate::model::Protocol;
 
 /// Name of our tables.
@@ -170,7 +170,8 @@ fn translate(mut ruleset: Ruleset, family: Family) -> Ruleset {
                 Rule::new(place.outside_chain())
                     .priority_vmap(place.external_dispatch())
                     .comment("the chain of the shape"),
-            );
+            )
+            .rule(policy_gone(place, family));
     }
     ruleset
         .rule(

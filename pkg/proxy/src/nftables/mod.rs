@@ -163,6 +163,15 @@ impl Backend for Nftables {
         Ok(self.carry_out(&plan, &suspects)?)
     }
 
+    fn is_untidy(&self) -> bool {
+        self.state.is_untidy()
+    }
+
+    fn tidy(&mut self) -> Result<Report, backend::Error> {
+        let plan = plan::tidy(&mut self.state);
+        Ok(self.carry_out(&plan, &Suspects::default())?)
+    }
+
     fn touched(&mut self) -> Result<bool, backend::Error> {
         let (port, mut touched) = (self.socket.port(), std::mem::take(&mut self.unheard));
         self.watch.drain(|event| match event {

@@ -129,6 +129,16 @@ pub struct State {
     shapes: BTreeMap<ShapeAt, u32>,
     stays: BTreeMap<(Family, u32), u32>,
     shared: HashMap<Slot, u32>,
+    idle: BTreeMap<ShapeAt, Idle>,
+}
+
+/// How long nobody has used a shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Idle {
+    /// Since after the last [`tidy`].
+    Freshly,
+    /// Since before it.
+    Long,
 }
 
 impl State {
@@ -140,6 +150,11 @@ impl State {
     /// All frontends.
     pub fn frontends(&self) -> impl Iterator<Item = &Frontend> {
         self.held.values()
+    }
+
+    /// Whether [`tidy`] may find something, now or the next time.
+    pub(crate) fn is_untidy(&self) -> bool {
+        !self.idle.is_empty()
     }
 
     /// Every element, in no order.
@@ -218,8 +233,8 @@ pub(crate) fn change(
     }
     for (shape, before) in shared.shapes {
         match (before, state.shapes.contains_key(&shape)) {
-            (false, true) => drop(plan.new_shapes.insert(shape)),
-            (true, false) => drop(plan.old_shapes.insert(shape)),
+            (false, true) if state.idle.remove(&shape).is_none() => drop(plan.new_shapes.insert(shape)),
+            (true, false) => drop(state.idle.insert(shape, Idle::Freshly)),
             _ => {}
         }
     }
@@ -277,7 +292,8 @@ pub(crate) fn converge(
     plan.deletes.extend(observed.elements.into_keys());
     let wanted: BTreeSet<ShapeAt> = state.shapes.keys().copied().collect();
     plan.new_shapes = wanted.difference(&observed.shapes).copied().collect();
-    plan.old_shapes = observed.shapes.difference(&wanted).copied().collect();
+    let idle = observed.shapes.difference(&wanted);
+    state.idle = idle.map(|shape| (*shape, Idle::Freshly)).collect();
     for (family, seconds) in state.stays.keys().filter(|stay| !observed.stays.contains(*stay)) {
         plan.stays.entry(*family).or_default().new.insert(*seconds);
     }
@@ -300,6 +316,19 @@ pub(crate) fn converge(
     });
     let gone = gone.collect();
     (state, plan, gone)
+}
+
+/// The plan that removes the shapes which nobody has used since the last one. A packet may have found a shape just before
+/// its last frontend went, and is on its way to it: so a shape stays until no such packet can be left.
+pub(crate) fn tidy(state: &mut State) -> Plan {
+    let (old, fresh): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut state.idle)
+        .into_iter()
+        .partition(|(_, idle)| *idle == Idle::Long);
+    state.idle = fresh.into_keys().map(|shape| (shape, Idle::Long)).collect();
+    Plan {
+        old_shapes: old.into_keys().collect(),
+        ..Plan::default()
+    }
 }
 
 /// The endpoints whose going can leave something behind: UDP connections, and clients that stay. All others would only

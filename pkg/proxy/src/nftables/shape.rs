@@ -205,50 +205,60 @@ impl Shape {
             return Vec::new();
         };
         let rule = || Rule::new(chain.clone());
-        let pick = |rule: Rule, index: Field| {
-            rule.dnat_map(family, &[place.key(), &[index]].concat(), place.endpoints())
-        };
-        let stay = || {
+        let stay = |affinity: bool| {
             // The key holds the address even for node ports: one map serves both.
             let key = [Field::Saddr, Field::Daddr, Field::L4Proto, Field::Dport];
-            rule().clear_priority().dnat_map(family, &key, AFFINITY_MAP)
+            affinity.then(|| rule().clear_priority().dnat_map(family, &key, AFFINITY_MAP))
         };
         match self {
-            Self::Balance { count, affinity } => {
-                let mut rules = Vec::new();
-                if affinity {
-                    rules.push(stay());
-                }
-                rules.push(pick(
-                    rule().clear_priority(),
-                    Field::RandomBelow(u32::from(count)),
-                ));
-                rules
-            }
+            Self::Balance { count, affinity } => stay(affinity)
+                .into_iter()
+                .chain(pick(place, family, 0, count, rule))
+                .collect(),
             Self::Policy { count, affinity } => {
-                let index = Field::RandomBelow(u32::from(count));
-                let mut rules = Vec::new();
-                if affinity {
-                    rules.push(stay());
-                }
+                let mut rules: Vec<Rule> = stay(affinity).into_iter().collect();
                 let of_family = |net: &&IpNet| Family::of(net.addr()) == family;
                 for net in pod_networks.iter().filter(of_family) {
-                    rules.push(pick(rule().saddr(*net).clear_priority(), index));
+                    rules.extend(pick(place, family, 0, count, || rule().saddr(*net)));
                 }
-                rules.push(pick(rule().from_this_host().clear_priority(), index));
+                rules.extend(pick(place, family, 0, count, || rule().from_this_host()));
                 rules.push(rule().goto(place.outside_chain()));
                 rules
             }
-            Self::Local { count } => {
-                let index = Field::RandomFrom {
-                    modulus: u32::from(count),
-                    offset: LOCAL_POOL,
-                };
-                vec![pick(rule().clear_priority(), index)]
-            }
+            Self::Local { count } => pick(place, family, LOCAL_POOL, count, rule).into(),
             Self::Drop | Self::LocalDrop => Vec::new(),
         }
     }
+}
+
+/// Rules that send a packet to one of `count` endpoints, whose indexes begin at `pool`.
+///
+/// A packet that found the shape before a change may look for its endpoint after it, when that index is gone: each lookup
+/// sees the newest generation of the sets. The first index is there as long as there is any endpoint.
+fn pick(place: Place, family: Family, pool: u32, count: u16, rule: impl Fn() -> Rule) -> [Rule; 2] {
+    let to = |count| {
+        let index = match pool {
+            0 => Field::RandomBelow(count),
+            offset => Field::RandomFrom {
+                modulus: count,
+                offset,
+            },
+        };
+        rule()
+            .clear_priority()
+            .dnat_map(family, &[place.key(), &[index]].concat(), place.endpoints())
+    };
+    [
+        to(u32::from(count)),
+        to(1).comment("endpoints went in between the lookups"),
+    ]
+}
+
+/// What a packet from outside comes to that found policy `Local` before a change and looks on after it, when the policy
+/// is gone: see [`pick`].
+pub(crate) fn policy_gone(place: Place, family: Family) -> Rule {
+    let [_, first] = pick(place, family, 0, 1, || Rule::new(place.outside_chain()));
+    first.comment("the policy went in between the lookups")
 }
 
 /// Which client stays with which endpoint.

@@ -50,7 +50,7 @@ pub(crate) fn run(ns: &OwnedNetNs, program: &str, arguments: &[&str]) -> String 
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn sysctl(ns: &OwnedNetNs, name: &str, value: &str) {
+pub(crate) fn sysctl(ns: &OwnedNetNs, name: &str, value: &str) {
     ns.run(|| svcnet_netlink::sysctl::set(name, value).unwrap())
         .unwrap();
 }
@@ -132,6 +132,13 @@ impl World {
             .apply_change(Update::Services(Change::Reset(services)));
         self.engine().apply_change(Update::Slices(Change::Reset(slices)));
         self.sync()
+    }
+
+    /// Clears away what changes left, as the proxy does when a second or two have gone by.
+    pub(crate) fn tidy(&mut self) {
+        for _ in 0..2 {
+            self.engine().tidy().unwrap_or_else(|error| panic!("{error}"));
+        }
     }
 
     pub(crate) fn service(&mut self, service: Value) -> Report {
