@@ -123,6 +123,7 @@ fn settings() -> Settings {
     Settings {
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
         node_local: vec!["10.96.0.4".parse().unwrap()],
+        external_ranges: vec!["203.0.113.0/24".parse().unwrap()],
         ..Settings::default()
     }
 }

@@ -108,6 +108,7 @@ fn frontend(key: FrontendKey, (all, outside, affinity_seconds, masquerade, name)
         inside: *masquerade == 0,
         sources: (*name == 1 && matches!(key, FrontendKey::Address { .. }))
             .then(|| [source(family, *masquerade)].into()),
+        draining: Box::default(),
     }
 }
 

@@ -236,6 +236,7 @@ mod tests {
             masquerade: Masquerade::ByServiceNetwork,
             inside: true,
             sources: None,
+            draining: Box::default(),
         }
     }
 

@@ -211,6 +211,7 @@ fn plug(node: &OwnedNetNs, pod: &OwnedNetNs, address: &str) {
 pub(crate) fn settings() -> Settings {
     Settings {
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap(), "fd00:96::/108".parse().unwrap()],
+        external_ranges: vec!["203.0.113.0/24".parse().unwrap()],
         ..Settings::default()
     }
 }
