@@ -4,7 +4,7 @@
 //! ClusterIP, `externalTrafficPolicy` those from outside the cluster (pods and this node are taken for a load balancer's
 //! clients, which may go anywhere), and hints narrow `Cluster` alone. See `pools.rs` for the endpoints of each.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -179,8 +179,7 @@ impl PortOfFamily<'_> {
             } else {
                 Masquerade::AllButPods
             },
-            inside: true,
-            ..self.frontend(self.at(ip), fate, None)
+            ..self.frontend(self.at(ip), true, fate, None)
         }
     }
 
@@ -195,18 +194,15 @@ impl PortOfFamily<'_> {
             } else {
                 Masquerade::AllButPods
             },
-            ..self.frontend(key, fate, local.then(|| self.pools.local()))
+            ..self.frontend(key, false, fate, local.then(|| self.pools.local()))
         }
     }
 
     /// What all frontends of the port have in common.
-    fn frontend(&self, key: FrontendKey, fate: Fate, outside: Option<Fate>) -> Frontend {
-        let takes = |at: &SocketAddr| {
-            let outside = outside.as_ref().map_or(&[][..], Fate::endpoints);
-            fate.endpoints().iter().chain(outside).any(|e| e.at == *at)
-        };
+    fn frontend(&self, key: FrontendKey, inside: bool, fate: Fate, outside: Option<Fate>) -> Frontend {
         let draining = if key.protocol().outlives_endpoints() {
-            self.pools.serving().filter(|at| !takes(at)).collect()
+            let local_alone = inside && self.service.internal_local;
+            self.pools.draining(&fate, outside.as_ref(), local_alone)
         } else {
             Box::default()
         };
@@ -219,7 +215,7 @@ impl PortOfFamily<'_> {
             scheduler: self.service.scheduler.unwrap_or(self.settings.scheduler),
             affinity_seconds: self.service.affinity_seconds,
             masquerade: Masquerade::AllButPods,
-            inside: false,
+            inside,
             sources: None,
         }
     }

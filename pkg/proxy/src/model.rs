@@ -217,7 +217,7 @@ pub struct Frontend {
     pub sources: Option<Box<[IpNet]>>,
     /// Endpoints that take no new connections and keep those that they have. Only where connections to others are
     /// cleared ([`Protocol::outlives_endpoints`]); else nothing depends on it.
-    pub draining: Box<[SocketAddr]>,
+    pub draining: Box<[Endpoint]>,
 }
 
 impl Frontend {
@@ -246,7 +246,7 @@ impl fmt::Display for Frontend {
         }
         if !self.draining.is_empty() {
             write!(f, "; draining")?;
-            self.draining.iter().try_for_each(|at| write!(f, " {at}"))?;
+            self.draining.iter().try_for_each(|e| write!(f, " {}", e.at))?;
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ pub(crate) struct Pools {
     /// For policy `Local`.
     local: Vec<Endpoint>,
     /// All that answer, whether they take new connections or not.
-    serving: Vec<SocketAddr>,
+    serving: Vec<Endpoint>,
 }
 
 /// An endpoint that takes new connections.
@@ -49,7 +49,7 @@ impl Pools {
         node: &NodeFacts,
     ) -> Self {
         let mut all = candidates(family, port, slices);
-        let serving = all.keys().copied().collect();
+        let serving = all.iter().map(|(at, c)| c.endpoint(*at)).collect();
         if let Some(weights) = weights {
             for candidate in all.values_mut() {
                 let slice = candidate.slice;
@@ -85,9 +85,14 @@ impl Pools {
         }
     }
 
-    /// All that answer.
-    pub(crate) fn serving(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.serving.iter().copied()
+    /// Those that take no new connections by these fates, but may keep the ones that they have: with `Local` for
+    /// everybody, those of other nodes may not.
+    pub(crate) fn draining(&self, fate: &Fate, outside: Option<&Fate>, local_alone: bool) -> Box<[Endpoint]> {
+        let outside = outside.map_or(&[][..], Fate::endpoints);
+        let takes = |at: SocketAddr| fate.endpoints().iter().chain(outside).any(|e| e.at == at);
+        let left = self.serving.iter().copied();
+        left.filter(|e| (e.local || !local_alone) && !takes(e.at))
+            .collect()
     }
 }
 
