@@ -53,9 +53,14 @@ const TABLE_LOCAL: u8 = 255;
 /// Index of the link `lo`, in every namespace.
 const LOOPBACK: u32 = 1;
 
-/// `local ADDRESS dev lo table local proto svcnet`
+/// The protocol number on addresses of [`Rtnl::replace_local`]: another, so that nobody takes them back who takes back
+/// svcnet's routes.
+const PROTOCOL_STAND_IN: u8 = PROTOCOL_SVCNET + 1;
+
+/// `local ADDRESS dev lo table local`
 fn local(address: IpAddr) -> RouteMessage {
     let mut message = Route::on_link(IpNet::from(address), LOOPBACK).message();
+    message.header.protocol = RouteProtocol::from(PROTOCOL_STAND_IN);
     message.header.table = TABLE_LOCAL;
     message.header.kind = RouteType::Local;
     message.header.scope = RouteScope::Host;

@@ -31,6 +31,11 @@ impl NodePortAddresses {
         networks.dedup();
         Some(networks)
     }
+
+    /// Whether they do on that address, whatever the node's own are.
+    pub fn answers_on(&self, address: IpAddr) -> bool {
+        self.all || self.networks.iter().any(|net| net.contains(&address))
+    }
 }
 
 impl Default for NodePortAddresses {

@@ -1,6 +1,6 @@
 //! What the cluster says that concerns a proxy, held small: no API object stays in memory.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -385,7 +385,8 @@ impl Names {
 pub struct View {
     node_name: Box<str>,
     services: HashMap<Name, Service>,
-    slices: HashMap<Name, HashMap<Name, Slice>>,
+    /// By Service and then by name, so that the first of two that say different things is the same everywhere.
+    slices: HashMap<Name, BTreeMap<Name, Slice>>,
     slice_owner: HashMap<Name, Name>,
     names: Names,
     node: NodeFacts,
@@ -425,7 +426,7 @@ impl View {
 
     /// The slices of a Service.
     pub fn slices(&self, service: &str) -> impl Iterator<Item = &Slice> {
-        self.slices.get(service).into_iter().flat_map(HashMap::values)
+        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
     }
 
     /// The names of all Services.
