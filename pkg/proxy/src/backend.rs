@@ -1,6 +1,7 @@
 //! The seam between what should be and how it is done.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use svcnet_netlink::nft;
 
 use crate::model::{Frontend, FrontendKey};
+use crate::scheduler::Scheduler;
 
 /// Which backend there is to be (`--proxy-mode`, and `mode` in the ConfigMap `kube-proxy`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -118,6 +120,17 @@ pub trait Backend: Send {
     /// # Errors
     /// When the kernel can not be asked.
     fn touched(&mut self) -> Result<bool, Error>;
+
+    /// The scheduler that is used where this one is asked for: itself, or the nearest that there is.
+    fn nearest(&self, scheduler: Scheduler) -> Scheduler {
+        scheduler
+    }
+
+    /// Hears the node's own main addresses, for `--nodeport-addresses primary`; whether [`Self::converge`] has
+    /// something to do then.
+    fn node_addresses(&mut self, _addresses: &[IpAddr]) -> bool {
+        false
+    }
 
     /// Readable when [`Self::touched`] may have something to say.
     fn wake(&self) -> Option<BorrowedFd<'_>>;

@@ -17,7 +17,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::BorrowedFd;
 
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
 use svcnet_runtime::Change;
@@ -25,6 +25,7 @@ use svcnet_runtime::Change;
 use crate::backend::{Backend, Error, Report};
 use crate::desired::{Settings, frontends};
 use crate::model::{Frontend, FrontendKey};
+use crate::notices::{Notice, Notices};
 use crate::view::{Name, View};
 
 /// Annotation of a slice: when what made it change happened (`v1.EndpointsLastChangeTriggerTime`).
@@ -37,6 +38,8 @@ pub enum Update {
     Services(Change<Service>),
     /// Of EndpointSlices.
     Slices(Change<EndpointSlice>),
+    /// Of the node that this is on; others are left aside.
+    Node(Change<Node>),
 }
 
 /// The proxy without its surroundings.
@@ -46,12 +49,13 @@ pub struct Engine {
     dirty: BTreeSet<Name>,
     triggers: Vec<Timestamp>,
     claims: Claims,
+    notices: Notices,
     backend: Box<dyn Backend>,
     trust: Trust,
 }
 
 /// How far the backend is known to hold what it was told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Trust {
     /// It does.
     Synced,
@@ -70,9 +74,17 @@ impl Engine {
             dirty: BTreeSet::new(),
             triggers: Vec::new(),
             claims: Claims::default(),
+            notices: Notices::default(),
             backend,
             trust: Trust::Unknown,
         }
+    }
+
+    /// Waits for the Node too before anything is done: its zone decides about endpoints.
+    #[must_use]
+    pub fn awaiting_node(mut self) -> Self {
+        self.view.await_node();
+        self
     }
 
     /// Takes in a change; [`Self::sync`] brings it into force.
@@ -85,6 +97,13 @@ impl Engine {
                 self.view.change_slices(change, &mut self.dirty);
                 // What changed nothing here was not waited for.
                 self.triggers.extend(trigger.filter(|_| self.dirty.len() > known));
+            }
+            Update::Node(change) => {
+                self.view.change_node(change, &mut self.dirty);
+                // Looked at again where node ports follow the node's addresses.
+                if self.backend.node_addresses(&self.view.node().addresses) {
+                    self.trust = self.trust.max(Trust::Unknown);
+                }
             }
         }
     }
@@ -195,8 +214,15 @@ impl Engine {
     /// The frontends of the Services that changed.
     fn changes(&mut self) -> Vec<(FrontendKey, Option<Frontend>)> {
         let mut changes: HashMap<FrontendKey, Option<Frontend>> = HashMap::new();
+        let scheduler = self.settings.scheduler;
+        self.notices
+            .default_scheduler(scheduler, self.backend.nearest(scheduler));
         // A Service that gives a frontend up can make another one change, which comes into the queue then.
         while let Some(name) = self.dirty.pop_first() {
+            match self.notice(&name) {
+                Some(notice) => self.notices.service(&name, notice),
+                None => self.notices.forget(&name),
+            }
             let wanted = frontends(&name, &self.view, &self.settings);
             for key in self.claims.release(&name, &wanted) {
                 match self.claims.next_owner(&key) {
@@ -217,6 +243,19 @@ impl Engine {
             }
         }
         changes.into_iter().collect()
+    }
+
+    /// What is left aside in a Service, if there is one of that name.
+    fn notice(&self, name: &Name) -> Option<Notice> {
+        let service = self.view.service(name)?;
+        let scheduler = service
+            .scheduler
+            .map(|wanted| (wanted, self.backend.nearest(wanted)));
+        Some(Notice {
+            complaints: service.complaints.clone(),
+            refused: self.settings.refused_addresses(service).collect(),
+            stand_in: scheduler.filter(|(wanted, used)| wanted != used),
+        })
     }
 }
 

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -22,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 use crate::desired::Settings;
 use crate::engine::{Engine, Update};
 use crate::nftables::Nftables;
+use crate::node_ports::NodePortAddresses;
+use crate::scheduler::Scheduler;
 
 /// Changes that may wait for the kernel before the watches wait for us.
 const QUEUE_LENGTH: usize = 4096;
@@ -41,6 +43,12 @@ pub struct Config {
     pub service_cidrs: Vec<IpNet>,
     /// Service addresses that this node answers itself, as the DNS role does: nothing is programmed for them.
     pub node_local: Vec<IpAddr>,
+    /// How endpoints are chosen for Services that do not say it (`--scheduler`).
+    pub scheduler: Scheduler,
+    /// Networks that `externalIPs` may lie in (`--external-ip-range`); without any, none is served.
+    pub external_ranges: Vec<IpNet>,
+    /// Which addresses node ports answer on (`--nodeport-addresses`).
+    pub node_ports: NodePortAddresses,
 }
 
 /// Why a proxy can not run.
@@ -62,6 +70,8 @@ pub struct Proxy {
     engine: Engine,
     services: mpsc::Receiver<Change<Service>>,
     slices: mpsc::Receiver<Change<EndpointSlice>>,
+    node: mpsc::Receiver<Change<Node>>,
+    route_loopback: bool,
     health: Component,
     shutdown: CancellationToken,
 }
@@ -73,7 +83,7 @@ enum Work {
 }
 
 impl Proxy {
-    /// Opens the way to the kernel and subscribes to Services and EndpointSlices. Changes nothing yet.
+    /// Opens the way to the kernel and subscribes to Services, EndpointSlices and this node's Node. Changes nothing yet.
     ///
     /// # Errors
     /// When the kernel has no nf_tables or permission is lacking.
@@ -82,12 +92,21 @@ impl Proxy {
         let settings = Settings {
             service_cidrs: config.service_cidrs,
             node_local: config.node_local,
-            ..Settings::default()
+            scheduler: config.scheduler,
+            external_ranges: config.external_ranges,
         };
+        let own_node = Scope {
+            fields: Some(format!("metadata.name={}", ctx.node_name)),
+            ..Scope::default()
+        };
+        let route_loopback = config.node_ports.answers_on([127, 0, 0, 1].into());
+        let backend = backend.with_node_ports_on(config.node_ports);
         Ok(Self {
-            engine: Engine::new(&ctx.node_name, settings, Box::new(backend)),
+            engine: Engine::new(&ctx.node_name, settings, Box::new(backend)).awaiting_node(),
             services: ctx.informers.subscribe(Scope::default()),
             slices: ctx.informers.subscribe(Scope::default()),
+            node: ctx.informers.subscribe(own_node),
+            route_loopback,
             health: ctx.health.component("proxy"),
             shutdown: ctx.shutdown.clone(),
         })
@@ -98,7 +117,9 @@ impl Proxy {
     /// # Errors
     /// When its thread can not be started or dies.
     pub async fn run(mut self) -> Result<(), Error> {
-        route_loopback();
+        if self.route_loopback {
+            route_loopback();
+        }
         let wake = self
             .engine
             .wake()
@@ -123,6 +144,7 @@ impl Proxy {
                 _ = &mut has_ended => return Err(Error::ThreadEnded),
                 Some(change) = self.services.recv() => Work::Update(Update::Services(change)),
                 Some(change) = self.slices.recv() => Work::Update(Update::Slices(change)),
+                Some(change) = self.node.recv() => Work::Update(Update::Node(change)),
                 else => return Ok(()),
             };
             if sender.send(work).await.is_err() {

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Args;
+use ipnet::IpNet;
 use svcnet_announcer::{Announcer, LinkPattern};
 use svcnet_api::types::{IfName, Vni};
 use svcnet_api::wellknown::{VXLAN_PORT, VXLAN_VNI};
@@ -11,7 +12,7 @@ use svcnet_cni::CniDaemon;
 use svcnet_dns::Dns;
 use svcnet_node::{Machine, NodeRole};
 use svcnet_overlay::Overlay;
-use svcnet_proxy::Proxy;
+use svcnet_proxy::{NodePortAddresses, Proxy, Scheduler};
 use svcnet_runtime::Context;
 
 use super::flags::{Cluster, ClusterFlags, KubeconfigFlags, NodeFlags, OpsFlags, ProcessFlags};
@@ -139,6 +140,59 @@ impl AnnouncerFlags {
     }
 }
 
+/// Flags of the proxy.
+#[derive(Debug, Args)]
+pub(crate) struct ProxyFlags {
+    /// How endpoints are chosen for Services without the annotation svcnet.io/scheduler: random, rr, wrr, lc, wlc, dh, sh,
+    /// sed, nq, lblc, lblcr or mh; a mode that lacks one takes its nearest and says so
+    #[arg(
+        long,
+        alias = "ipvs-scheduler",
+        value_name = "NAME",
+        help_heading = "Proxy",
+        default_value = "random"
+    )]
+    scheduler: String,
+    /// Addresses of the node that node ports answer on, with commas between: networks, primary, localhost or all
+    #[arg(long, value_name = "ADDRESSES", help_heading = "Proxy", default_value = "all")]
+    nodeport_addresses: String,
+    /// Networks that externalIPs of Services may lie in, with commas between [default: none is accepted]
+    #[arg(
+        long,
+        value_name = "CIDRS",
+        help_heading = "Proxy",
+        default_value = "",
+        hide_default_value = true
+    )]
+    external_ip_range: String,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Proxying {
+    scheduler: Scheduler,
+    node_ports: NodePortAddresses,
+    external_ranges: Vec<IpNet>,
+}
+
+impl ProxyFlags {
+    pub(crate) fn parse(&self, problems: &mut Problems<'_>) -> Proxying {
+        let node_ports = problems.parse("nodeport-addresses", &self.nodeport_addresses);
+        let ranges = self.external_ip_range.split(',').map(str::trim);
+        let ranges = ranges.filter(|range| !range.is_empty()).filter_map(|range| {
+            problems.parse_with("external-ip-range", range, |range| {
+                let network = range.parse::<IpNet>();
+                network.map_err(|_| format!("{range:?} is not a network, as in 203.0.113.0/24"))
+            })
+        });
+        let external_ranges = ranges.collect();
+        Proxying {
+            scheduler: problems.parse("scheduler", &self.scheduler).unwrap_or_default(),
+            node_ports: node_ports.unwrap_or_default(),
+            external_ranges,
+        }
+    }
+}
+
 /// Starts the overlay.
 pub(crate) fn start_overlay(
     process: &mut Process,
@@ -197,12 +251,16 @@ pub(crate) fn start_proxy(
     process: &mut Process,
     ctx: &Context,
     cluster: &Cluster,
+    proxying: &Proxying,
     node_local: &[IpAddr],
 ) -> anyhow::Result<()> {
     let config = svcnet_proxy::Config {
         cluster_cidrs: cluster.cluster_cidr.iter().collect(),
         service_cidrs: cluster.service_cidr.iter().collect(),
         node_local: node_local.to_vec(),
+        scheduler: proxying.scheduler,
+        external_ranges: proxying.external_ranges.clone(),
+        node_ports: proxying.node_ports.clone(),
     };
     process.spawn("proxy", Proxy::new(config, ctx)?.run());
     Ok(())
@@ -362,14 +420,17 @@ pub(crate) struct ProxyArgs {
     alone: Alone,
     #[command(flatten)]
     cluster: ClusterFlags,
+    #[command(flatten)]
+    proxy: ProxyFlags,
 }
 
 pub(crate) fn proxy(args: &ProxyArgs, given: &Given) -> anyhow::Result<()> {
     let mut problems = Problems::new(given);
     let cluster = args.cluster.parse(&mut problems);
+    let proxying = args.proxy.parse(&mut problems);
     args.alone
         .start(PROXY_OPS_PORT, problems, |process, ctx| match &cluster {
-            Some(cluster) => start_proxy(process, ctx, cluster, &[]),
+            Some(cluster) => start_proxy(process, ctx, cluster, &proxying, &[]),
             None => Ok(()),
         })
 }

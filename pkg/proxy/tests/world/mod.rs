@@ -112,9 +112,15 @@ impl World {
 
     /// Another proxy over what the kernel holds, as after a restart of the agent.
     pub(crate) fn restart(&mut self) {
+        self.restart_with_node_ports_on("all");
+    }
+
+    /// The same with `--nodeport-addresses`.
+    pub(crate) fn restart_with_node_ports_on(&mut self, addresses: &str) {
         let open = || {
             let pods = ["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()];
-            Nftables::open(&pods, &settings().service_cidrs).unwrap()
+            let backend = Nftables::open(&pods, &settings().service_cidrs).unwrap();
+            backend.with_node_ports_on(addresses.parse().unwrap())
         };
         let backend = self.node.run(open).unwrap();
         self.engine = Some(Engine::new("n1", settings(), Box::new(backend)));
@@ -153,6 +159,17 @@ impl World {
         self.sync()
     }
 
+    /// This node's Node: its zone and main address.
+    pub(crate) fn node_object(&mut self, zone: &str, address: &str) -> Report {
+        let node = json!({
+            "metadata": { "name": "n1", "labels": { "topology.kubernetes.io/zone": zone } },
+            "status": { "addresses": [{ "type": "InternalIP", "address": address }] },
+        });
+        self.engine()
+            .apply_change(Update::Node(Change::Apply(object(node))));
+        self.sync()
+    }
+
     pub(crate) fn sync(&mut self) -> Report {
         self.engine().sync().unwrap_or_else(|error| panic!("{error}"))
     }
@@ -187,7 +204,7 @@ fn prepare(node: &OwnedNetNs) {
 }
 
 /// A pod as the CNI role sets it up.
-fn plug(node: &OwnedNetNs, pod: &OwnedNetNs, address: &str) {
+pub(crate) fn plug(node: &OwnedNetNs, pod: &OwnedNetNs, address: &str) {
     let last = address.rsplit('.').next().unwrap();
     ip(
         node,
@@ -211,6 +228,7 @@ fn plug(node: &OwnedNetNs, pod: &OwnedNetNs, address: &str) {
 pub(crate) fn settings() -> Settings {
     Settings {
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap(), "fd00:96::/108".parse().unwrap()],
+        external_ranges: vec!["203.0.113.0/24".parse().unwrap()],
         ..Settings::default()
     }
 }
@@ -236,6 +254,12 @@ pub(crate) fn service(name: &str, cluster_ip: &str, spec: Value) -> Value {
         _ => json!({}),
     };
     json!({ "metadata": { "namespace": "default", "name": name }, "spec": whole, "status": status })
+}
+
+/// A Service with annotations.
+pub(crate) fn annotated(mut service: Value, annotations: Value) -> Value {
+    service["metadata"]["annotations"] = annotations;
+    service
 }
 
 /// Node ports 30080 for TCP and UDP.
