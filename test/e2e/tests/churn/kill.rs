@@ -21,7 +21,7 @@ const VICTIM: &str = "n2";
 /// How many Services change all the time.
 const CHANGING: u64 = 24;
 /// How many change them at the same time.
-const WRITERS: u32 = 4;
+const WRITERS: u64 = 4;
 /// A kill comes within so long after the start of the agent: it is starting, converging or following then.
 const LIFE_MS_MAX: u64 = 700;
 
@@ -41,9 +41,10 @@ impl Random {
     }
 }
 
-/// One change: mostly of a slice, now and then a Service goes and another of its name comes.
-fn change(api: &Api, random: &mut Random) {
-    let name = format!("s{}", random.below(CHANGING));
+/// One change by one of the writers, each of which has Services of its own: mostly of a slice, now and then a Service
+/// goes and another of its name comes.
+fn change(api: &Api, writer: u64, random: &mut Random) {
+    let name = format!("s{}", random.below(CHANGING / WRITERS) * WRITERS + writer);
     if random.below(6) == 0 {
         api.delete(SERVICES, &name);
         if random.below(6) > 0 {
@@ -214,10 +215,8 @@ fn a_killed_agent_leaves_nothing_wrong() {
         let (at_rest, seed) = (AtomicBool::new(false), random.0);
         changes += std::thread::scope(|scope| {
             let (api, at_rest) = (&api, &at_rest);
-            let writers: Vec<_> = (1..=WRITERS)
-                .map(|writer| {
-                    scope.spawn(move || keep_changing(api, at_rest, seed.rotate_left(writer * 13) | 1))
-                })
+            let writers: Vec<_> = (0..WRITERS)
+                .map(|writer| scope.spawn(move || keep_changing(api, at_rest, writer, seed)))
                 .collect();
             std::thread::sleep(Duration::from_millis(random.below(LIFE_MS_MAX)));
             kill(&lab);
@@ -248,11 +247,11 @@ fn a_killed_agent_leaves_nothing_wrong() {
 }
 
 /// Changes something again and again; says how often.
-fn keep_changing(api: &Api, at_rest: &AtomicBool, seed: u64) -> usize {
-    let mut random = Random(seed);
+fn keep_changing(api: &Api, at_rest: &AtomicBool, writer: u64, seed: u64) -> usize {
+    let mut random = Random(seed.wrapping_add(writer) | 1 << 63);
     let mut changes = 0;
     while !at_rest.load(Ordering::SeqCst) {
-        change(api, &mut random);
+        change(api, writer, &mut random);
         changes += 1;
     }
     changes
