@@ -1,24 +1,34 @@
 //! Clients that open connection after connection, and what answers them.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use socket2::{Domain, Socket, Type};
 use svcnet_netlink::netns::NetNs;
 
 /// How long a connection may take: generous, machines can be busy.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Between two connections of a client: of its 64,000 ports none is used again within half a minute.
-const PAUSE: Duration = Duration::from_micros(500);
+/// The ports that connections leave from, one after the other: connection tracking remembers each for two minutes.
+const PORTS: std::ops::Range<u16> = 1100..65_000;
+/// Between two connections of a client, so that no port is used again within that time.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// A connection that did not come to its end.
+pub(crate) struct Failure {
+    pub(crate) why: String,
+    /// The port that it left from.
+    pub(crate) port: u16,
+}
 
 /// Opens connections until it is ended or one fails.
 pub(crate) struct Client {
     name: String,
     ended: Arc<AtomicBool>,
-    thread: JoinHandle<Result<usize, String>>,
+    thread: JoinHandle<Result<usize, Failure>>,
 }
 
 impl Client {
@@ -41,35 +51,54 @@ impl Client {
     }
 
     /// How many connections there were; why the last one failed, if it did.
-    pub(crate) fn end(self) -> Result<usize, String> {
+    pub(crate) fn end(self) -> Result<usize, Failure> {
         self.ended.store(true, Ordering::SeqCst);
-        self.thread
-            .join()
-            .unwrap()
-            .map_err(|why| format!("{}: {why}", self.name))
+        let ended = self.thread.join().unwrap();
+        ended.map_err(|failure| Failure {
+            why: format!("{}: {}", self.name, failure.why),
+            ..failure
+        })
     }
 }
 
-fn connect_until(ended: &AtomicBool, to: SocketAddr) -> Result<usize, String> {
+fn connect_until(ended: &AtomicBool, to: SocketAddr) -> Result<usize, Failure> {
     let mut count = 0;
-    while !ended.load(Ordering::SeqCst) {
-        ask(to).map_err(|error| format!("connection {count}: {error}"))?;
-        count += 1;
+    for port in PORTS.cycle() {
+        if ended.load(Ordering::SeqCst) {
+            break;
+        }
+        match ask(port, to) {
+            Ok(()) => count += 1,
+            // Somebody else's.
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            Err(error) => {
+                let why = format!("connection {count}, from port {port}: {error}");
+                return Err(Failure { why, port });
+            }
+        }
         std::thread::sleep(PAUSE);
     }
     Ok(count)
 }
 
-fn ask(to: SocketAddr) -> std::io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+fn ask(port: u16, to: SocketAddr) -> io::Result<()> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    let any: IpAddr = if to.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    socket.bind(&SocketAddr::new(any, port).into())?;
+    socket.connect_timeout(&to.into(), PATIENCE)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let mut stream = TcpStream::from(socket);
     stream.write_all(b"?")?;
     // The other side closes first, so that the port is free again at once.
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     match &answer[..] {
         b"!" => Ok(()),
-        other => Err(std::io::Error::other(format!("answered {other:?}"))),
+        other => Err(io::Error::other(format!("answered {other:?}"))),
     }
 }
 
