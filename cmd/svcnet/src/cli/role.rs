@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use ipnet::IpNet;
 use svcnet_announcer::{Announcer, LinkPattern};
-use svcnet_api::types::{IfName, Vni};
+use svcnet_api::types::{IfName, NodeIps, Vni};
 use svcnet_api::wellknown::{VXLAN_PORT, VXLAN_VNI};
 use svcnet_cni::CniDaemon;
 use svcnet_dns::Dns;
@@ -199,10 +199,10 @@ pub(crate) fn start_overlay(
     ctx: &Context,
     cluster: &Cluster,
     network: &Network,
-    node_ip: Option<IpAddr>,
+    node_ips: Option<NodeIps>,
 ) -> anyhow::Result<()> {
     let config = svcnet_overlay::Config {
-        node_ip,
+        node_ip: node_ips.map(NodeIps::primary),
         interface: network.iface.clone(),
         vni: network.vni.unwrap_or(Vni::new(VXLAN_VNI)?),
         port: network.port,
@@ -220,11 +220,11 @@ pub(crate) fn start_cni(
     ctx: &Context,
     cluster: &Cluster,
     network: &Network,
-    node_ip: Option<IpAddr>,
+    node_ips: Option<NodeIps>,
     runtimes: &Runtimes,
 ) -> anyhow::Result<()> {
     let config = svcnet_cni::Config {
-        node_ip,
+        node_ip: node_ips.map(NodeIps::primary),
         interface: network.iface.clone(),
         mtu: network.mtu,
         cluster_dns: cluster.dns.clone(),
@@ -237,9 +237,9 @@ pub(crate) fn start_cni(
 }
 
 /// Starts the keeping of the Node object and its Lease.
-pub(crate) fn start_node(process: &mut Process, ctx: &Context, node_ip: IpAddr) -> anyhow::Result<()> {
+pub(crate) fn start_node(process: &mut Process, ctx: &Context, node_ips: NodeIps) -> anyhow::Result<()> {
     let config = svcnet_node::Config {
-        node_ips: vec![node_ip],
+        node_ips: node_ips.iter().collect(),
         machine: Machine::this(),
     };
     process.spawn("node", NodeRole::new(config, ctx)?.run());
@@ -288,10 +288,10 @@ pub(crate) fn start_announcer(
     process: &mut Process,
     ctx: &Context,
     announcing: &Announcing,
-    node_ip: Option<IpAddr>,
+    node_ips: Option<NodeIps>,
 ) -> anyhow::Result<()> {
     let config = svcnet_announcer::Config {
-        node_ips: node_ip.into_iter().collect(),
+        node_ips: node_ips.into_iter().flat_map(NodeIps::iter).collect(),
         interfaces: announcing.links.clone(),
         load_balancer_class: announcing.class.clone(),
         ..svcnet_announcer::Config::default()
@@ -355,10 +355,10 @@ pub(crate) fn overlay(args: &OverlayArgs, given: &Given) -> anyhow::Result<()> {
     let mut problems = Problems::new(given);
     let cluster = args.cluster.parse(&mut problems);
     let network = args.network.parse(&mut problems);
-    let ip = args.alone.node.ip(&mut problems);
+    let ips = args.alone.node.ips(&mut problems);
     args.alone
         .start(OVERLAY_OPS_PORT, problems, |process, ctx| match &cluster {
-            Some(cluster) => start_overlay(process, ctx, cluster, &network, ip),
+            Some(cluster) => start_overlay(process, ctx, cluster, &network, ips),
             None => Ok(()),
         })
 }
@@ -403,9 +403,9 @@ pub(crate) struct AnnouncerArgs {
 pub(crate) fn announcer(args: &AnnouncerArgs, given: &Given) -> anyhow::Result<()> {
     let mut problems = Problems::new(given);
     let announcing = args.announcer.parse(&mut problems);
-    let ip = args.alone.node.ip(&mut problems);
+    let ips = args.alone.node.ips(&mut problems);
     args.alone.start(ANNOUNCER_OPS_PORT, problems, |process, ctx| {
-        start_announcer(process, ctx, &announcing, ip)
+        start_announcer(process, ctx, &announcing, ips)
     })
 }
 

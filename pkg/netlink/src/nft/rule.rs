@@ -467,10 +467,19 @@ impl Rule {
     /// `icmp type echo-request` or `icmpv6 type echo-request`
     #[must_use]
     pub fn echo_request(self, family: Family) -> Self {
-        let (protocol, kind) = match family {
-            Family::Ip => (1, 8),
-            Family::Ip6 => (58, 128),
-        };
+        match family {
+            Family::Ip => self.icmp(1, 8),
+            Family::Ip6 => self.icmp(58, 128),
+        }
+    }
+
+    /// `icmpv6 type nd-redirect`
+    #[must_use]
+    pub fn nd_redirect(self) -> Self {
+        self.icmp(58, 137)
+    }
+
+    fn icmp(self, protocol: u8, kind: u8) -> Self {
         self.l4proto(protocol)
             .expr(Expr::Payload {
                 header: Header::Transport,
