@@ -5,7 +5,8 @@ import select
 import subprocess
 import time
 
-KERNEL_ARGUMENTS = "console=ttyS0 panic=-1 loglevel=4 random.trust_cpu=on"
+# ramfs, for a tmpfs would take half of the memory only.
+KERNEL_ARGUMENTS = "console=ttyS0 panic=-1 loglevel=4 random.trust_cpu=on rootfstype=ramfs"
 
 
 def command(root, initramfs, memory_mb, accelerator):

@@ -1,15 +1,5 @@
 # What checks are written with; sourced before each of them.
 set -eu
-trap 'status=$?; [ $status = 0 ] || explain' EXIT
-
-# What a failed check shows beside its own words.
-explain() {
-  for log in /tmp/*.log; do
-    [ -s "$log" ] || continue
-    echo "-- the end of $(basename "$log"):"
-    tail -n 15 "$log"
-  done
-}
 
 # A fact that is shown also when the check passes.
 say() { echo "say $*"; }
@@ -38,12 +28,13 @@ $2" ;;
 
 # until_true WHAT COMMAND…: tries for a minute; emulated machines are slow, and a busy host makes them slower.
 until_true() {
-  what=$1
+  echo "$1" >/tmp/waiting
   shift
   tries=0
   until "$@" >/tmp/until 2>&1; do
     tries=$((tries + 1))
-    [ $tries -lt 300 ] || fail "$what: not within a minute; the last try said: $(cat /tmp/until)"
+    [ $tries -lt 300 ] || exit 1
     sleep 0.2
   done
+  rm /tmp/waiting
 }
