@@ -3,7 +3,7 @@
 import stat
 import subprocess
 
-from packages import kubectl
+from packages import Missing, kubectl
 
 # Modules that the kernel may ask for while it serves svcnet; what they depend on comes along.
 MODULES = (
@@ -24,6 +24,10 @@ MODULES = (
     "kernel/drivers/net/wireguard",
 )
 INDEXES = ("alias.bin", "builtin.bin", "builtin.alias.bin", "dep.bin", "softdep", "symbols.bin")
+
+
+# How the names of programs begin that are built with svcnet and lie beside it.
+BESIDE = "svcnet-"
 
 
 class Archive:
@@ -71,8 +75,11 @@ def build(out, root, svcnet, guest, checks, order, cache):
         archive.directory(name)
     base(archive, root)
     programs = {program for check in checks for program in check.programs}
-    for name in sorted(programs - {"svcnet"}):
-        add_program(archive, root, name)
+    for name in sorted(programs):
+        if name.startswith(BESIDE):
+            add_built(archive, svcnet.with_name(name), cache)
+        else:
+            add_program(archive, root, name)
     archive.file("bin/svcnet", stripped(svcnet, cache).read_bytes(), 0o755)
     archive.link("opt/cni/bin/svcnet", "/bin/svcnet")
     for path in sorted(guest.iterdir()):
@@ -115,6 +122,12 @@ def add_program(archive, root, name):
             archive.copy(place, library)
 
 
+def add_built(archive, binary, cache):
+    if not binary.is_file():
+        raise Missing(f"there is no {binary}: run `cargo build -p {binary.name}`, as svcnet itself was built")
+    archive.file(f"bin/{binary.name}", stripped(binary, cache).read_bytes(), 0o755)
+
+
 def add_modules(archive, root):
     depends = {}
     for line in (root.modules / "modules.dep").read_text().splitlines():
@@ -133,9 +146,9 @@ def add_modules(archive, root):
 def stripped(binary, cache):
     """A copy without symbols, made anew when the binary has changed."""
     status = binary.stat()
-    copy = cache / f"svcnet-{status.st_mtime_ns:x}-{status.st_size:x}"
+    copy = cache / f"{binary.name}.{status.st_mtime_ns:x}-{status.st_size:x}"
     if not copy.exists():
-        for old in cache.glob("svcnet-*"):
+        for old in cache.glob(f"{binary.name}.*"):
             old.unlink()
         scratch = cache / "stripping"
         subprocess.run(["strip", "-o", scratch, binary], check=True)
