@@ -150,17 +150,17 @@ impl Socket {
     }
 
     /// Sends several requests at once, of which the last asks for an acknowledgement. The kernel carries out each that
-    /// it can; the first that it refuses is the error.
+    /// it can; the first that it refuses is the error. Says how many bytes went out.
     pub(crate) fn request_all(
         &mut self,
         mut requests: Vec<Vec<u8>>,
         what: impl Fn(usize) -> String,
-    ) -> Result<(), Error> {
+    ) -> Result<usize, Error> {
         if requests.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
         let first = self.sequence.wrapping_add(1);
-        self.send_all(&mut requests)?;
+        let bytes = self.send_all(&mut requests)?;
         let last = self.sequence;
         let mut failure = None;
         let mut done = false;
@@ -177,7 +177,7 @@ impl Socket {
                 }
             })?;
         }
-        failure.map_or(Ok(()), Err)
+        failure.map_or(Ok(bytes), Err)
     }
 
     /// Asks for a list and hands each item to `each`. A list that changed while it was read is read again from the
@@ -220,7 +220,7 @@ impl Socket {
         Ok(())
     }
 
-    fn send_all(&mut self, requests: &mut [Vec<u8>]) -> Result<(), Error> {
+    fn send_all(&mut self, requests: &mut [Vec<u8>]) -> Result<usize, Error> {
         for request in requests.iter_mut() {
             self.sequence = self.sequence.wrapping_add(1);
             request[8..12].copy_from_slice(&self.sequence.to_ne_bytes());
@@ -228,7 +228,7 @@ impl Socket {
         let bytes = requests.concat();
         loop {
             match self.socket.send(&bytes, 0) {
-                Ok(_) => return Ok(()),
+                Ok(_) => return Ok(bytes.len()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Error::Send(error)),
             }

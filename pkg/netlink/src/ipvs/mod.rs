@@ -324,22 +324,24 @@ impl Socket {
         Ok(found.into_inner())
     }
 
-    /// Carries changes out, in order. What comes after one that the kernel refuses may be done all the same.
+    /// Carries changes out, in order, and says how many bytes that took. What comes after one that the kernel refuses
+    /// may be done all the same.
     ///
     /// # Errors
     /// The first that the kernel refuses.
-    pub fn apply(&mut self, ops: &[Op]) -> Result<(), Error> {
+    pub fn apply(&mut self, ops: &[Op]) -> Result<usize, Error> {
+        let mut bytes = 0;
         for chunk in ops.chunks(REQUESTS_AT_ONCE) {
             let last = chunk.len() - 1;
             let requests = chunk.iter().enumerate().map(|(index, op)| {
                 let flags = if index == last { NLM_F_ACK } else { 0 };
                 codec::op(self.family, op, flags)
             });
-            self.socket.request_all(requests.collect(), |index| {
+            bytes += self.socket.request_all(requests.collect(), |index| {
                 chunk.get(index).map_or_else(String::new, Op::to_string)
             })?;
         }
-        Ok(())
+        Ok(bytes)
     }
 }
 

@@ -89,7 +89,9 @@ pub(crate) fn wanted(at: Virtual, frontend: &Frontend, host: &Host) -> Wanted {
         name: frontend.name.clone(),
         scheduler,
         flags: schedule::flags(scheduler),
-        persistence: frontend.affinity_seconds.map(|seconds| Persistence { seconds, prefix }),
+        persistence: frontend
+            .affinity_seconds
+            .map(|seconds| Persistence { seconds, prefix }),
         destinations: endpoints.iter().map(|e| (e.at, u32::from(e.weight))).collect(),
         drains: frontend.key.protocol() != Protocol::Udp && schedule::can_drain(scheduler),
         bound,

@@ -39,7 +39,9 @@ pub(crate) struct Networks {
 }
 
 fn of_family(nets: &[IpNet], family: Family) -> impl Iterator<Item = IpNet> + '_ {
-    nets.iter().copied().filter(move |net| Family::of(net.addr()) == family)
+    nets.iter()
+        .copied()
+        .filter(move |net| Family::of(net.addr()) == family)
 }
 
 /// Our table of a family.
@@ -51,10 +53,20 @@ pub(crate) const fn table(family: Family) -> Table {
 pub(crate) fn ruleset(family: Family, networks: &Networks) -> Ruleset {
     let base = |name, kind, hook, priority| Chain::base(name, kind, hook, priority);
     let ruleset = Ruleset::new(table(family), "svcnet proxy, beside IPVS")
-        .chain(base("prerouting", ChainKind::Filter, Hook::Prerouting, BEFORE_IPVS))
+        .chain(base(
+            "prerouting",
+            ChainKind::Filter,
+            Hook::Prerouting,
+            BEFORE_IPVS,
+        ))
         .chain(base("output", ChainKind::Filter, Hook::Output, BEFORE_IPVS))
         // Before other tables' masquerading: the first that translates a connection is the last to see it.
-        .chain(base("postrouting", ChainKind::Nat, Hook::Postrouting, PRIORITY_SRCNAT - 1))
+        .chain(base(
+            "postrouting",
+            ChainKind::Nat,
+            Hook::Postrouting,
+            PRIORITY_SRCNAT - 1,
+        ))
         .chain(Chain::regular("restrict"))
         .chain(Chain::regular("refuse"))
         .chain(Chain::regular("outside"))

@@ -19,6 +19,7 @@ use svcnet_netlink::ipvs::{Connections, Destination, Identity, Op, Service, Virt
 use svcnet_netlink::nft::{Family, comment_kept};
 
 use super::desired::{self, Host, Wanted};
+use super::schedule::Lacking;
 use super::slot::{List, Slot};
 use super::stale::Suspects;
 use crate::model::{Frontend, FrontendKey};
@@ -77,7 +78,10 @@ impl Plan {
         let stays_bound = |ip: IpAddr| after.binds(ip) && !self.bind.contains(&ip);
         let replaced: BTreeSet<Slot> = {
             let deleted: BTreeSet<Slot> = deletes.iter().copied().collect();
-            adds.iter().map(|(slot, _)| *slot).filter(|slot| deleted.contains(slot)).collect()
+            adds.iter()
+                .map(|(slot, _)| *slot)
+                .filter(|slot| deleted.contains(slot))
+                .collect()
         };
         for slot in deletes {
             let first = replaced.contains(&slot)
@@ -91,10 +95,18 @@ impl Plan {
             let elements = if first { &mut self.before } else { &mut self.after };
             elements.deletes.push(slot);
         }
+        let added: BTreeSet<Identity> = self
+            .ops
+            .iter()
+            .filter_map(|op| match op {
+                Op::AddService(service) => Some(service.identity),
+                _ => None,
+            })
+            .collect();
         for (slot, name) in adds {
             let last = match slot {
                 Slot::Frontend(List::Frontends, at) => {
-                    stays_bound(at.ip) && !replaced.contains(&slot) && !self.rebuild.contains(&slot.family())
+                    stays_bound(at.ip) && added.contains(&Identity::Address(at))
                 }
                 _ => false,
             };
@@ -115,7 +127,11 @@ impl fmt::Display for Plan {
                 writeln!(f, "- {slot}")?;
             }
             for (slot, name) in &elements.adds {
-                let name = if name.is_empty() { String::new() } else { format!(" ({name})") };
+                let name = if name.is_empty() {
+                    String::new()
+                } else {
+                    format!(" ({name})")
+                };
                 writeln!(f, "+ {slot}{name}")?;
             }
             Ok(())
@@ -206,6 +222,11 @@ impl State {
         &self.host
     }
 
+    /// Notes what schedulers the kernel lacks, as far as anybody has asked for them.
+    pub(crate) fn learn(&mut self, lacking: &Lacking) {
+        self.host.lacking.clone_from(lacking);
+    }
+
     /// The virtual services with endpoints that wait for the end of their connections.
     pub fn draining(&self) -> impl Iterator<Item = Virtual> + '_ {
         self.draining.keys().copied()
@@ -230,10 +251,13 @@ impl State {
     /// Every virtual service once.
     fn all(&self) -> impl Iterator<Item = (Virtual, Wanted)> + '_ {
         self.frontends.values().flat_map(move |frontend| {
-            let owned = desired::virtuals(frontend.key, &self.host).into_iter().filter(|at| {
-                let owner = desired::candidates(*at, &self.host).find(|key| self.frontends.contains_key(key));
-                owner == Some(frontend.key)
-            });
+            let owned = desired::virtuals(frontend.key, &self.host)
+                .into_iter()
+                .filter(|at| {
+                    let owner =
+                        desired::candidates(*at, &self.host).find(|key| self.frontends.contains_key(key));
+                    owner == Some(frontend.key)
+                });
             owned.map(move |at| (at, desired::wanted(at, frontend, &self.host)))
         })
     }
@@ -247,7 +271,6 @@ impl State {
         };
         let mut suspects = Suspects::default();
         let mut draining = BTreeMap::new();
-        let mut wanted_all = BTreeSet::new();
         for (at, wanted) in self.all() {
             let held = observed.services.get(&at);
             suspects.add(at, held, Some(&wanted));
@@ -255,16 +278,20 @@ impl State {
             if !drains.is_empty() {
                 draining.insert(at, drains);
             }
-            wanted_all.insert(at);
         }
         for (at, held) in &observed.services {
-            if !wanted_all.contains(at) && is_ours(*at) {
+            if self.wanted(*at).is_none() && is_ours(*at) {
                 suspects.add(*at, Some(held), None);
                 compare(*at, Some(held), None, &mut plan.ops);
             }
         }
         self.draining = draining;
-        plan.unbind = observed.bound.iter().copied().filter(|ip| !self.binds(*ip)).collect();
+        plan.unbind = observed
+            .bound
+            .iter()
+            .copied()
+            .filter(|ip| !self.binds(*ip))
+            .collect();
         let bound = self.shared.keys().filter_map(|slot| match slot {
             Slot::Bound(ip) => Some(*ip),
             _ => None,
@@ -363,7 +390,9 @@ impl State {
         };
         let mut ops = Vec::new();
         draining.retain(|endpoint| {
-            let found = observed.iter().find(|(destination, _)| destination.at == *endpoint);
+            let found = observed
+                .iter()
+                .find(|(destination, _)| destination.at == *endpoint);
             match found {
                 Some((_, connections)) if is_idle(connections) => {
                     ops.push(Op::DeleteDestination(Identity::Address(at), *endpoint));

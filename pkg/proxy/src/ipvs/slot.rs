@@ -124,7 +124,10 @@ fn read_virtual(fields: &mut Fields<'_>, family: Family) -> Option<Virtual> {
 
 /// Reads an element of a list back.
 pub(crate) fn read_frontend(list: List, family: Family, element: &ObservedElement<'_>) -> Option<Slot> {
-    Some(Slot::Frontend(list, read_virtual(&mut Fields(element.key), family)?))
+    Some(Slot::Frontend(
+        list,
+        read_virtual(&mut Fields(element.key), family)?,
+    ))
 }
 
 /// Reads a hairpin pair back.
@@ -150,7 +153,10 @@ pub(crate) fn read_source(family: Family, element: &ObservedElement<'_>) -> Opti
         (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
         _ => return None,
     };
-    Some(Slot::Source(at, IpNet::new(first, u8::try_from(common).ok()?).ok()?))
+    Some(Slot::Source(
+        at,
+        IpNet::new(first, u8::try_from(common).ok()?).ok()?,
+    ))
 }
 
 impl fmt::Display for Slot {

@@ -32,8 +32,9 @@ impl Suspects {
         }
         let old: BTreeSet<SocketAddr> =
             before.map_or_else(BTreeSet::new, |held| held.destinations.keys().copied().collect());
-        let new: BTreeSet<SocketAddr> =
-            after.map_or_else(BTreeSet::new, |wanted| wanted.destinations.keys().copied().collect());
+        let new: BTreeSet<SocketAddr> = after.map_or_else(BTreeSet::new, |wanted| {
+            wanted.destinations.keys().copied().collect()
+        });
         if new.is_empty() {
             if !old.is_empty() {
                 self.0.insert(at, Wrong::To(old));
