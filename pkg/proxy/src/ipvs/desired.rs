@@ -38,9 +38,10 @@ pub struct Wanted {
     pub flags: Flags,
     /// How long clients stay.
     pub persistence: Option<Persistence>,
-    /// The endpoints, with their weights.
+    /// The endpoints, with their weights; those of weight zero keep the connections that they have.
     pub destinations: BTreeMap<SocketAddr, u32>,
-    /// Whether an endpoint that goes keeps its connections until they end. UDP has no end to wait for.
+    /// Whether an endpoint that goes keeps its connections until they end. UDP has no end to wait for, and an SCTP client
+    /// would begin anew with the endpoint that is gone ([`Protocol::outlives_endpoints`]).
     pub drains: bool,
     /// Whether the address is put on our link.
     pub bound: bool,
@@ -83,6 +84,12 @@ pub(crate) fn virtuals(key: FrontendKey, host: &Host) -> Vec<Virtual> {
 pub(crate) fn wanted(at: Virtual, frontend: &Frontend, host: &Host) -> Wanted {
     let endpoints = endpoints(frontend);
     let scheduler = schedule::nearest(frontend.scheduler, endpoints, &host.lacking);
+    let can_drain = schedule::can_drain(scheduler);
+    let draining = frontend.draining.iter().filter(|_| can_drain).map(|e| (e.at, 0));
+    // Where an endpoint is in both lists, the later entry counts.
+    let destinations = draining
+        .chain(endpoints.iter().map(|e| (e.at, u32::from(e.weight))))
+        .collect();
     let prefix = if at.ip.is_ipv4() { 32 } else { 128 };
     let bound = matches!(frontend.key, FrontendKey::Address { .. }) && !host.addresses.contains(&at.ip);
     Wanted {
@@ -92,8 +99,8 @@ pub(crate) fn wanted(at: Virtual, frontend: &Frontend, host: &Host) -> Wanted {
         persistence: frontend
             .affinity_seconds
             .map(|seconds| Persistence { seconds, prefix }),
-        destinations: endpoints.iter().map(|e| (e.at, u32::from(e.weight))).collect(),
-        drains: frontend.key.protocol() != Protocol::Udp && schedule::can_drain(scheduler),
+        destinations,
+        drains: can_drain && !frontend.key.protocol().outlives_endpoints(),
         bound,
         slots: slots(at, frontend, endpoints, bound),
     }

@@ -40,6 +40,7 @@ fn frontend(fate: Fate, outside: Option<Fate>) -> Frontend {
         masquerade: Masquerade::OwnOnly,
         inside: false,
         sources: None,
+        draining: Box::default(),
     }
 }
 
@@ -129,4 +130,27 @@ fn a_node_port_is_a_service_on_each_address_of_its_family() {
     assert_eq!(candidates(first, &host).last(), Some(key));
     let stranger = at("10.0.0.9:30053", Protocol::Udp);
     assert!(!candidates(stranger, &host).any(|candidate| candidate == key));
+}
+
+#[test]
+fn what_only_keeps_its_connections_has_no_weight() {
+    let udp = |scheduler| Frontend {
+        key: FrontendKey::Address {
+            ip: "203.0.113.7".parse().unwrap(),
+            protocol: Protocol::Udp,
+            port: 80,
+        },
+        scheduler,
+        draining: [endpoint(THERE.0, false)].into(),
+        ..frontend(balance(&[HERE]), None)
+    };
+    let of = |frontend: &Frontend| wanted(at("203.0.113.7:80", Protocol::Udp), frontend, &Host::default());
+    let weights: Vec<u32> = of(&udp(Scheduler::Rr)).destinations.into_values().collect();
+    assert_eq!(weights, [1, 0]);
+    let weights: Vec<u32> = of(&udp(Scheduler::Dh)).destinations.into_values().collect();
+    assert_eq!(
+        weights,
+        [1],
+        "it would get new ones by that scheduler, and lose them"
+    );
 }

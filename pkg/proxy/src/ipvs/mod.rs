@@ -25,6 +25,7 @@ mod stale;
 mod wake;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,7 @@ pub use slot::{List, Slot};
 
 use crate::backend::{self, Backend, Report};
 use crate::model::{Frontend, FrontendKey};
+use crate::node_ports::NodePortAddresses;
 use crate::scheduler::Scheduler;
 use apply::Kernel;
 use layout::Networks;
@@ -77,8 +79,8 @@ pub struct Config {
     pub pod_networks: Vec<IpNet>,
     /// Networks of ClusterIPs (`--service-cluster-ip-range`).
     pub service_networks: Vec<IpNet>,
-    /// Networks of the node's addresses that node ports answer on (`--nodeport-addresses`); all without any.
-    pub node_port_networks: Vec<IpNet>,
+    /// Addresses of the node that node ports answer on (`--nodeport-addresses`).
+    pub node_ports: NodePortAddresses,
     /// Keep links from answering ARP for addresses of others (`--strict-arp`): a service's address is on every node, and
     /// an announcer wants to be the only one that answers for it.
     pub strict_arp: bool,
@@ -133,7 +135,10 @@ pub enum Error {
 pub struct Ipvs {
     kernel: Kernel,
     families: Vec<Family>,
-    config: Config,
+    strict_arp: bool,
+    node_ports: NodePortAddresses,
+    /// The networks of those, where they are not all.
+    node_port_networks: Option<Vec<IpNet>>,
     networks: Networks,
     watch: Watch,
     listener: Listener,
@@ -150,7 +155,6 @@ pub struct Ipvs {
 struct Schedulers {
     known: BTreeSet<&'static str>,
     lacking: Lacking,
-    random_told: bool,
 }
 
 impl Ipvs {
@@ -179,7 +183,9 @@ impl Ipvs {
                 pods: config.pod_networks.clone(),
                 services: config.service_networks.clone(),
             },
-            config: config.clone(),
+            strict_arp: config.strict_arp,
+            node_port_networks: config.node_ports.networks(&[]),
+            node_ports: config.node_ports.clone(),
             watch,
             listener,
             state: State::default(),
@@ -201,15 +207,25 @@ impl Ipvs {
     pub fn observe(&mut self) -> Result<(Balancer, Tables, Host), Error> {
         let addresses = observe::addresses(&mut self.kernel.links)?;
         self.link = addresses.link;
-        let host = observe::host(&addresses, &self.config, self.schedulers.lacking.clone());
+        let host = self.host(&addresses);
         let balancer = observe::balancer(&mut self.kernel.balancer, &addresses)?;
         let tables = observe::tables(&mut self.kernel.tables, &self.families, &self.networks)?;
         Ok((balancer, tables, host))
     }
 
+    fn host(&self, addresses: &observe::Addresses) -> Host {
+        let networks = self.node_port_networks.as_deref();
+        observe::host(
+            addresses,
+            networks,
+            &self.networks,
+            self.schedulers.lacking.clone(),
+        )
+    }
+
     /// The kernel parameters that are not as they should be.
     fn wrong_sysctls(&self) -> Result<Vec<(&'static str, &'static str)>, Error> {
-        let strict = if self.config.strict_arp { STRICT_ARP } else { &[] };
+        let strict = if self.strict_arp { STRICT_ARP } else { &[] };
         let mut wrong = Vec::new();
         for (name, value) in SYSCTLS.iter().chain(strict) {
             if sysctl::read(name)? != *value {
@@ -279,13 +295,7 @@ impl Ipvs {
         let before = self.schedulers.lacking.len();
         for frontend in frontends {
             let wanted = frontend.scheduler;
-            if wanted == Scheduler::Random {
-                if !std::mem::replace(&mut self.schedulers.random_told, true) {
-                    tracing::info!("IPVS does not choose endpoints at random, they take turns");
-                }
-                continue;
-            }
-            if !self.schedulers.known.insert(wanted.name()) {
+            if wanted == Scheduler::Random || !self.schedulers.known.insert(wanted.name()) {
                 continue;
             }
             if !has_scheduler(&mut self.kernel.balancer, wanted.name())? {
@@ -360,6 +370,22 @@ impl Backend for Ipvs {
         let (plan, suspects) = self.state.change(changes);
         tracing::debug!(plan = %Shortened(&plan), "change");
         Ok(self.carry_out(&plan, &suspects)?)
+    }
+
+    fn nearest(&self, scheduler: Scheduler) -> Scheduler {
+        let lacks = self.schedulers.lacking.contains(scheduler.name());
+        if lacks || scheduler == Scheduler::Random {
+            Scheduler::Rr
+        } else {
+            scheduler
+        }
+    }
+
+    fn node_addresses(&mut self, addresses: &[IpAddr]) -> bool {
+        let networks = self.node_ports.networks(addresses);
+        let changed = networks != self.node_port_networks;
+        self.node_port_networks = networks;
+        changed
     }
 
     fn is_untidy(&self) -> bool {

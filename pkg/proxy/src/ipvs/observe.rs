@@ -9,12 +9,12 @@ use svcnet_netlink::ipvs::{self as kernel, Identity, Virtual};
 use svcnet_netlink::nft::{self, Family, ObservedElement, Socket};
 use svcnet_netlink::{Rtnl, rt};
 
+use super::LINK;
 use super::desired::Host;
 use super::layout::{self, Networks};
 use super::plan::{Balancer, Held, Tables};
 use super::schedule::Lacking;
 use super::slot::{self, BOUND, HAIRPIN, List, SOURCES, Slot};
-use super::{Config, LINK};
 
 /// The node's addresses and our link's.
 pub(super) struct Addresses {
@@ -47,16 +47,20 @@ pub(super) fn addresses(rt: &mut Rtnl) -> Result<Addresses, rt::Error> {
 }
 
 /// What of the node decides.
-pub(super) fn host(addresses: &Addresses, config: &Config, lacking: Lacking) -> Host {
+pub(super) fn host(
+    addresses: &Addresses,
+    node_ports_on: Option<&[IpNet]>,
+    networks: &Networks,
+    lacking: Lacking,
+) -> Host {
     let answers = |ip: &IpAddr| {
         let link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-        let of_a_service = config.service_networks.iter().any(|net| net.contains(ip));
-        let networks = &config.node_port_networks;
+        let of_a_service = networks.services.iter().any(|net| net.contains(ip));
         // IPVS does not send on what comes from a loopback address.
         !ip.is_loopback()
             && !link_local
             && !of_a_service
-            && (networks.is_empty() || networks.iter().any(|net: &IpNet| net.contains(ip)))
+            && node_ports_on.is_none_or(|networks| networks.iter().any(|net| net.contains(ip)))
     };
     Host {
         node_ports_on: addresses.others.iter().copied().filter(answers).collect(),

@@ -51,6 +51,7 @@ fn frontend(key: FrontendKey, fate: Fate) -> Frontend {
         masquerade: Masquerade::AllButPods,
         inside: true,
         sources: None,
+        draining: Box::default(),
     }
 }
 
@@ -568,7 +569,7 @@ prop_compose! {
 }
 
 fn outside_masks(fate: &Fate) -> bool {
-    fate.endpoints().len() % 2 == 0
+    fate.endpoints().len().is_multiple_of(2)
 }
 
 proptest! {

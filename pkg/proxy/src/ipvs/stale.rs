@@ -1,4 +1,5 @@
-//! UDP connections that conntrack still sends to where they do not belong. They are looked for after a change, and only
+//! Connections that conntrack still sends to where they do not belong: of UDP and SCTP
+//! ([`Protocol::outlives_endpoints`]), whose clients would go on with them. They are looked for after a change, and only
 //! where it can have left some: looking costs in proportion to the connections there are.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,6 +11,7 @@ use svcnet_netlink::nft::{Error, Family, Socket};
 
 use super::desired::Wanted;
 use super::plan::Held;
+use crate::model::Protocol;
 
 /// What to look for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -27,7 +29,7 @@ enum Wrong {
 impl Suspects {
     /// Takes the change of one virtual service into account.
     pub(super) fn add(&mut self, at: Virtual, before: Option<&Held>, after: Option<&Wanted>) {
-        if at.protocol != conntrack::UDP {
+        if !Protocol::from_number(at.protocol).is_some_and(Protocol::outlives_endpoints) {
             return;
         }
         let old: BTreeSet<SocketAddr> =
@@ -48,11 +50,10 @@ impl Suspects {
     /// Removes what is found, and says how much it was.
     pub(super) fn clear(&self, socket: &mut Socket) -> Result<usize, Error> {
         let mut cleared = 0;
-        for family in [Family::Ip, Family::Ip6] {
-            if !self.0.keys().any(|at| Family::of(at.ip) == family) {
-                continue;
-            }
-            let entries = conntrack::list(socket, family, conntrack::UDP, |entry| self.contradicts(entry))?;
+        let tables: BTreeSet<(Family, u8)> =
+            self.0.keys().map(|at| (Family::of(at.ip), at.protocol)).collect();
+        for (family, protocol) in tables {
+            let entries = conntrack::list(socket, family, protocol, |entry| self.contradicts(entry))?;
             for entry in entries {
                 cleared += usize::from(conntrack::delete(socket, &entry)?);
             }
