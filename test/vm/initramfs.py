@@ -1,7 +1,10 @@
 """The machine's file system, written as one cpio archive (format newc) that the kernel unpacks into memory."""
 
+import json
+import re
 import stat
 import subprocess
+from pathlib import Path
 
 from packages import Missing, kubectl
 
@@ -86,6 +89,8 @@ def build(out, root, svcnet, guest, checks, order, cache):
         archive.copy("init" if path.name == "init" else f"vm/{path.name}", path)
     for check in checks:
         archive.file(f"vm/checks/{check.name}", check.text.encode(), 0o755)
+    for package, target in sorted({check.tests for check in checks if check.tests}):
+        archive.file(f"vm/tests/{target}", stripped(tests(package, target), cache).read_bytes(), 0o755)
     archive.file("vm/order", order.encode())
     with out.open("wb") as file:
         archive.write(file)
@@ -143,12 +148,25 @@ def add_modules(archive, root):
         archive.copy(f"lib/modules/{root.kernel_version}/modules.{index}", root.modules / f"modules.{index}")
 
 
+def tests(package, target):
+    """The program of a test target, built if need be; it is static, as all that is built here."""
+    command = ["cargo", "test", "-q", "-p", package, "--test", target, "--no-run", "--message-format", "json"]
+    built = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent)
+    for line in built.stdout.splitlines():
+        message = json.loads(line)
+        if message.get("executable") and message["target"]["name"] == target:
+            return Path(message["executable"])
+    raise Missing(f"`{' '.join(command)}` made no program")
+
+
 def stripped(binary, cache):
     """A copy without symbols, made anew when the binary has changed."""
     status = binary.stat()
-    copy = cache / f"{binary.name}.{status.st_mtime_ns:x}-{status.st_size:x}"
+    # Cargo puts a hash behind the names of test programs.
+    name = re.sub(r"-[0-9a-f]{16}$", "", binary.name)
+    copy = cache / f"{name}.{status.st_mtime_ns:x}-{status.st_size:x}"
     if not copy.exists():
-        for old in cache.glob(f"{binary.name}.*"):
+        for old in cache.glob(f"{name}.*"):
             old.unlink()
         scratch = cache / "stripping"
         subprocess.run(["strip", "-o", scratch, binary], check=True)

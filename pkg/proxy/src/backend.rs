@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use svcnet_netlink::nft;
 
+use crate::ipvs;
 use crate::model::{Frontend, FrontendKey};
 use crate::scheduler::Scheduler;
 
@@ -63,6 +64,9 @@ pub enum Error {
     /// nf_tables refused.
     #[error(transparent)]
     Nftables(#[from] nft::Error),
+    /// IPVS, or what is around it.
+    #[error(transparent)]
+    Ipvs(#[from] ipvs::Error),
 }
 
 /// What a change came to.

@@ -235,23 +235,29 @@ impl Worker {
             {
                 return work;
             }
-            self.tidy();
+            if !self.tidy() {
+                // What is there is looked at now, not only with the next change.
+                return Some(Work::Touched);
+            }
         }
         receiver.blocking_recv()
     }
 
-    fn tidy(&mut self) {
+    /// Whether the kernel took it.
+    fn tidy(&mut self) -> bool {
         self.tidied = Instant::now();
         match self.engine.tidy() {
             Ok(report) if report.operations > 0 => {
                 tracing::debug!(plan.ops = report.operations, "left-overs cleared away");
+                true
             }
-            Ok(_) => {}
+            Ok(_) => true,
             Err(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "left-overs not cleared away, looking at what is there"
                 );
+                false
             }
         }
     }

@@ -14,9 +14,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 use svcnet_netlink::netns::OwnedNetNs;
-use svcnet_proxy::{Engine, Nftables, Report, Settings, Update};
+use svcnet_proxy::{Backend, Engine, Nftables, Report, Settings, Update};
 use svcnet_runtime::Change;
 
 /// Longest wait for something that happens: generous, machines can be busy.
@@ -28,6 +29,7 @@ pub(crate) struct World {
     pub(crate) a: OwnedNetNs,
     pub(crate) b: OwnedNetNs,
     pub(crate) c: OwnedNetNs,
+    open: fn(&str) -> Box<dyn Backend>,
     engine: Option<Engine>,
 }
 
@@ -57,6 +59,11 @@ pub(crate) fn sysctl(ns: &OwnedNetNs, name: &str, value: &str) {
 
 impl World {
     pub(crate) fn new() -> Self {
+        Self::with(nftables)
+    }
+
+    /// With another backend, opened in the node's namespace.
+    pub(crate) fn with(open: fn(&str) -> Box<dyn Backend>) -> Self {
         let ns = || OwnedNetNs::unique("svcnet-px").unwrap();
         let world = Self {
             node: ns(),
@@ -64,6 +71,7 @@ impl World {
             a: ns(),
             b: ns(),
             c: ns(),
+            open,
             engine: None,
         };
         for ns in [&world.node, &world.client, &world.a, &world.b, &world.c] {
@@ -117,13 +125,8 @@ impl World {
 
     /// The same with `--nodeport-addresses`.
     pub(crate) fn restart_with_node_ports_on(&mut self, addresses: &str) {
-        let open = || {
-            let pods = ["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()];
-            let backend = Nftables::open(&pods, &settings().service_cidrs).unwrap();
-            backend.with_node_ports_on(addresses.parse().unwrap())
-        };
-        let backend = self.node.run(open).unwrap();
-        self.engine = Some(Engine::new("n1", settings(), Box::new(backend)));
+        let backend = self.node.run(|| (self.open)(addresses)).unwrap();
+        self.engine = Some(Engine::new("n1", settings(), backend));
     }
 
     pub(crate) fn engine(&mut self) -> &mut Engine {
@@ -143,7 +146,9 @@ impl World {
     /// Clears away what changes left, as the proxy does when a second or two have gone by.
     pub(crate) fn tidy(&mut self) {
         for _ in 0..2 {
-            self.engine().tidy().unwrap_or_else(|error| panic!("{error}"));
+            let engine = self.engine.as_mut().unwrap();
+            let tidied = self.node.run(|| engine.tidy()).unwrap();
+            tidied.unwrap_or_else(|error| panic!("{error}"));
         }
     }
 
@@ -171,7 +176,9 @@ impl World {
     }
 
     pub(crate) fn sync(&mut self) -> Report {
-        self.engine().sync().unwrap_or_else(|error| panic!("{error}"))
+        let engine = self.engine.as_mut().unwrap();
+        let synced = self.node.run(|| engine.sync()).unwrap();
+        synced.unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// What `nft list ruleset` prints on the node: all of it, as text and as JSON.
@@ -179,6 +186,15 @@ impl World {
         run(&self.node, "nft", &["-j", "list", "ruleset"]);
         run(&self.node, "nft", &["list", "ruleset"])
     }
+}
+
+pub(crate) fn pod_networks() -> [IpNet; 2] {
+    ["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()]
+}
+
+fn nftables(node_ports_on: &str) -> Box<dyn Backend> {
+    let backend = Nftables::open(&pod_networks(), &settings().service_cidrs).unwrap();
+    Box::new(backend.with_node_ports_on(node_ports_on.parse().unwrap()))
 }
 
 /// What the overlay and CNI roles make of a node.
