@@ -127,7 +127,7 @@ fn slice(name: u8, part: u8, endpoints: &BTreeSet<u8>, conditions: u8, hints: u8
             0 => json!({}),
             1 => json!({ "forZones": [{ "name": format!("z{}", n % 3) }] }),
             2 => json!({ "forNodes": [{ "name": format!("n{}", n % 2) }] }),
-            _ if n % 2 == 0 => json!({}),
+            _ if n.is_multiple_of(2) => json!({}),
             _ => json!({ "forZones": [{ "name": "z1" }] }),
         };
         json!({
