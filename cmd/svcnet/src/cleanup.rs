@@ -38,7 +38,12 @@ pub(crate) struct Extent {
 pub(crate) enum Operation {
     Table(Table),
     Route(Route),
-    Link { index: u32, name: String },
+    /// An address that is this host's by a route of ours alone.
+    LocalRoute(IpAddr),
+    Link {
+        index: u32,
+        name: String,
+    },
     Address(Address),
     File(PathBuf),
     Directory(PathBuf),
@@ -49,6 +54,7 @@ impl fmt::Display for Operation {
         match self {
             Self::Table(table) => write!(f, "delete nftables table {table}"),
             Self::Route(route) => write!(f, "delete route {route}"),
+            Self::LocalRoute(address) => write!(f, "delete local route {address}"),
             Self::Link { name, .. } => write!(f, "delete link {name}"),
             Self::Address(address) => write!(f, "delete address {}", address.net.addr()),
             Self::File(path) => write!(f, "delete {}", path.display()),
@@ -99,6 +105,8 @@ pub(crate) fn plan(extent: &Extent) -> anyhow::Result<Plan> {
         .into_iter()
         .filter(|route| ours.iter().all(|link| link.index != route.link));
     plan.0.extend(stray.map(Operation::Route));
+    plan.0
+        .extend(rtnl.replaced_locals()?.into_iter().map(Operation::LocalRoute));
     plan.0.extend(ours.iter().map(|link| Operation::Link {
         index: link.index,
         name: link.name.clone(),
@@ -151,6 +159,7 @@ fn carry_out(operation: &Operation, rtnl: &mut Rtnl) -> anyhow::Result<()> {
             Socket::open()?.commit(batch)?;
         }
         Operation::Route(route) => rtnl.delete_route(*route)?,
+        Operation::LocalRoute(address) => rtnl.delete_local(*address)?,
         Operation::Link { index, .. } => rtnl.delete_link(*index)?,
         Operation::Address(address) => rtnl.delete_address(*address)?,
         Operation::File(path) => gone(std::fs::remove_file(path))?,
@@ -203,6 +212,7 @@ mod tests {
             ip link add svcnet0 type bridge && ip link add p1 type veth peer name p1x && ip link set p1 master svcnet0
             ip link add svcnet.1 type vxlan id 1 dstport 8472
             ip link add br0 type bridge && ip link add q1 type veth peer name q1x && ip link set q1 master br0
+            ip -6 route add local fd73:7663:6e65::1 dev lo table local proto 116
             ip address add 10.96.0.10/32 dev lo && ip address add 10.1.1.1/32 dev lo
             ip link set br0 up && ip route add 10.7.0.0/24 dev br0 proto 115 && ip route add 10.8.0.0/24 dev br0
             nft add table ip svcnet && nft add table ip svcnet-overlay && nft add table ip other";
@@ -229,6 +239,8 @@ mod tests {
                     routes.contains("10.8.0.0/24") && !routes.contains("10.7.0.0/24"),
                     "{routes}"
                 );
+                let local = shown("ip", &["-6", "route", "show", "table", "local"]);
+                assert!(local.contains("::1") && !local.contains("fd73:"), "{local}");
                 let lo = shown("ip", &["-o", "address", "show", "dev", "lo"]);
                 assert!(lo.contains("10.1.1.1") && !lo.contains("10.96.0.10"), "{lo}");
             })

@@ -57,6 +57,15 @@ const LOOPBACK: u32 = 1;
 /// svcnet's routes.
 const PROTOCOL_STAND_IN: u8 = PROTOCOL_SVCNET + 1;
 
+/// The address that a route leads to.
+fn destination(message: &RouteMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    })
+}
+
 /// `local ADDRESS dev lo table local`
 fn local(address: IpAddr) -> RouteMessage {
     let mut message = Route::on_link(IpNet::from(address), LOOPBACK).message();
@@ -309,6 +318,29 @@ impl Rtnl {
         let message = RouteNetlinkMessage::NewRoute(local(address));
         self.request(message, NLM_F_CREATE | NLM_F_REPLACE)
             .map_err(|e| e.about("set local route", address))
+    }
+
+    /// The addresses that [`Self::replace_local`] made this host's.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn replaced_locals(&mut self) -> Result<Vec<IpAddr>, Error> {
+        let stand_in = RouteProtocol::from(PROTOCOL_STAND_IN);
+        let mut found = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            message.header.table = TABLE_LOCAL;
+            message.header.kind = RouteType::Local;
+            message.header.protocol = stand_in;
+            let keep = |answer| match answer {
+                RouteNetlinkMessage::NewRoute(m) if m.header.protocol == stand_in => destination(&m),
+                _ => None,
+            };
+            let routes = self.dump(&RouteNetlinkMessage::GetRoute(message), keep);
+            found.extend(routes.map_err(|e| e.about("list routes of", "the local table"))?);
+        }
+        Ok(found)
     }
 
     /// Takes back [`Self::replace_local`]; that there is no such route is fine.
