@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use svcnet_e2e::{Lab, until};
 use svcnet_netlink::netns::NetNs;
@@ -146,8 +148,31 @@ fn rules(lab: &Lab) -> String {
     String::from_utf8(listed.stdout).unwrap()
 }
 
-/// What a proxy that has just been started changes: how many operations, and which lines differ.
+/// A process that does nothing until this is dropped.
+struct Halted(Pid);
+
+impl Halted {
+    /// The victim's agent, if it lives.
+    fn agent(lab: &Lab) -> Option<Self> {
+        let state = lab.state();
+        let members = state["members"].as_array().unwrap();
+        let pid = members.iter().find(|member| member["name"] == VICTIM).unwrap()["pid"].as_i64()?;
+        let pid = Pid::from_raw(i32::try_from(pid).unwrap());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        Some(Self(pid))
+    }
+}
+
+impl Drop for Halted {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+/// What a proxy that has just been started changes: how many operations, and which lines differ. Reading the kernel's
+/// state takes many questions, between which the agent must change nothing; it tidies up a second after a change.
 fn what_a_fresh_proxy_changes(lab: &Lab, api: &Api) -> (usize, String) {
+    let _halted = Halted::agent(lab);
     fn all<K: serde::de::DeserializeOwned>(list: &Value) -> Vec<Arc<K>> {
         let items = list["items"].as_array().unwrap().iter().cloned();
         items
@@ -189,7 +214,7 @@ fn what_a_fresh_proxy_changes(lab: &Lab, api: &Api) -> (usize, String) {
     (report.operations, differences)
 }
 
-fn kill(lab: &Lab) {
+fn kill_agent(lab: &Lab) {
     let stop = lab.lab(&["node", "stop"], &[VICTIM, "--signal", "KILL", "--keep-pods"]);
     assert!(stop.ok, "{stop:?}");
 }
@@ -219,7 +244,7 @@ fn a_killed_agent_leaves_nothing_wrong() {
                 .map(|writer| scope.spawn(move || keep_changing(api, at_rest, writer, seed)))
                 .collect();
             std::thread::sleep(Duration::from_millis(random.below(LIFE_MS_MAX)));
-            kill(&lab);
+            kill_agent(&lab);
             // What changes while it is away, it learns when it is back.
             std::thread::sleep(Duration::from_millis(random.below(50)));
             start(&lab);
@@ -236,7 +261,7 @@ fn a_killed_agent_leaves_nothing_wrong() {
     }
     println!("{kills} kills during {changes} changes");
     // A difference is seen where there is one.
-    kill(&lab);
+    kill_agent(&lab);
     api.put(SERVICES, &service("unheard-of", &mut random));
     let (operations, differences) = what_a_fresh_proxy_changes(&lab, &api);
     assert!(

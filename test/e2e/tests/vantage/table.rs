@@ -21,6 +21,9 @@ const QUESTIONS: usize = 12;
 /// Questions within which everybody must have answered. With two endpoints one stays unasked once in 2^99 times.
 const QUESTIONS_MAX: usize = 100;
 
+/// Datagrams of which one must be refused: the kernel sends a host about one ICMP error a second.
+const REFUSALS: usize = 10;
+
 /// What must happen.
 #[derive(Debug, Clone)]
 pub(crate) enum Expected {
@@ -172,9 +175,15 @@ impl Case {
 
     /// In the namespace.
     fn ask(&self) -> Result<(), String> {
-        let silent = matches!(self.expected, Expected::Dropped);
-        let ask = || probe::ask(self.transport, self.to, self.mark, silent);
+        let limited = self.transport == Transport::Udp && matches!(self.expected, Expected::Refused);
+        let brief = limited || matches!(self.expected, Expected::Dropped);
+        let ask = || probe::ask(self.transport, self.to, self.mark, brief);
         let (by, all) = match &self.expected {
+            Expected::Refused if limited => {
+                let mut asked = (1..REFUSALS).map(|_| ask());
+                let told = asked.find(|outcome| *outcome != Outcome::Silence);
+                return same(&told.unwrap_or_else(ask), &Outcome::Refused);
+            }
             Expected::Refused => return same(&ask(), &Outcome::Refused),
             Expected::Dropped => return same(&ask(), &Outcome::Silence),
             Expected::Answers { by, all } => (by, *all),
