@@ -2,7 +2,7 @@
 //! stream to go through a ClusterIP, with few Services loaded and with many.
 //!
 //! ```text
-//! client 10.244.2.2 --- 10.244.2.1 node 10.244.1.1 --- 10.244.1.2, .3 and .4 pod
+//! client 10.244.2.2 --- 10.244.2.1 node 10.244.1.1 --- 10.244.1.2 and, behind the ClusterIP, .3, .4 and .5 pod
 //! ```
 //! The client has a pod's address too: nothing is masqueraded, so that both ways differ by the translation alone.
 
@@ -20,9 +20,14 @@ use crate::stats::{median, row};
 use crate::synthetic::{self, Lists};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
-const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
-const PODS: [Ipv4Addr; 3] = [POD, Ipv4Addr::new(10, 244, 1, 3), Ipv4Addr::new(10, 244, 1, 4)];
-/// Answers a byte with a byte.
+/// Not one of those behind the ClusterIP: a connection by either way must not look like an earlier one by the other.
+const STRAIGHT: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
+const BEHIND: [Ipv4Addr; 3] = [
+    Ipv4Addr::new(10, 244, 1, 3),
+    Ipv4Addr::new(10, 244, 1, 4),
+    Ipv4Addr::new(10, 244, 1, 5),
+];
+/// Answers each byte with a byte.
 const ECHO: u16 = 80;
 /// Reads all that comes, and answers the end of it with a byte.
 const SINK: u16 = 81;
@@ -111,12 +116,18 @@ impl Path {
             Ipv4Addr::new(10, 244, 2, 1),
             &[Ipv4Addr::new(10, 244, 2, 2)],
         )?;
-        plug(&node, &pod, "p", Ipv4Addr::new(10, 244, 1, 1), &PODS)?;
+        plug(
+            &node,
+            &pod,
+            "p",
+            Ipv4Addr::new(10, 244, 1, 1),
+            &[&[STRAIGHT], &BEHIND[..]].concat(),
+        )?;
         pod.run(serve)??;
         let engine = node.run(|| -> Result<_> {
             let mut engine = open()?;
             let mut lists = Lists::new(others)?;
-            lists.add("target", VIP, &[ECHO, SINK], &PODS)?;
+            lists.add("target", VIP, &[ECHO, SINK], &BEHIND)?;
             lists.load(&mut engine)?;
             Ok(engine)
         })??;
@@ -130,7 +141,7 @@ impl Path {
 
     /// A round of connections each way.
     pub(crate) fn connect_both(&self, rates: &mut Rates, connections: u32) -> Result<()> {
-        for (rate, address) in [(&mut rates.vip, VIP), (&mut rates.straight, POD)] {
+        for (rate, address) in [(&mut rates.vip, VIP), (&mut rates.straight, STRAIGHT)] {
             rate.push(self.client.run(|| connect_often(address, connections))??);
         }
         Ok(())
@@ -138,7 +149,7 @@ impl Path {
 
     /// A stream each way.
     pub(crate) fn stream_both(&self, rates: &mut Rates, seconds: f64) -> Result<()> {
-        for (rate, address) in [(&mut rates.vip, VIP), (&mut rates.straight, POD)] {
+        for (rate, address) in [(&mut rates.vip, VIP), (&mut rates.straight, STRAIGHT)] {
             rate.push(
                 self.client
                     .run(|| stream(address, Duration::from_secs_f64(seconds)))??,
@@ -193,10 +204,13 @@ fn serve() -> Result<()> {
     Ok(())
 }
 
+/// The client closes first, so that it does not use a port again soon.
 fn echo(mut stream: TcpStream) -> std::io::Result<()> {
     let mut byte = [0];
-    stream.read_exact(&mut byte)?;
-    stream.write_all(&byte)
+    while stream.read(&mut byte)? > 0 {
+        stream.write_all(&byte)?;
+    }
+    Ok(())
 }
 
 fn sink(mut stream: TcpStream) -> std::io::Result<()> {
