@@ -11,6 +11,7 @@
 pub mod addr;
 pub mod conntrack;
 pub mod link;
+pub mod local;
 pub mod monitor;
 pub mod neigh;
 pub mod netns;

@@ -336,3 +336,54 @@ fn sysctls_are_those_of_the_thread() {
             .is_gone()
     );
 }
+
+/// Addresses of no link: sockets bind to them, packets are delivered, and what others made local stays theirs.
+#[test]
+fn addresses_are_made_local_and_taken_back() {
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    let ns = OwnedNetNs::unique("svcnet-rt").unwrap();
+    ns.run(|| {
+        let mut rt = Rtnl::open().unwrap();
+        rt.set_loopback_up().unwrap();
+        let (v4, v6): (IpAddr, IpAddr) = ("10.96.0.9".parse().unwrap(), "fd00:96::9".parse().unwrap());
+        for address in [v4, v6, v4] {
+            rt.add_local_address(address).unwrap();
+        }
+        let mut there = rt.local_addresses().unwrap();
+        there.sort();
+        assert_eq!(there, [v4, v6]);
+        for address in [v4, v6] {
+            let domain = socket2::Domain::for_address(SocketAddr::new(address, 0));
+            let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
+            if address.is_ipv6() {
+                socket.set_freebind_v6(true).unwrap();
+            }
+            socket.bind(&SocketAddr::new(address, 80).into()).unwrap();
+            socket.listen(1).unwrap();
+            let listener = TcpListener::from(socket);
+            TcpStream::connect(SocketAddr::new(address, 80)).unwrap();
+            let (served, _) = listener.accept().unwrap();
+            assert_eq!(served.local_addr().unwrap().ip(), address);
+        }
+        let own: IpAddr = "10.96.0.7".parse().unwrap();
+        assert!(
+            Command::new("ip")
+                .args(["address", "add", "10.96.0.7/32", "dev", "lo"])
+                .status()
+                .unwrap()
+                .success()
+        );
+        rt.add_local_address(own).unwrap();
+        rt.delete_local_address(own).unwrap();
+        assert!(
+            TcpListener::bind(SocketAddr::new(own, 80)).is_ok(),
+            "the host's own stays"
+        );
+        for address in [v4, v6, v4] {
+            rt.delete_local_address(address).unwrap();
+        }
+        assert!(rt.local_addresses().unwrap().is_empty());
+        assert!(TcpListener::bind(SocketAddr::new(v4, 80)).is_err());
+    })
+    .unwrap();
+}
