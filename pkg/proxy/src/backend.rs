@@ -8,6 +8,7 @@ use std::time::Duration;
 use svcnet_netlink::nft;
 
 use crate::model::{Frontend, FrontendKey};
+use crate::userspace;
 
 /// Which backend there is to be (`--proxy-mode`, and `mode` in the ConfigMap `kube-proxy`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -61,6 +62,9 @@ pub enum Error {
     /// nf_tables refused.
     #[error(transparent)]
     Nftables(#[from] nft::Error),
+    /// Relays on sockets could not be started or looked after.
+    #[error(transparent)]
+    Userspace(#[from] userspace::Error),
 }
 
 /// What a change came to.

@@ -16,6 +16,8 @@ mod model;
 pub mod nftables;
 mod run;
 mod scheduler;
+mod sysctls;
+pub mod userspace;
 pub mod view;
 
 pub use backend::{Backend, Error as BackendError, Mode, Report, UnknownMode};
@@ -25,3 +27,5 @@ pub use model::{Endpoint, Fate, Frontend, FrontendKey, Masquerade, Protocol};
 pub use nftables::{Nftables, cleanup};
 pub use run::{Config, Error, Proxy};
 pub use scheduler::{Scheduler, UnknownScheduler};
+pub use sysctls::{Error as SysctlsError, Sysctls};
+pub use userspace::Userspace;

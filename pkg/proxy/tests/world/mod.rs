@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use svcnet_netlink::netns::OwnedNetNs;
-use svcnet_proxy::{Engine, Nftables, Report, Settings, Update};
+use svcnet_proxy::userspace::Relays;
+use svcnet_proxy::{Backend, Engine, Nftables, Report, Settings, Sysctls, Update, Userspace};
 use svcnet_runtime::Change;
 
 /// Longest wait for something that happens: generous, machines can be busy.
@@ -29,6 +30,9 @@ pub(crate) struct World {
     pub(crate) b: OwnedNetNs,
     pub(crate) c: OwnedNetNs,
     engine: Option<Engine>,
+    relays: Option<Arc<Relays>>,
+    #[allow(dead_code, reason = "removed with it")]
+    run_dir: tempfile::TempDir,
 }
 
 pub(crate) const A: &str = "10.244.1.5";
@@ -57,6 +61,19 @@ pub(crate) fn sysctl(ns: &OwnedNetNs, name: &str, value: &str) {
 
 impl World {
     pub(crate) fn new() -> Self {
+        Self::bare().with_engine()
+    }
+
+    /// The same, with a proxy that relays on sockets.
+    pub(crate) fn userspace() -> Self {
+        let mut world = Self::bare();
+        let sysctls = Sysctls::new(world.run_dir.path());
+        let pods = ["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()];
+        world.relays = Some(world.node.run(|| Relays::start(&pods, sysctls).unwrap()).unwrap());
+        world.with_engine()
+    }
+
+    fn bare() -> Self {
         let ns = || OwnedNetNs::unique("svcnet-px").unwrap();
         let world = Self {
             node: ns(),
@@ -65,6 +82,8 @@ impl World {
             b: ns(),
             c: ns(),
             engine: None,
+            relays: None,
+            run_dir: tempfile::tempdir().unwrap(),
         };
         for ns in [&world.node, &world.client, &world.a, &world.b, &world.c] {
             ip(ns, "link set lo up");
@@ -101,7 +120,7 @@ impl World {
         serve(&world.a, "a", A);
         serve(&world.b, "b", B);
         serve(&world.c, "c", C);
-        world.with_engine()
+        world
     }
 
     fn with_engine(mut self) -> Self {
@@ -112,12 +131,16 @@ impl World {
 
     /// Another proxy over what the kernel holds, as after a restart of the agent.
     pub(crate) fn restart(&mut self) {
-        let open = || {
+        let relays = self.relays.clone();
+        let open = || -> Box<dyn Backend> {
             let pods = ["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()];
-            Nftables::open(&pods, &settings().service_cidrs).unwrap()
+            match relays {
+                Some(relays) => Box::new(Userspace::open(&relays)),
+                None => Box::new(Nftables::open(&pods, &settings().service_cidrs).unwrap()),
+            }
         };
         let backend = self.node.run(open).unwrap();
-        self.engine = Some(Engine::new("n1", settings(), Box::new(backend)));
+        self.engine = Some(Engine::new("n1", settings(), backend));
     }
 
     pub(crate) fn engine(&mut self) -> &mut Engine {
@@ -154,7 +177,9 @@ impl World {
     }
 
     pub(crate) fn sync(&mut self) -> Report {
-        self.engine().sync().unwrap_or_else(|error| panic!("{error}"))
+        let engine = self.engine.as_mut().unwrap();
+        let synced = self.node.run(|| engine.sync()).unwrap();
+        synced.unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// What `nft list ruleset` prints on the node: all of it, as text and as JSON.
