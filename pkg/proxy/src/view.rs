@@ -58,6 +58,8 @@ pub struct Service {
     pub scheduler: Option<Scheduler>,
     /// `sessionAffinity: ClientIP` with its time.
     pub affinity_seconds: Option<u32>,
+    /// `healthCheckNodePort`, where load balancers ask for endpoints of this node.
+    pub health_port: Option<u16>,
     /// `loadBalancerSourceRanges`, if there are any.
     pub source_ranges: Option<Box<[IpNet]>>,
 }
@@ -109,6 +111,7 @@ impl Service {
             external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
             scheduler: scheduler(service),
             affinity_seconds: affinity_seconds(spec),
+            health_port: health_port(spec),
             source_ranges: source_ranges(service),
         })
     }
@@ -138,6 +141,15 @@ fn affinity_seconds(spec: &core::ServiceSpec) -> Option<u32> {
         .and_then(|client_ip| client_ip.timeout_seconds)
         .and_then(|seconds| u32::try_from(seconds).ok());
     Some(seconds.filter(|s| *s > 0).unwrap_or(AFFINITY_SECONDS_DEFAULT))
+}
+
+/// Only a LoadBalancer with policy `Local` has one.
+fn health_port(spec: &core::ServiceSpec) -> Option<u16> {
+    let local = spec.external_traffic_policy.as_deref() == Some("Local");
+    let port = spec
+        .health_check_node_port
+        .and_then(|port| u16::try_from(port).ok());
+    port.filter(|port| *port != 0 && local && spec.type_.as_deref() == Some("LoadBalancer"))
 }
 
 /// Of the field, or else of the annotation that it had before. What does not parse allows nobody.

@@ -8,7 +8,9 @@ use svcnet_runtime::Context;
 use svcnet_runtime::join::{ClusterFacts, JoinToken};
 
 use super::flags::{Cluster, ClusterFlags, KubeconfigFlags, NodeFlags, OpsFlags, ProcessFlags};
-use super::role::{self, AnnouncerFlags, Announcing, DnsFlags, Network, NetworkFlags, Runtimes};
+use super::role::{
+    self, AnnouncerFlags, Announcing, DnsFlags, Network, NetworkFlags, ProxyFlags, Proxying, Runtimes,
+};
 use crate::membership::{self, Membership};
 use crate::process::{self, Process};
 use crate::settings::{ConfigError, Given, Problems};
@@ -32,6 +34,8 @@ pub(crate) struct AgentFlags {
     #[command(flatten)]
     network: NetworkFlags,
     #[command(flatten)]
+    proxy: ProxyFlags,
+    #[command(flatten)]
     dns: DnsFlags,
     #[command(flatten)]
     announcer: AnnouncerFlags,
@@ -44,6 +48,7 @@ pub(crate) struct AgentFlags {
 pub(crate) struct Agent {
     disabled: Vec<String>,
     network: Network,
+    proxying: Proxying,
     upstreams: Option<Vec<SocketAddr>>,
     announcing: Announcing,
     runtimes: Runtimes,
@@ -65,6 +70,7 @@ impl AgentFlags {
         Agent {
             disabled,
             network: self.network.parse(problems),
+            proxying: self.proxy.parse(problems),
             upstreams: self.dns.parse(problems),
             announcing: self.announcer.parse(problems),
             runtimes: self.runtimes.clone(),
@@ -229,7 +235,7 @@ pub(crate) fn start(
     // What the node's own DNS server answers needs no translation, and must get none.
     let own: &[IpAddr] = if agent.runs("dns") { &cluster.dns } else { &[] };
     if agent.runs("proxy") {
-        role::start_proxy(process, ctx, cluster, own)?;
+        role::start_proxy(process, ctx, cluster, &agent.proxying, own);
     }
     if agent.runs("dns") {
         role::start_dns(process, ctx, cluster, agent.upstreams.clone())?;

@@ -11,7 +11,7 @@ use svcnet_cni::CniDaemon;
 use svcnet_dns::Dns;
 use svcnet_node::{Machine, NodeRole};
 use svcnet_overlay::Overlay;
-use svcnet_proxy::Proxy;
+use svcnet_proxy::{Mode, Proxy, Sysctls};
 use svcnet_runtime::Context;
 
 use super::flags::{Cluster, ClusterFlags, KubeconfigFlags, NodeFlags, OpsFlags, ProcessFlags};
@@ -106,6 +106,44 @@ impl DnsFlags {
     }
 }
 
+/// Flags of the proxy.
+#[derive(Debug, Args)]
+pub(crate) struct ProxyFlags {
+    /// How Services are implemented: nftables, ipvs or userspace. Where the kernel has no ipvs it is nftables, where it has
+    /// neither it is userspace. The ConfigMap kube-proxy in kube-system goes before this flag
+    #[arg(long, value_name = "MODE", help_heading = "Proxy", default_value_t = Mode::default().to_string())]
+    proxy_mode: String,
+    /// Answer /healthz and /livez of the proxy here, for load balancers; empty for nowhere
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        help_heading = "Proxy",
+        default_value = "0.0.0.0:10256"
+    )]
+    healthz_bind_address: String,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Proxying {
+    mode: Mode,
+    healthz: Option<SocketAddr>,
+}
+
+impl ProxyFlags {
+    pub(crate) fn parse(&self, problems: &mut Problems<'_>) -> Proxying {
+        let healthz = Some(&self.healthz_bind_address).filter(|text| !text.trim().is_empty());
+        Proxying {
+            mode: problems.parse("proxy-mode", &self.proxy_mode).unwrap_or_default(),
+            healthz: healthz.and_then(|text| {
+                problems.parse_with("healthz-bind-address", text, |text| {
+                    text.parse()
+                        .map_err(|_| format!("{text:?} is not ADDRESS:PORT, as in 0.0.0.0:10256"))
+                })
+            }),
+        }
+    }
+}
+
 /// Flags of the announcer.
 #[derive(Debug, Args)]
 pub(crate) struct AnnouncerFlags {
@@ -197,15 +235,17 @@ pub(crate) fn start_proxy(
     process: &mut Process,
     ctx: &Context,
     cluster: &Cluster,
+    proxying: &Proxying,
     node_local: &[IpAddr],
-) -> anyhow::Result<()> {
+) {
     let config = svcnet_proxy::Config {
         cluster_cidrs: cluster.cluster_cidr.iter().collect(),
         service_cidrs: cluster.service_cidr.iter().collect(),
         node_local: node_local.to_vec(),
+        mode: proxying.mode,
+        healthz: proxying.healthz,
     };
-    process.spawn("proxy", Proxy::new(config, ctx)?.run());
-    Ok(())
+    process.spawn("proxy", Proxy::new(config, ctx).run());
 }
 
 /// Starts the DNS server.
@@ -351,25 +391,50 @@ pub(crate) fn announcer(args: &AnnouncerArgs, given: &Given) -> anyhow::Result<(
     })
 }
 
-/// The proxy alone: Services as nftables maps.
+/// The proxy alone: what kube-proxy does.
 ///
 /// ClusterIPs, node ports, LoadBalancer and external addresses are translated in the kernel; a change of a Service is a
 /// few map elements, whatever the number of Services. `nft list ruleset` shows all of it, in the tables ip svcnet and
-/// ip6 svcnet.
+/// ip6 svcnet. Other modes: ipvs, and userspace for a kernel with neither. The ConfigMap kube-proxy in kube-system is
+/// followed: editing its mode switches, without an interruption.
 #[derive(Debug, Args)]
 pub(crate) struct ProxyArgs {
     #[command(flatten)]
     alone: Alone,
     #[command(flatten)]
     cluster: ClusterFlags,
+    #[command(flatten)]
+    proxy: ProxyFlags,
+    /// Remove from this host what the proxy made in any mode, and nothing else, and end (true or false)
+    #[arg(long, value_name = "BOOL", help_heading = "Proxy", num_args = 0..=1, require_equals = true,
+          default_value = "false", default_missing_value = "true", hide_default_value = true)]
+    cleanup: String,
 }
 
 pub(crate) fn proxy(args: &ProxyArgs, given: &Given) -> anyhow::Result<()> {
     let mut problems = Problems::new(given);
+    if problems.parse::<bool>("cleanup", &args.cleanup) == Some(true) {
+        problems.check()?;
+        return clean_up_proxy(args);
+    }
     let cluster = args.cluster.parse(&mut problems);
-    args.alone
-        .start(PROXY_OPS_PORT, problems, |process, ctx| match &cluster {
-            Some(cluster) => start_proxy(process, ctx, cluster, &[]),
-            None => Ok(()),
-        })
+    let proxying = args.proxy.parse(&mut problems);
+    args.alone.start(PROXY_OPS_PORT, problems, |process, ctx| {
+        if let Some(cluster) = &cluster {
+            start_proxy(process, ctx, cluster, &proxying, &[]);
+        }
+        Ok(())
+    })
+}
+
+fn clean_up_proxy(args: &ProxyArgs) -> anyhow::Result<()> {
+    let sysctls = Sysctls::new(&args.alone.process.places().run_dir);
+    let cleared = svcnet_proxy::cleanup(&sysctls).map_err(|why| anyhow::anyhow!("clean up: {why}"))?;
+    for mode in &cleared {
+        println!("removed what {mode} mode had made");
+    }
+    if cleared.is_empty() {
+        println!("nothing of the proxy is left on this host");
+    }
+    Ok(())
 }

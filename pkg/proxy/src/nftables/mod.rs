@@ -210,6 +210,16 @@ impl std::fmt::Display for Shortened<'_> {
     }
 }
 
+/// Deletes what the kernel remembers of datagrams to these frontends: where they were sent is not looked after any more.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn forget(frontends: impl Iterator<Item = FrontendKey>) -> Result<usize, Error> {
+    let suspects = Suspects::all(frontends);
+    let mut links = Rtnl::open().map_err(|error| Error::Open(error.source))?;
+    suspects.clear(&mut Socket::open()?, &mut links)
+}
+
 /// Removes our tables, and says whether any was there.
 ///
 /// # Errors

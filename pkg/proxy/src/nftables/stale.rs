@@ -94,6 +94,15 @@ impl Suspects {
         suspects
     }
 
+    /// Everything that conntrack knows of datagrams to these.
+    pub(crate) fn all(frontends: impl Iterator<Item = FrontendKey>) -> Self {
+        let udp = frontends.filter(|key| key.protocol() == Protocol::Udp);
+        Self {
+            udp: udp.map(|key| (key, Udp::NotTo(BTreeSet::new()))).collect(),
+            stays: BTreeMap::new(),
+        }
+    }
+
     /// Removes what is found, and says how much it was.
     pub(crate) fn clear(&self, socket: &mut Socket, links: &mut Rtnl) -> Result<usize, Error> {
         let mut cleared = 0;

@@ -9,6 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use svcnet_netlink::{Rtnl, rt};
 
+use super::SYSCTLS;
+use crate::sysctls::Sysctls;
+
 #[derive(Debug, Default)]
 struct Place {
     wanted: bool,
@@ -18,6 +21,21 @@ struct Place {
 struct Inner {
     rtnl: Rtnl,
     places: HashMap<IpAddr, Place>,
+    sysctls: Sysctls,
+}
+
+impl Inner {
+    /// An address that nothing needs: away with it, and with the last one what was set for all.
+    fn remove(&mut self, ip: IpAddr) -> Result<(), rt::Error> {
+        self.rtnl.delete_local_address(ip)?;
+        self.places.remove(&ip);
+        if self.places.is_empty()
+            && let Err(error) = self.sysctls.restore(&SYSCTLS.map(|(name, _)| name))
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "strict ARP stays");
+        }
+        Ok(())
+    }
 }
 
 /// The addresses. Cheap to clone.
@@ -31,10 +49,11 @@ pub(crate) struct Hold {
 }
 
 impl Addresses {
-    pub(crate) fn open() -> Result<Self, rt::Error> {
+    pub(crate) fn open(sysctls: Sysctls) -> Result<Self, rt::Error> {
         let inner = Inner {
             rtnl: Rtnl::open()?,
             places: HashMap::new(),
+            sysctls,
         };
         Ok(Self(Arc::new(Mutex::new(inner))))
     }
@@ -46,6 +65,14 @@ impl Addresses {
     /// Makes an address local, or leaves it so.
     pub(crate) fn place(&self, ip: IpAddr) -> Result<(), rt::Error> {
         let mut inner = self.lock();
+        if inner.places.is_empty() {
+            // Before anybody can ask for the first of them.
+            for (name, value) in SYSCTLS {
+                if let Err(error) = inner.sysctls.set(name, value) {
+                    tracing::debug!(%error, "strict ARP");
+                }
+            }
+        }
         inner.rtnl.add_local_address(ip)?;
         inner.places.entry(ip).or_default().wanted = true;
         Ok(())
@@ -58,9 +85,7 @@ impl Addresses {
             place.wanted = false;
             return Ok(());
         }
-        inner.rtnl.delete_local_address(ip)?;
-        inner.places.remove(&ip);
-        Ok(())
+        inner.remove(ip)
     }
 
     /// Keeps an address, if it is one that was placed.
@@ -91,8 +116,7 @@ impl Drop for Hold {
         if place.holds > 0 || place.wanted {
             return;
         }
-        inner.places.remove(&self.ip);
-        if let Err(error) = inner.rtnl.delete_local_address(self.ip) {
+        if let Err(error) = inner.remove(self.ip) {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "an address stays that nothing needs"

@@ -17,9 +17,8 @@ use super::door::Door;
 use super::front::{Front, Shared};
 use super::plan::{Observed, Operation, Plan};
 use super::udp::Desk;
-use super::{SYSCTLS, sockets, tcp};
+use super::{sockets, tcp};
 use crate::model::{FrontendKey, Protocol};
-use crate::sysctls::Sysctls;
 
 /// Frontends that one line of the log names.
 const NAMED_MAX: usize = 5;
@@ -27,7 +26,6 @@ const NAMED_MAX: usize = 5;
 /// The sockets that are open, and what could not be opened.
 pub(crate) struct Held {
     shared: Arc<Shared>,
-    sysctls: Sysctls,
     sockets_max: usize,
     sockets: BTreeMap<FrontendKey, Socket>,
     addresses: BTreeSet<IpAddr>,
@@ -49,10 +47,9 @@ enum Listening {
 }
 
 impl Held {
-    pub(crate) fn new(shared: Arc<Shared>, sysctls: Sysctls, sockets_max: usize) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, sockets_max: usize) -> Self {
         Self {
             shared,
-            sysctls,
             sockets_max,
             sockets: BTreeMap::new(),
             addresses: BTreeSet::new(),
@@ -154,13 +151,6 @@ impl Held {
     }
 
     fn place(&mut self, ip: IpAddr) {
-        if ip.is_ipv4() {
-            for (name, value) in SYSCTLS {
-                if let Err(error) = self.sysctls.set(name, value) {
-                    tracing::debug!(%error, "strict ARP");
-                }
-            }
-        }
         match self.shared.addresses.place(ip) {
             Ok(()) => {
                 self.unplaced.remove(&ip);

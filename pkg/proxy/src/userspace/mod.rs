@@ -77,7 +77,6 @@ pub enum Error {
 pub struct Relays {
     runtime: Option<Runtime>,
     shared: Arc<Shared>,
-    sysctls: Sysctls,
     sockets_max: usize,
 }
 
@@ -97,12 +96,11 @@ impl Relays {
         Ok(Arc::new(Self {
             runtime: Some(runtime),
             shared: Arc::new(Shared {
-                addresses: Addresses::open()?,
+                addresses: Addresses::open(sysctls)?,
                 pods: pod_networks.into(),
                 connections: Arc::new(Semaphore::new(limits.connections)),
                 sessions: Arc::new(Semaphore::new(limits.sessions)),
             }),
-            sysctls,
             sockets_max: limits.sockets,
         }))
     }
@@ -138,7 +136,7 @@ impl Userspace {
         );
         let inner = Arc::new(Mutex::new(Inner {
             desired: Desired::default(),
-            held: Held::new(relays.shared.clone(), relays.sysctls.clone(), relays.sockets_max),
+            held: Held::new(relays.shared.clone(), relays.sockets_max),
             told: BTreeSet::new(),
         }));
         if let Some(runtime) = &relays.runtime {
