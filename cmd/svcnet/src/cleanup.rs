@@ -233,7 +233,7 @@ mod tests {
             .run(|| {
                 let made = Command::new("sh").args(["-c", script]).status().unwrap();
                 assert!(made.success());
-                Rtnl::open().unwrap().add_local_address([10, 96, 0, 9].into()).unwrap();
+                Rtnl::open().unwrap().add_local_address([10, 96, 0, 9].into(), None).unwrap();
                 let sysctls = Sysctls::new(dir.path());
                 sysctls.set("net/ipv4/conf/all/arp_ignore", "1").unwrap();
                 let planned = plan(&extent).unwrap();

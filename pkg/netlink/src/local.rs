@@ -20,7 +20,7 @@ pub const LOOPBACK: u32 = 1;
 /// `RT_TABLE_LOCAL`
 const TABLE_LOCAL: u8 = 255;
 
-fn message(address: IpAddr) -> RouteMessage {
+fn message(address: IpAddr, source: Option<IpAddr>) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(address);
     message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
@@ -36,6 +36,8 @@ fn message(address: IpAddr) -> RouteMessage {
         RouteAttribute::Destination(RouteAddress::from(address)),
         RouteAttribute::Oif(LOOPBACK),
     ];
+    let source = source.map(|source| RouteAttribute::PrefSource(RouteAddress::from(source)));
+    message.attributes.extend(source);
     message
 }
 
@@ -74,12 +76,13 @@ impl Rtnl {
         Ok(found)
     }
 
-    /// Makes an address local. One that is local already stays as it is.
+    /// Makes an address local. One that is local already stays as it is. What this host sends there comes from `source`, if
+    /// it is given, which must be an address of the host; else from the address itself.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn add_local_address(&mut self, address: IpAddr) -> Result<(), Error> {
-        let message = RouteNetlinkMessage::NewRoute(message(address));
+    pub fn add_local_address(&mut self, address: IpAddr, source: Option<IpAddr>) -> Result<(), Error> {
+        let message = RouteNetlinkMessage::NewRoute(message(address, source));
         match self.request(message, NLM_F_CREATE | NLM_F_EXCL) {
             Ok(()) => Ok(()),
             Err(refusal) => match refusal.about("make local the address", address) {
@@ -94,7 +97,7 @@ impl Rtnl {
     /// # Errors
     /// When the kernel refuses.
     pub fn delete_local_address(&mut self, address: IpAddr) -> Result<(), Error> {
-        let message = RouteNetlinkMessage::DelRoute(message(address));
+        let message = RouteNetlinkMessage::DelRoute(message(address, None));
         deleted(
             self.request(message, 0)
                 .map_err(|e| e.about("take back the address", address)),

@@ -346,8 +346,9 @@ fn addresses_are_made_local_and_taken_back() {
         let mut rt = Rtnl::open().unwrap();
         rt.set_loopback_up().unwrap();
         let (v4, v6): (IpAddr, IpAddr) = ("10.96.0.9".parse().unwrap(), "fd00:96::9".parse().unwrap());
-        for address in [v4, v6, v4] {
-            rt.add_local_address(address).unwrap();
+        let source: IpAddr = "127.0.0.7".parse().unwrap();
+        for (address, source) in [(v4, Some(source)), (v6, None), (v4, None)] {
+            rt.add_local_address(address, source).unwrap();
         }
         let mut there = rt.local_addresses().unwrap();
         there.sort();
@@ -361,7 +362,10 @@ fn addresses_are_made_local_and_taken_back() {
             socket.bind(&SocketAddr::new(address, 80).into()).unwrap();
             socket.listen(1).unwrap();
             let listener = TcpListener::from(socket);
-            TcpStream::connect(SocketAddr::new(address, 80)).unwrap();
+            let stream = TcpStream::connect(SocketAddr::new(address, 80)).unwrap();
+            if address.is_ipv4() {
+                assert_eq!(stream.local_addr().unwrap().ip(), source);
+            }
             let (served, _) = listener.accept().unwrap();
             assert_eq!(served.local_addr().unwrap().ip(), address);
         }
@@ -373,7 +377,7 @@ fn addresses_are_made_local_and_taken_back() {
                 .unwrap()
                 .success()
         );
-        rt.add_local_address(own).unwrap();
+        rt.add_local_address(own, None).unwrap();
         rt.delete_local_address(own).unwrap();
         assert!(
             TcpListener::bind(SocketAddr::new(own, 80)).is_ok(),

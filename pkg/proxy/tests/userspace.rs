@@ -318,7 +318,7 @@ fn what_an_earlier_process_left_is_taken_over() {
         let ip = ip.parse().unwrap();
         world
             .node
-            .run(|| Rtnl::open().unwrap().add_local_address(ip).unwrap())
+            .run(|| Rtnl::open().unwrap().add_local_address(ip, None).unwrap())
             .unwrap();
     };
     place("10.96.1.1");

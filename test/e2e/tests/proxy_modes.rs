@@ -25,7 +25,16 @@ spec:
 fn set_mode(lab: &Lab, mode: &str) {
     let config = format!("kind: KubeProxyConfiguration\nmode: \"{mode}\"\n");
     let patch = serde_json::json!({ "data": { "config.conf": config } }).to_string();
-    let patched = lab.kubectl(&["-n", "kube-system", "patch", "configmap", "kube-proxy", "--type=merge", "-p", &patch]);
+    let patched = lab.kubectl(&[
+        "-n",
+        "kube-system",
+        "patch",
+        "configmap",
+        "kube-proxy",
+        "--type=merge",
+        "-p",
+        &patch,
+    ]);
     assert!(patched.ok, "{patched:?}");
 }
 
@@ -134,13 +143,17 @@ fn go_over(lab: &Lab, ip: &str, url: &str) {
     assert!(second.starts_with("web"), "{second}");
     set_mode(lab, "");
     until("n1 translates", || is_nftables(lab, "n1"));
-    until("n2 translates", || tables(lab, "n2").contains("table ip svcnet\n").then_some(()));
+    until("n2 translates", || {
+        tables(lab, "n2").contains("table ip svcnet\n").then_some(())
+    });
     assert_eq!(relayed_to(), second, "a relayed connection goes on");
     assert_eq!(hostname(), first);
     lab.reaches("n1", url, &["web1", "web2"]);
     relayed.kill().unwrap();
     relayed.wait().unwrap();
-    until("n2 keeps nothing for connections that have ended", || is_nftables(lab, "n2"));
+    until("n2 keeps nothing for connections that have ended", || {
+        is_nftables(lab, "n2")
+    });
     let arp = lab.exec("n2", &["sysctl", "-n", "net.ipv4.conf.all.arp_ignore"]);
     assert_eq!(arp.text(), "0");
     open.kill().unwrap();
@@ -156,11 +169,18 @@ fn a_mode_that_the_kernel_has_not_is_stood_in_for() {
     lab.apply(NGINX);
     lab.reaches("n1", &format!("http://{}/", lab.cluster_ip("nginx")), &["web1"]);
     let message = until("the Node has the condition", || {
-        lab.value("node/n1", "{.status.conditions[?(@.type==\"ProxyMode\")].message}")
+        lab.value(
+            "node/n1",
+            "{.status.conditions[?(@.type==\"ProxyMode\")].message}",
+        )
     });
-    assert!(message.starts_with("asked for ipvs, using nftables: no ipvs: "), "{message}");
+    assert!(
+        message.starts_with("asked for ipvs, using nftables: no ipvs: "),
+        "{message}"
+    );
     assert_eq!(
-        lab.value("node/n1", "{.status.conditions[?(@.type==\"ProxyMode\")].status}").as_deref(),
+        lab.value("node/n1", "{.status.conditions[?(@.type==\"ProxyMode\")].status}")
+            .as_deref(),
         Some("False")
     );
     let describe = until("kubectl describe shows the Event", || {
@@ -169,13 +189,22 @@ fn a_mode_that_the_kernel_has_not_is_stood_in_for() {
     });
     assert!(describe.contains("using nftables"), "{describe}");
     let status = lab.exec("n1", &[&svcnet_e2e::binary().to_string_lossy(), "status"]);
-    assert!(status.out.contains("n1: proxy mode: asked for ipvs, using nftables"), "{status:?}");
+    assert!(
+        status
+            .out
+            .contains("n1: proxy mode: asked for ipvs, using nftables"),
+        "{status:?}"
+    );
     let log = lab.lab(&["logs"], &["n1"]).out;
-    let said = log.matches("this host can not have the proxy mode that is asked for").count();
+    let said = log
+        .matches("this host can not have the proxy mode that is asked for")
+        .count();
     assert_eq!(said, 1, "{log}");
     set_mode(&lab, "ipsv");
     until("the ConfigMap has an Event", || {
-        let events = lab.kubectl(&["-n", "kube-system", "get", "events", "-o", "wide"]).out;
+        let events = lab
+            .kubectl(&["-n", "kube-system", "get", "events", "-o", "wide"])
+            .out;
         (events.contains("InvalidProxyConfiguration") && events.contains("ipsv")).then_some(())
     });
     assert_eq!(is_nftables(&lab, "n1"), Some(()), "the last good mode stays");
@@ -199,28 +228,54 @@ fn health_is_told_as_kube_proxy_tells_it() {
         "apiVersion: v1\nkind: Service\nmetadata: {name: nginx}\n\
          spec: {type: LoadBalancer, externalTrafficPolicy: Local, selector: {app: nginx}, ports: [{port: 80}]}\n",
     );
-    let port = until("a port for health checks", || lab.value("svc/nginx", "{.spec.healthCheckNodePort}"));
+    let port = until("a port for health checks", || {
+        lab.value("svc/nginx", "{.spec.healthCheckNodePort}")
+    });
     let check = |node: &str| {
         let url = format!("http://{node}:{port}/");
-        lab.exec("client", &["curl", "-si", "--max-time", "5", "--noproxy", "*", &url]).out
+        lab.exec(
+            "client",
+            &["curl", "-si", "--max-time", "5", "--noproxy", "*", &url],
+        )
+        .out
     };
     let here = until("the node with the pod takes traffic", || {
         let answer = check("172.30.0.12");
         answer.starts_with("HTTP/1.1 200 ").then_some(answer)
     });
     assert!(here.contains("x-load-balancing-endpoint-weight: 1"), "{here}");
-    assert!(here.contains("\"localEndpoints\":1") && here.contains("\"serviceProxyHealthy\":true"), "{here}");
-    let elsewhere = until("the other answers too", || Some(check("172.30.0.11")).filter(|text| !text.is_empty()));
-    assert!(elsewhere.starts_with("HTTP/1.1 503 ") && elsewhere.contains("\"localEndpoints\":0"), "{elsewhere}");
+    assert!(
+        here.contains("\"localEndpoints\":1") && here.contains("\"serviceProxyHealthy\":true"),
+        "{here}"
+    );
+    let elsewhere = until("the other answers too", || {
+        Some(check("172.30.0.11")).filter(|text| !text.is_empty())
+    });
+    assert!(
+        elsewhere.starts_with("HTTP/1.1 503 ") && elsewhere.contains("\"localEndpoints\":0"),
+        "{elsewhere}"
+    );
     let healthz = lab.curl("client", "http://172.30.0.12:10256/healthz");
     let body: serde_json::Value = serde_json::from_str(healthz.text()).unwrap();
     assert_eq!(body["nodeEligible"], true, "{healthz:?}");
-    assert!(lab.kubectl(&["taint", "node", "n2", "ToBeDeletedByClusterAutoscaler=1:NoSchedule"]).ok);
+    assert!(
+        lab.kubectl(&[
+            "taint",
+            "node",
+            "n2",
+            "ToBeDeletedByClusterAutoscaler=1:NoSchedule"
+        ])
+        .ok
+    );
     until("a node that goes away is left out", || {
         let healthz = lab.curl("client", "http://172.30.0.12:10256/healthz");
         healthz.out.contains("\"nodeEligible\": false").then_some(())
     });
-    assert!(lab.curl("client", "http://172.30.0.12:10256/livez").text().contains("lastUpdated"));
+    assert!(
+        lab.curl("client", "http://172.30.0.12:10256/livez")
+            .text()
+            .contains("lastUpdated")
+    );
     let metrics = lab.curl("n1", "http://127.0.0.1:10249/metrics");
     for name in [
         "kubeproxy_sync_proxy_rules_duration_seconds",

@@ -11,7 +11,8 @@
 //! 3. sockets go on for a second with connections that were on their way to them.
 //!
 //! Connections that are open go on. Those that the kernel translates live in conntrack, not in our tables; they need no more
-//! than that something on the host still translates (a nat chain of any table: the overlay has one). Those that are relayed
+//! than that a rule of any table still translates something (the overlay has one): with the last of these the kernel ends
+//! connection tracking. Those that are relayed
 //! go on in this process, and their addresses stay local until they end. Datagrams have no connection: where the kernel sent
 //! those of a client is forgotten, and the next one goes the new way.
 //!

@@ -190,3 +190,197 @@ fn is_forbidden(error: &watcher::Error) -> bool {
     };
     status.is_forbidden()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::backend::Mode;
+
+    /// An API server that answers lists and reads of one ConfigMap with what it is set to.
+    #[derive(Clone, Default)]
+    struct Server {
+        may_list: bool,
+        may_get: bool,
+        mode: Arc<Mutex<Option<&'static str>>>,
+    }
+
+    impl Server {
+        fn client(&self) -> kube::Client {
+            let server = self.clone();
+            let answer = move |request: Request<Body>| {
+                let answer = server.answer(&request);
+                async move {
+                    // A watch that tells nothing and does not end.
+                    if answer.is_none() {
+                        std::future::pending::<()>().await;
+                    }
+                    let (status, body) = answer.unwrap_or_default();
+                    let response = Response::builder()
+                        .status(status)
+                        .body(Body::from(body.to_string().into_bytes()));
+                    response.map_err(std::io::Error::other)
+                }
+            };
+            kube::Client::new(tower::service_fn(answer), "default")
+        }
+
+        fn answer(&self, request: &Request<Body>) -> Option<(u16, Value)> {
+            let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
+            assert!(
+                path.starts_with("/api/v1/namespaces/kube-system/configmaps"),
+                "{path}"
+            );
+            let list = !path.ends_with("/kube-proxy");
+            assert!(!list || query.contains("metadata.name%3Dkube-proxy"), "{query}");
+            if !(if list { self.may_list } else { self.may_get }) {
+                let status = json!({"kind": "Status", "status": "Failure", "code": 403, "reason": "Forbidden", "message": "no"});
+                return Some((403, status));
+            }
+            if query.contains("watch=true") {
+                return None;
+            }
+            let object = self.mode.lock().unwrap().map(|mode| {
+                json!({
+                    "apiVersion": "v1", "kind": "ConfigMap",
+                    "metadata": {"name": "kube-proxy", "namespace": "kube-system", "resourceVersion": "1"},
+                    "data": {"config.conf": format!("mode: {mode}")},
+                })
+            });
+            Some(match (list, object) {
+                (true, object) => {
+                    let items: Vec<Value> = object.into_iter().collect();
+                    (
+                        200,
+                        json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}),
+                    )
+                }
+                (false, Some(object)) => (200, object),
+                (false, None) => (
+                    404,
+                    json!({"kind": "Status", "status": "Failure", "code": 404, "reason": "NotFound"}),
+                ),
+            })
+        }
+    }
+
+    /// What is wished for once something is heard, and what is told.
+    fn first(server: &Server, dir: &Path) -> (Wish, Option<Notice>) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let (notices, mut told) = mpsc::channel(1);
+            let (source, mut wishes) = Source::new(server.client(), dir, notices);
+            let following = tokio::spawn(source.follow());
+            let wish = tokio::time::timeout(Duration::from_secs(30), wishes.wait_for(Option::is_some));
+            let wish = wish.await.unwrap().unwrap().unwrap();
+            following.abort();
+            (wish, told.try_recv().ok())
+        })
+    }
+
+    fn dir() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("cache")).unwrap();
+        dir
+    }
+
+    #[test]
+    fn it_goes_as_far_as_it_may() {
+        let mode = Arc::new(Mutex::new(Some("userspace")));
+        for (may_list, may_get, wanted) in [
+            (true, true, Some(Mode::Userspace)),
+            (false, true, Some(Mode::Userspace)),
+            (false, false, None),
+        ] {
+            let server = Server {
+                may_list,
+                may_get,
+                mode: mode.clone(),
+            };
+            let (wish, told) = first(&server, dir().path());
+            assert_eq!(
+                (wish.mode, told),
+                (wanted, None),
+                "list {may_list}, get {may_get}"
+            );
+        }
+        let server = Server {
+            may_list: true,
+            ..Server::default()
+        };
+        assert_eq!(first(&server, dir().path()).0, Wish::default(), "there is none");
+    }
+
+    #[test]
+    fn what_made_sense_is_known_after_a_restart() {
+        let dir = dir();
+        let mode = Arc::new(Mutex::new(Some("userspace")));
+        let server = Server {
+            may_list: true,
+            may_get: true,
+            mode: mode.clone(),
+        };
+        first(&server, dir.path());
+        let away = Server::default();
+        assert_eq!(
+            first(&away, dir.path()).0.mode,
+            Some(Mode::Userspace),
+            "it is not waited for"
+        );
+        let (mut source, wishes) =
+            Source::new(server.client_outside_a_runtime(), dir.path(), mpsc::channel(1).0);
+        source.hear(Some(config_map("what")));
+        assert_eq!(
+            wishes.borrow().unwrap().mode,
+            Some(Mode::Userspace),
+            "the last good one stays"
+        );
+        source.hear(None);
+        assert_eq!(*wishes.borrow(), Some(Wish::default()));
+        assert_eq!(
+            Source::new(source.client.clone(), dir.path(), mpsc::channel(1).0)
+                .1
+                .borrow()
+                .as_ref(),
+            None
+        );
+    }
+
+    impl Server {
+        /// A client that nothing is asked of.
+        fn client_outside_a_runtime(&self) -> kube::Client {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async { self.client() })
+        }
+    }
+
+    fn config_map(mode: &str) -> ConfigMap {
+        serde_json::from_value(json!({ "data": { "config.conf": format!("mode: {mode}") } })).unwrap()
+    }
+
+    #[test]
+    fn nonsense_is_told_once() {
+        let (notices, mut told) = mpsc::channel(4);
+        let dir = dir();
+        let client = Server::default().client_outside_a_runtime();
+        let (mut source, _wishes) = Source::new(client, dir.path(), notices);
+        source.hear(Some(config_map("what")));
+        source.hear(Some(config_map("what")));
+        source.hear(Some(config_map("nftables")));
+        source.hear(Some(config_map("what")));
+        let mut count = 0;
+        while let Ok(Notice::BadConfig { why, .. }) = told.try_recv() {
+            assert!(why.starts_with("config.conf: mode: \"what\""), "{why}");
+            count += 1;
+        }
+        assert_eq!(count, 2);
+    }
+}

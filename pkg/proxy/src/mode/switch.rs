@@ -214,3 +214,7 @@ fn tell(choice: &Choice) {
         );
     }
 }
+
+#[cfg(test)]
+#[path = "switch_tests.rs"]
+mod tests;

@@ -73,7 +73,11 @@ impl Addresses {
                 }
             }
         }
-        inner.rtnl.add_local_address(ip)?;
+        // As it would be if the address were none of this host: a connection that is translated must not come from an
+        // address that goes again.
+        let way = inner.rtnl.route_to(ip)?;
+        let source = way.and_then(|way| way.source).filter(|source| *source != ip);
+        inner.rtnl.add_local_address(ip, source)?;
         inner.places.entry(ip).or_default().wanted = true;
         Ok(())
     }
