@@ -8,6 +8,10 @@ pub const LABEL_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 pub const LABEL_SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Annotation of a Service: how an endpoint is chosen for a new connection, as in `rr`, `sh` or `mh`.
 pub const ANNOTATION_SCHEDULER: &str = "svcnet.io/scheduler";
+/// Annotation of a Service: the shares of new connections that endpoints take, as in `web-0=3, node/n1=2, zone/a=0`.
+pub const ANNOTATION_WEIGHTS: &str = "svcnet.io/weights";
+/// Label of a Node: the zone that it is in.
+pub const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 /// Label of a node that announces no LoadBalancer address.
 pub const LABEL_EXCLUDE_LB: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 /// Namespace of the node Leases.

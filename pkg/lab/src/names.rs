@@ -1,13 +1,16 @@
 //! Labs and their members: names, namespaces, addresses.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
 
 /// The layer-2 segment that all members share.
 pub const SEGMENT: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(172, 30, 0, 0), 24);
+/// The same in a dual-stack lab, for IPv6.
+pub const SEGMENT_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x172, 0x30, 0, 0, 0, 0, 0), 64);
 /// The lab that commands mean when `--name` is not given.
 pub const DEFAULT_LAB: &str = "lab";
 /// Nodes of a lab, at most: their addresses end below the client's.
@@ -70,6 +73,38 @@ impl FromStr for LabName {
 impl fmt::Display for LabName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// Which address families a lab's segment and cluster have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Stack {
+    /// IPv4.
+    #[default]
+    Single,
+    /// IPv4 and IPv6, IPv4 being the primary one.
+    Dual,
+}
+
+impl Stack {
+    /// A member's addresses on the segment, each with the segment's prefix length; none for who has no cable.
+    pub fn segment_addresses(self, member: &Member) -> Vec<IpNet> {
+        let Some(v4) = member.segment_address() else {
+            return Vec::new();
+        };
+        let [.., number] = v4.octets();
+        let v4 = Ipv4Net::new(v4, SEGMENT.prefix_len()).ok().map(IpNet::V4);
+        let v6 = Ipv6Net::new(host_v6(number), SEGMENT_V6.prefix_len()).ok();
+        let v6 = v6.filter(|_| self == Self::Dual).map(IpNet::V6);
+        v4.into_iter().chain(v6).collect()
+    }
+
+    /// A node's addresses as `--node-ip` takes them.
+    pub fn node_ips(self, node: NodeId) -> String {
+        let addresses = self.segment_addresses(&Member::Node(node));
+        let texts: Vec<String> = addresses.iter().map(|net| net.addr().to_string()).collect();
+        texts.join(",")
     }
 }
 
@@ -234,6 +269,15 @@ fn host(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(a, b, c, number)
 }
 
+/// The digits are those of the IPv4 address, so that both can be read alike: n1 is .11 and ::11.
+fn host_v6(number: u8) -> Ipv6Addr {
+    let digits = [number / 100, number / 10 % 10, number % 10];
+    let as_hex = digits
+        .iter()
+        .fold(0, |value, digit| value << 4 | u128::from(*digit));
+    Ipv6Addr::from_bits(SEGMENT_V6.network().to_bits() | as_hex)
+}
+
 /// A DNS label (RFC 1123), but for the length.
 fn is_label(text: &str) -> bool {
     text.bytes()
@@ -260,6 +304,20 @@ mod tests {
         let lab: LabName = "lab".parse().unwrap();
         assert_eq!(lab.netns(&"n2".parse().unwrap()), "lab-n2");
         assert_eq!(lab.netns(&"web1".parse().unwrap()), "lab-web1");
+    }
+
+    #[test]
+    fn a_dual_stack_lab_has_addresses_of_both_families() {
+        let client: Vec<String> = Stack::Dual
+            .segment_addresses(&Member::Client)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(client, ["172.30.0.100/24", "fd00:172:30::100/64"]);
+        let n80: NodeId = "n80".parse().unwrap();
+        assert_eq!(Stack::Dual.node_ips(n80), "172.30.0.90,fd00:172:30::90");
+        assert_eq!(Stack::Single.node_ips(NodeId::SERVER), "172.30.0.11");
+        assert!(Stack::Dual.segment_addresses(&Member::Lan).is_empty());
     }
 
     #[test]

@@ -5,16 +5,20 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
-use svcnet_api::wellknown::API_PORT;
+use ipnet::IpNet;
+use svcnet_api::wellknown::{API_PORT, DEFAULT_CLUSTER_CIDR, DEFAULT_SERVICE_CIDR};
 
-use crate::names::{LabName, Member, NameError, NodeId, SEGMENT};
+use crate::names::{LabName, Member, NameError, NodeId, Stack};
 use crate::state::{LabDir, LabRecord};
 
 /// Link of a member that its cable ends in.
 pub const MEMBER_LINK: &str = "eth0";
 /// The bridge that is the segment.
 pub const BRIDGE: &str = "lan";
+/// What a dual-stack lab has beside the defaults: a /64 of it for each node, …
+const CLUSTER_CIDR_V6: &str = "fd00:10:244::/48";
+/// … and addresses of Services.
+const SERVICE_CIDR_V6: &str = "fd00:10:96::/112";
 
 /// A member's cable: from its link to a port of the bridge, which has the member's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,8 +27,8 @@ pub struct Cable {
     pub member: Member,
     /// Name of the member's namespace.
     pub netns: String,
-    /// The member's address.
-    pub address: Ipv4Net,
+    /// The member's addresses.
+    pub addresses: Vec<IpNet>,
 }
 
 /// A node's process and the file that configures it.
@@ -59,17 +63,14 @@ impl LabPlan {
     pub fn of(record: &LabRecord) -> Result<Self, NameError> {
         let ids = NodeId::first(record.nodes)?;
         let members = ids.iter().copied().map(Member::Node).chain([Member::Client]);
-        let cable = |member: Member| {
-            let address = member.segment_address()?;
-            Some(Cable {
-                netns: record.name.netns(&member),
-                address: Ipv4Net::new(address, SEGMENT.prefix_len()).ok()?,
-                member,
-            })
+        let cable = |member: Member| Cable {
+            netns: record.name.netns(&member),
+            addresses: record.stack.segment_addresses(&member),
+            member,
         };
         Ok(Self {
             lan: record.name.netns(&Member::Lan),
-            cables: members.filter_map(cable).collect(),
+            cables: members.map(cable).collect(),
             nodes: ids.iter().map(|node| NodePlan::of(record, *node, None)).collect(),
         })
     }
@@ -94,7 +95,7 @@ impl NodePlan {
         args.extend(more.into_iter().flatten().cloned());
         Self {
             node,
-            config: config(&dir, node),
+            config: config(&dir, node, record.stack),
             config_path,
             args,
         }
@@ -102,7 +103,7 @@ impl NodePlan {
 }
 
 /// A node's configuration: everything that on a host of its own would be a default.
-fn config(dir: &LabDir, node: NodeId) -> String {
+fn config(dir: &LabDir, node: NodeId, stack: Stack) -> String {
     let at = dir.node(node);
     let mut text = format!(
         "# Written by `svcnet lab up`: node {node} of lab {}.\n",
@@ -110,11 +111,19 @@ fn config(dir: &LabDir, node: NodeId) -> String {
     );
     let mut set = |key: &str, value: &dyn fmt::Display| _ = writeln!(text, "{key}: {value}");
     set("node-name", &node);
-    set("node-ip", &node.address());
+    set("node-ip", &format_args!("\"{}\"", stack.node_ips(node)));
     set("data-dir", &quoted(&at.data()));
     set("run-dir", &quoted(&at.run()));
     if node == NodeId::SERVER {
         set("kubeconfig-out", &quoted(&dir.kubeconfig()));
+        if stack == Stack::Dual {
+            let both = |v4: &str, v6: &str| format!("\"{v4},{v6}\"");
+            set("cluster-cidr", &both(DEFAULT_CLUSTER_CIDR, CLUSTER_CIDR_V6));
+            set(
+                "service-cluster-ip-range",
+                &both(DEFAULT_SERVICE_CIDR, SERVICE_CIDR_V6),
+            );
+        }
     } else {
         set("server", &format_args!("\"{}\"", server_url()));
         set("token-file", &quoted(&dir.token()));
@@ -150,11 +159,9 @@ impl fmt::Display for LabPlan {
         writeln!(f, "netns {}: bridge {BRIDGE}", self.lan)?;
         for cable in &self.cables {
             let (netns, member) = (&cable.netns, &cable.member);
-            writeln!(
-                f,
-                "netns {netns}: {MEMBER_LINK} {}, cable to {}:{member}",
-                cable.address, self.lan
-            )?;
+            write!(f, "netns {netns}: {MEMBER_LINK}")?;
+            cable.addresses.iter().try_for_each(|net| write!(f, " {net}"))?;
+            writeln!(f, ", cable to {}:{member}", self.lan)?;
         }
         for node in &self.nodes {
             writeln!(f, "{}: svcnet {}", node.node, node.args.join(" "))?;
@@ -171,6 +178,7 @@ mod tests {
         LabRecord {
             name: "lab".parse().unwrap(),
             nodes,
+            stack: Stack::Single,
             binary: "/usr/local/bin/svcnet".into(),
             server_args: vec!["--service-node-port-range=30000-40000".to_string()],
             agent_args: vec!["--disable=dns".to_string()],
@@ -199,12 +207,36 @@ n2: svcnet agent --config /run/svcnet/labs/lab/nodes/n2/etc/config.yaml --disabl
             plan.nodes[1].config,
             "# Written by `svcnet lab up`: node n2 of lab lab.\n\
              node-name: n2\n\
-             node-ip: 172.30.0.12\n\
+             node-ip: \"172.30.0.12\"\n\
              data-dir: \"/run/svcnet/labs/lab/nodes/n2/data\"\n\
              run-dir: \"/run/svcnet/labs/lab/nodes/n2/run\"\n\
              server: \"https://172.30.0.11:6443\"\n\
              token-file: \"/run/svcnet/labs/lab/nodes/n1/data/token\"\n"
         );
+    }
+
+    #[test]
+    fn a_dual_stack_lab_has_two_networks_of_everything() {
+        let record = LabRecord {
+            stack: Stack::Dual,
+            ..record(2)
+        };
+        let plan = LabPlan::of(&record).unwrap();
+        assert!(
+            plan.to_string()
+                .contains("netns lab-n2: eth0 172.30.0.12/24 fd00:172:30::12/64, cable to lab-lan:n2\n"),
+            "{plan}"
+        );
+        let server = &plan.nodes[0].config;
+        for line in [
+            "node-ip: \"172.30.0.11,fd00:172:30::11\"\n",
+            "cluster-cidr: \"10.244.0.0/16,fd00:10:244::/48\"\n",
+            "service-cluster-ip-range: \"10.96.0.0/12,fd00:10:96::/112\"\n",
+        ] {
+            assert!(server.contains(line), "{line} in {server}");
+        }
+        // Agents learn the networks of the cluster when they join.
+        assert!(!plan.nodes[1].config.contains("cluster-cidr"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use svcnet_netlink::netns::{self, NetNs};
 use crate::names::{LabName, Member, NodeId, PodName};
 use crate::pod::traces::{NotePath, Stage};
 use crate::process::{self, Launch, ProcessError, ProcessId, last_lines};
-use crate::state::{LabDir, PodRecord, StateError};
+use crate::state::{LabDir, LabRecord, PodRecord, StateError};
 
 const GLANCE: Duration = Duration::from_millis(3);
 /// How long a pod may take to be ready.
@@ -112,7 +112,7 @@ pub struct PodOptions {
 /// When it can not be run, or does not become ready.
 pub fn run(lab: &LabName, options: &PodOptions) -> Result<Option<IpAddr>, PodsError> {
     let dir = LabDir::of(lab);
-    dir.record()?;
+    let made = dir.record()?;
     if let Some(there) = dir.pod(&options.name).record()? {
         if there.process.is_some_and(ProcessId::is_alive) {
             return Err(PodsError::Taken {
@@ -128,14 +128,14 @@ pub fn run(lab: &LabName, options: &PodOptions) -> Result<Option<IpAddr>, PodsEr
         node: options.node,
         namespace: options.namespace.clone(),
         process: None,
-        args: supervisor_args(&dir, options),
+        args: supervisor_args(&dir, &made, options),
         resume: false,
     };
     start(&dir, &options.name, record)?;
     wait(&dir, &options.name, options.wait)
 }
 
-fn supervisor_args(dir: &LabDir, options: &PodOptions) -> Vec<String> {
+fn supervisor_args(dir: &LabDir, made: &LabRecord, options: &PodOptions) -> Vec<String> {
     let node = options.node;
     let netns = dir.name().netns(&Member::Pod(options.name.clone()));
     let run_dir = dir.node(node).run().display().to_string();
@@ -144,7 +144,7 @@ fn supervisor_args(dir: &LabDir, options: &PodOptions) -> Vec<String> {
     flag("namespace", &options.namespace);
     flag("netns", &netns);
     flag("node-name", &node.to_string());
-    flag("node-ip", &node.address().to_string());
+    flag("node-ip", &made.stack.node_ips(node));
     flag("run-dir", &run_dir);
     flag("kubeconfig", &dir.kubeconfig().display().to_string());
     for label in &options.labels {

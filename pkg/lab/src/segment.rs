@@ -106,11 +106,11 @@ fn connect(cable: &Cable, netns: &NetNs) -> Result<(), SegmentError> {
     raise(&mut rtnl, "lo").map_err(failed)?;
     let link = find(&mut rtnl, &cable.netns, MEMBER_LINK)?;
     rtnl.change_link(link, &Change::up()).map_err(failed)?;
-    let address = Address {
-        link,
-        net: cable.address.into(),
-    };
-    rtnl.replace_address(address).map_err(failed)
+    let addresses = cable.addresses.iter();
+    addresses
+        .map(|net| Address { link, net: *net })
+        .try_for_each(|address| rtnl.replace_address(address))
+        .map_err(failed)
 }
 
 /// Takes a member's cable down (`up` false) or up, at the bridge's end: the member sees that it has no carrier.

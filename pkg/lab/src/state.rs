@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::names::{LabName, Member, NodeId, PodName};
+use crate::names::{LabName, Member, NodeId, PodName, Stack};
 use crate::process::ProcessId;
 
 /// Where labs stand.
@@ -66,6 +66,8 @@ pub struct LabRecord {
     pub name: LabName,
     /// How many nodes it has.
     pub nodes: u32,
+    /// Which address families it has.
+    pub stack: Stack,
     /// The svcnet binary that runs in it.
     pub binary: PathBuf,
     /// What `lab up --server-arg` gave.

@@ -14,7 +14,7 @@ use kube::api::{Api, ListParams};
 use svcnet_netlink::netns::{self, NetNs};
 
 use crate::down::{self, DownError};
-use crate::names::{LabName, Member, NameError, NodeId};
+use crate::names::{LabName, Member, NameError, NodeId, Stack};
 use crate::plan::{LabPlan, NodePlan};
 use crate::process::{Launch, ProcessError, ProcessId, last_lines};
 use crate::segment::{self, SegmentError};
@@ -52,6 +52,9 @@ pub enum UpError {
         /// Nodes that it was to have.
         want: u32,
     },
+    /// Another one of the name is there.
+    #[error("lab {0} is up already, without IPv6: take it down first, or give the new one another --name")]
+    SingleStack(LabName),
     /// A name.
     #[error(transparent)]
     Name(#[from] NameError),
@@ -105,6 +108,8 @@ pub struct UpOptions {
     pub name: LabName,
     /// How many nodes; what is usual, or what is there, without.
     pub nodes: Option<u32>,
+    /// Which address families.
+    pub stack: Stack,
     /// The svcnet binary to run in it.
     pub binary: PathBuf,
     /// Further arguments of the server.
@@ -160,7 +165,7 @@ pub fn up(options: UpOptions, progress: &(dyn Fn(Progress) + Sync)) -> Result<Ou
     let plan = LabPlan::of(&record)?;
     let dir = LabDir::of(&record.name);
     match dir.claim() {
-        Err(StateError::Exists(_)) => return there_already(&dir, options.nodes),
+        Err(StateError::Exists(_)) => return there_already(&dir, &options),
         claimed => claimed?,
     }
     let made = make(&dir, &record, &plan, progress);
@@ -182,24 +187,28 @@ fn record(options: &UpOptions) -> LabRecord {
     LabRecord {
         name: options.name.clone(),
         nodes: options.nodes.unwrap_or(NODES_DEFAULT),
+        stack: options.stack,
         binary: options.binary.clone(),
         server_args: options.server_args.clone(),
         agent_args: options.agent_args.clone(),
     }
 }
 
-fn there_already(dir: &LabDir, nodes: Option<u32>) -> Result<Outcome, UpError> {
+fn there_already(dir: &LabDir, options: &UpOptions) -> Result<Outcome, UpError> {
     let half_made = || UpError::HalfMade(dir.name().clone());
     if !dir.is_complete() {
         return Err(half_made());
     }
     let there = dir.record()?;
-    if let Some(want) = nodes.filter(|want| *want != there.nodes) {
+    if let Some(want) = options.nodes.filter(|want| *want != there.nodes) {
         return Err(UpError::Other {
             lab: there.name,
             have: there.nodes,
             want,
         });
+    }
+    if options.stack == Stack::Dual && there.stack == Stack::Single {
+        return Err(UpError::SingleStack(there.name));
     }
     // After a reboot the files may still be there, where /run is a disk, but nothing else.
     if NetNs::open(&there.name.netns(&Member::Lan)).is_err() {

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use svcnet_lab::exec::Sandbox;
-use svcnet_lab::names::{LabName, Member};
+use svcnet_lab::names::{LabName, Member, Stack};
 use svcnet_lab::plan::LabPlan;
 use svcnet_lab::state::{LabDir, LabRecord, StateError};
 use svcnet_lab::{down, process, segment, state};
@@ -24,6 +24,7 @@ impl Segment {
         let record = LabRecord {
             name: name.clone(),
             nodes,
+            stack: Stack::Dual,
             binary: "/bin/false".into(),
             server_args: Vec::new(),
             agent_args: Vec::new(),
@@ -76,6 +77,7 @@ fn members_reach_each_other_until_a_cable_is_cut() {
     let segment = Segment::new("cable", 2);
     until("n1 reaches n2", || segment.pings("n1", "172.30.0.12"));
     until("the client reaches n1", || segment.pings("client", "172.30.0.11"));
+    until("and over IPv6", || segment.pings("client", "fd00:172:30::11"));
     let n2: Member = "n2".parse().unwrap();
     segment::set_cable(&segment.0, &n2, false).unwrap();
     assert_eq!(segment::cut_cables(&segment.0), ["n2"]);

@@ -349,6 +349,10 @@ fn sysctls(own: &NodeNet, facts: &Facts) -> BTreeMap<String, &'static str> {
     }
     if own.pod_cidrs.iter().any(|c| c.gateway().is_ipv6()) {
         sysctls.insert("net/ipv6/conf/all/forwarding".to_string(), "1");
+        if !facts.gateways.is_empty() {
+            // The bridge asks for pods from its own address: the first pod's first packet waits while that is in doubt.
+            sysctls.insert(format!("net/ipv6/conf/{}/accept_dad", LINK_NAMES.bridge), "0");
+        }
     }
     sysctls
 }

@@ -1,9 +1,10 @@
 //! The nftables table: pod traffic that leaves the cluster takes the node's address, since nobody outside knows the
-//! way back to a pod.
+//! way back to a pod; and pods of a node are not told to talk to each other directly.
 
 use ipnet::IpNet;
 use svcnet_netlink::nft::{Chain, ChainKind, Family, Hook, PRIORITY_SRCNAT, Rule, Ruleset, Table};
 
+use crate::LINK_NAMES;
 use crate::desired::Masquerade;
 
 const CHAIN: &str = "postrouting";
@@ -29,6 +30,18 @@ fn ruleset(family: Family, masquerade: &Masquerade) -> Option<Ruleset> {
         }
         let rule = Rule::new(CHAIN).saddr(*source).masquerade();
         ruleset = ruleset.rule(rule.comment("outside they are seen as their node"));
+    }
+    if family == Family::Ip6 {
+        // Their ports are isolated: a pod that followed a redirect would lose its neighbour. IPv4 has a kernel parameter
+        // for that (`send_redirects`), IPv6 has none.
+        let output = Chain::base("output", ChainKind::Filter, Hook::Output, 0);
+        let rule = Rule::new("output")
+            .out_link(LINK_NAMES.bridge)
+            .nd_redirect()
+            .drop();
+        ruleset = ruleset
+            .chain(output)
+            .rule(rule.comment("pods of one node talk through it"));
     }
     Some(ruleset)
 }

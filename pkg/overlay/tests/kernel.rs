@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 use svcnet_netlink::Rtnl;
 use svcnet_netlink::addr::Address;
-use svcnet_netlink::link::{Change as LinkChange, VethEnd};
+use svcnet_netlink::link::{Change as LinkChange, Port, VethEnd};
 use svcnet_netlink::netns::{NetNs, OwnedNetNs};
 use svcnet_netlink::route::{PROTOCOL_SVCNET, Route, RouteFilter};
 use svcnet_overlay::{Config, Overlay};
@@ -77,8 +77,8 @@ impl Running {
                     interface: None,
                     vni: svcnet_api::types::Vni::new(1).unwrap(),
                     port: 8472,
-                    cluster_cidr: "10.244.0.0/16".parse().unwrap(),
-                    service_cidr: "10.96.0.0/12".parse().unwrap(),
+                    cluster_cidr: "10.244.0.0/16,fd00:10:244::/48".parse().unwrap(),
+                    service_cidr: "10.96.0.0/12,fd00:10:96::/112".parse().unwrap(),
                     mtu: None,
                 };
                 Overlay::fed(config, &context, receiver)
@@ -433,4 +433,33 @@ fn pods_of_both_families_cross_the_overlay() {
     }
     eventually("IPv4", || pings(&pods[0], "10.244.2.2"));
     eventually("IPv6", || pings(&pods[0], "fd00:10:244:2::2"));
+    // Pods of one node talk through it: their ports are isolated, so who followed a redirect would lose the other.
+    let bridge = a.rt.link("svcnet0").unwrap().map(|l| l.index);
+    let mut neighbour = Machine::new("pod");
+    connect(&mut a, "pod2", &mut neighbour, "eth0", bridge, Some(1450));
+    for port in ["pod", "pod2"] {
+        let index = a.rt.link(port).unwrap().unwrap().index;
+        a.rt.change_link(index, &LinkChange::up()).unwrap();
+        let isolated = Port {
+            isolated: true,
+            hairpin: false,
+        };
+        a.rt.set_port(index, isolated).unwrap();
+    }
+    neighbour.address("eth0", "fd00:10:244:1::3/128");
+    let link = neighbour.rt.link("eth0").unwrap().unwrap().index;
+    let gateway = "fd00:10:244:1::1".parse().unwrap();
+    neighbour
+        .rt
+        .replace_route(Route::via("::/0".parse().unwrap(), gateway, link))
+        .unwrap();
+    eventually("its neighbour", || pings(&pods[0], "fd00:10:244:1::3"));
+    for _ in 0..5 {
+        assert!(pings(&pods[0], "fd00:10:244:1::3"), "and still");
+    }
+    let rules = a.run("nft list table ip6 svcnet-overlay").1;
+    assert!(
+        rules.contains("oifname \"svcnet0\" icmpv6 type nd-redirect drop"),
+        "{rules}"
+    );
 }

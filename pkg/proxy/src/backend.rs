@@ -1,6 +1,7 @@
 //! The seam between what should be and how it is done.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,6 +9,8 @@ use std::time::Duration;
 use svcnet_netlink::nft;
 
 use crate::model::{Frontend, FrontendKey};
+use crate::node_ports::NodePortAddresses;
+use crate::scheduler::Scheduler;
 use crate::userspace;
 
 /// Which backend there is to be (`--proxy-mode`, and `mode` in the ConfigMap `kube-proxy`).
@@ -122,6 +125,23 @@ pub trait Backend: Send {
     /// # Errors
     /// When the kernel can not be asked.
     fn touched(&mut self) -> Result<bool, Error>;
+
+    /// The scheduler that is used where this one is asked for: itself, or the nearest that there is.
+    fn nearest(&self, scheduler: Scheduler) -> Scheduler {
+        scheduler
+    }
+
+    /// Hears which addresses node ports are to answer on, and the node's own main ones; whether [`Self::converge`] has
+    /// something to do then.
+    fn node_ports_on(&mut self, _addresses: &NodePortAddresses, _node: &[IpAddr]) -> bool {
+        false
+    }
+
+    /// Hears the node's own main addresses, for `--nodeport-addresses primary`; whether [`Self::converge`] has
+    /// something to do then.
+    fn node_addresses(&mut self, _addresses: &[IpAddr]) -> bool {
+        false
+    }
 
     /// Readable when [`Self::touched`] may have something to say.
     fn wake(&self) -> Option<BorrowedFd<'_>>;

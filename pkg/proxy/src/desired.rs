@@ -1,15 +1,19 @@
 //! From a Service and its slices to frontends. Pure: the same input gives the same output, in the same order.
+//!
+//! What each client may reach is decided here, by kube-proxy's rules: `internalTrafficPolicy` binds who connects to a
+//! ClusterIP, `externalTrafficPolicy` those from outside the cluster (pods and this node are taken for a load balancer's
+//! clients, which may go anywhere), and hints narrow `Cluster` alone. See `pools.rs` for the endpoints of each.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use svcnet_netlink::nft::Family;
 
-use crate::model::{Endpoint, Fate, Frontend, FrontendKey, Masquerade};
+use crate::model::{Fate, Frontend, FrontendKey, Masquerade};
+use crate::pools::Pools;
 use crate::scheduler::Scheduler;
-use crate::view::{Service, ServicePort, Slice, SliceEndpoint, View};
+use crate::view::{NodeFacts, Service, ServicePort, View};
 
 /// What the node adds to the cluster's state.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +24,21 @@ pub struct Settings {
     pub node_local: Vec<IpAddr>,
     /// How endpoints are chosen for Services that do not say it themselves.
     pub scheduler: Scheduler,
+    /// Networks that `externalIPs` may lie in (`--external-ip-range`): whoever may write a Service could else take any
+    /// address over, of the cluster and of the world (CVE-2020-8554).
+    pub external_ranges: Vec<IpNet>,
+}
+
+impl Settings {
+    /// The external addresses of a Service that are left aside.
+    pub fn refused_addresses<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = IpAddr> + 'a {
+        let addresses = service.external_ips.iter().copied();
+        addresses.filter(|ip| !self.accepts_external(*ip))
+    }
+
+    fn accepts_external(&self, ip: IpAddr) -> bool {
+        self.external_ranges.iter().any(|net| net.contains(&ip))
+    }
 }
 
 /// The frontends of a Service, ordered by where they are.
@@ -38,13 +57,15 @@ pub fn frontends(name: &str, view: &View, settings: &Settings) -> Vec<Frontend> 
             if !addresses(service).any(|ip| Family::of(ip) == family) {
                 continue;
             }
-            let pools = Pools::new(family, port, view.slices(name));
+            let weights = service.weights.as_deref();
+            let pools = Pools::new(family, port, view.slices(name), weights, view.node());
             let port = PortOfFamily {
                 service,
                 port,
                 family,
                 comment: &comment,
                 pools: &pools,
+                node: view.node(),
                 settings,
             };
             port.frontends(&mut frontends);
@@ -74,6 +95,7 @@ struct PortOfFamily<'a> {
     family: Family,
     comment: &'a Arc<str>,
     pools: &'a Pools,
+    node: &'a NodeFacts,
     settings: &'a Settings,
 }
 
@@ -93,7 +115,8 @@ impl PortOfFamily<'_> {
                 ..self.outside(self.at(*ip))
             });
         }
-        for ip in self.service.external_ips.iter().filter(|ip| self.wants(**ip)) {
+        let external = self.service.external_ips.iter();
+        for ip in external.filter(|ip| self.wants(**ip) && self.settings.accepts_external(**ip)) {
             frontends.push(self.outside(self.at(*ip)));
         }
         let has_cluster_ip = self
@@ -114,12 +137,20 @@ impl PortOfFamily<'_> {
     /// Who may come to a LoadBalancer address. Ranges of the other family alone leave nobody.
     fn sources(&self) -> Option<Box<[IpNet]>> {
         let ranges = self.service.source_ranges.as_ref()?;
-        let of_family = ranges
+        let is_of_family = |ip: &&IpAddr| Family::of(**ip) == self.family;
+        let mut sources: Vec<IpNet> = ranges
             .iter()
             .filter(|net| Family::of(net.addr()) == self.family)
-            .map(IpNet::trunc);
+            .map(IpNet::trunc)
+            .collect();
+        let is_in = |ip: &IpAddr| sources.iter().any(|net| net.contains(ip));
+        // Where the address is put on a link of this node, what the node sends to it comes from it.
+        if self.node.addresses.iter().filter(is_of_family).any(is_in) {
+            let own = self.service.load_balancer_ips.iter().filter(is_of_family);
+            sources.extend(own.map(|ip| IpNet::from(*ip)));
+        }
         // The kernel takes no range that lies within another.
-        Some(IpNet::aggregate(&of_family.collect()).into())
+        Some(IpNet::aggregate(&sources).into())
     }
 
     fn wants(&self, ip: IpAddr) -> bool {
@@ -137,24 +168,18 @@ impl PortOfFamily<'_> {
     /// A ClusterIP.
     fn inside(&self, ip: IpAddr) -> Frontend {
         let known = self.settings.service_cidrs.iter().any(|net| net.contains(&ip));
+        let fate = if self.service.internal_local {
+            self.pools.local()
+        } else {
+            self.pools.cluster()
+        };
         Frontend {
-            key: self.at(ip),
-            name: self.comment.clone(),
-            fate: if self.service.internal_local {
-                self.pools.local()
-            } else {
-                self.pools.cluster()
-            },
-            outside: None,
-            scheduler: self.service.scheduler.unwrap_or(self.settings.scheduler),
-            affinity_seconds: self.service.affinity_seconds,
             masquerade: if known {
                 Masquerade::ByServiceNetwork
             } else {
                 Masquerade::AllButPods
             },
-            inside: true,
-            sources: None,
+            ..self.frontend(self.at(ip), true, fate, None)
         }
     }
 
@@ -164,88 +189,35 @@ impl PortOfFamily<'_> {
         let fate = self.pools.cluster();
         let local = self.service.external_local && fate != Fate::NoEndpoints;
         Frontend {
-            key,
-            name: self.comment.clone(),
-            outside: local.then(|| self.pools.local()),
             masquerade: if self.service.external_local {
                 Masquerade::OwnOnly
             } else {
                 Masquerade::AllButPods
             },
+            ..self.frontend(key, false, fate, local.then(|| self.pools.local()))
+        }
+    }
+
+    /// What all frontends of the port have in common.
+    fn frontend(&self, key: FrontendKey, inside: bool, fate: Fate, outside: Option<Fate>) -> Frontend {
+        let draining = if key.protocol().outlives_endpoints() {
+            let local_alone = inside && self.service.internal_local;
+            self.pools.draining(&fate, outside.as_ref(), local_alone)
+        } else {
+            Box::default()
+        };
+        Frontend {
+            key,
+            name: self.comment.clone(),
+            draining,
             fate,
+            outside,
             scheduler: self.service.scheduler.unwrap_or(self.settings.scheduler),
             affinity_seconds: self.service.affinity_seconds,
-            inside: false,
+            masquerade: Masquerade::AllButPods,
+            inside,
             sources: None,
         }
-    }
-}
-
-/// The endpoints of a port, by who may use them.
-struct Pools {
-    cluster: Vec<Endpoint>,
-    local: Vec<Endpoint>,
-}
-
-impl Pools {
-    fn new<'a>(family: Family, port: &ServicePort, slices: impl Iterator<Item = &'a Slice>) -> Self {
-        // An endpoint that two slices hold for a moment is one endpoint, ready if either says so.
-        let mut all: BTreeMap<SocketAddr, SliceEndpoint> = BTreeMap::new();
-        for slice in slices {
-            let number = slice
-                .ports
-                .iter()
-                .find(|(n, p, _)| *n == port.name && *p == port.protocol);
-            let Some((_, _, number)) = number else { continue };
-            for endpoint in slice.endpoints.iter().filter(|e| Family::of(e.ip) == family) {
-                let known = all
-                    .entry(SocketAddr::new(endpoint.ip, *number))
-                    .or_insert(*endpoint);
-                known.ready |= endpoint.ready;
-                known.local |= endpoint.local;
-                known.serving_terminating |= endpoint.serving_terminating;
-            }
-        }
-        Self {
-            cluster: usable(&all, |_| true),
-            local: usable(&all, |e| e.local),
-        }
-    }
-
-    fn cluster(&self) -> Fate {
-        if self.cluster.is_empty() {
-            Fate::NoEndpoints
-        } else {
-            Fate::Balance(self.cluster.clone())
-        }
-    }
-
-    fn local(&self) -> Fate {
-        match (self.local.is_empty(), self.cluster.is_empty()) {
-            (false, _) => Fate::Balance(self.local.clone()),
-            (true, false) => Fate::OnlyElsewhere,
-            (true, true) => Fate::NoEndpoints,
-        }
-    }
-}
-
-/// The ready endpoints, or if there is none, those that are going away but still serve (KEP-1669).
-fn usable(all: &BTreeMap<SocketAddr, SliceEndpoint>, of: impl Fn(&SliceEndpoint) -> bool) -> Vec<Endpoint> {
-    let pick = |wanted: fn(&SliceEndpoint) -> bool| -> Vec<Endpoint> {
-        let picked = all.iter().filter(|(_, e)| of(e) && wanted(e));
-        picked
-            .map(|(at, e)| Endpoint {
-                at: *at,
-                local: e.local,
-                weight: 1,
-            })
-            .collect()
-    };
-    let ready = pick(|e| e.ready);
-    if ready.is_empty() {
-        pick(|e| e.serving_terminating)
-    } else {
-        ready
     }
 }
 

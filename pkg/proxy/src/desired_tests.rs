@@ -8,9 +8,8 @@ use svcnet_runtime::Change;
 
 use super::*;
 
-fn service(name: &str, spec: serde_json::Value) -> Change<core::Service> {
-    let spec = json!({ "metadata": { "namespace": "default", "name": name }, "spec": spec });
-    Change::Apply(Arc::new(serde_json::from_value(spec).unwrap()))
+fn object<K: serde::de::DeserializeOwned>(object: serde_json::Value) -> Change<K> {
+    Change::Apply(Arc::new(serde_json::from_value(object).unwrap()))
 }
 
 fn slice(service: &str, endpoints: serde_json::Value) -> Change<discovery::EndpointSlice> {
@@ -21,10 +20,13 @@ fn slice(service: &str, endpoints: serde_json::Value) -> Change<discovery::Endpo
             "labels": { "kubernetes.io/service-name": service },
         },
         "addressType": "IPv4",
-        "ports": [{ "name": "", "port": 8080, "protocol": "TCP" }],
+        "ports": [
+            { "name": "", "port": 8080, "protocol": "TCP" },
+            { "name": "dns", "port": 5353, "protocol": "UDP" },
+        ],
         "endpoints": endpoints,
     });
-    Change::Apply(Arc::new(serde_json::from_value(slice).unwrap()))
+    object(slice)
 }
 
 fn endpoint(ip: &str, node: &str, conditions: serde_json::Value) -> serde_json::Value {
@@ -39,15 +41,26 @@ fn settings() -> Settings {
     Settings {
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
         node_local: vec!["10.96.0.10".parse().unwrap()],
+        external_ranges: vec!["203.0.113.0/24".parse().unwrap()],
         ..Settings::default()
     }
 }
 
-/// The frontends of `default/web` on node `n1`, a line each.
+/// The frontends of `default/web` on node `n1` in zone `a`, a line each.
 fn golden(spec: serde_json::Value, endpoints: serde_json::Value) -> String {
+    let service = json!({ "metadata": { "namespace": "default", "name": "web" }, "spec": spec });
+    golden_of(service, endpoints)
+}
+
+fn golden_of(service: serde_json::Value, endpoints: serde_json::Value) -> String {
     let mut view = View::new("n1");
     let mut dirty = BTreeSet::new();
-    view.change_services(service("web", spec), &mut dirty);
+    let node = json!({
+        "metadata": { "name": "n1", "labels": { "topology.kubernetes.io/zone": "a" } },
+        "status": { "addresses": [{ "type": "InternalIP", "address": "172.30.0.11" }] },
+    });
+    view.change_node(object(node), &mut dirty);
+    view.change_services(object(service), &mut dirty);
     view.change_slices(slice("web", endpoints), &mut dirty);
     assert_eq!(dirty.len(), 1);
     let lines: Vec<String> = frontends("default/web", &view, &settings())
@@ -174,5 +187,169 @@ fn what_is_not_ours_is_left_alone() {
         golden(dns, json!([ready("10.244.2.5", "n2")])),
         "",
         "the node answers itself"
+    );
+}
+
+/// What `default/web` with a port 80 at 10.96.1.1 sends to, by the endpoints' last numbers.
+fn reached(endpoints: serde_json::Value) -> String {
+    let spec = json!({ "clusterIP": "10.96.1.1", "clusterIPs": ["10.96.1.1"], "ports": [{ "port": 80 }] });
+    golden(spec, endpoints)
+        .replace("10.96.1.1:80 tcp (default/web) ", "")
+        .replace(":8080", "")
+        .replace(" (local)", "")
+}
+
+fn hinted(ip: &str, node: &str, zones: &[&str], nodes: &[&str]) -> serde_json::Value {
+    let mut endpoint = ready(ip, node);
+    let names = |names: &[&str]| {
+        names
+            .iter()
+            .map(|name| json!({ "name": name }))
+            .collect::<Vec<_>>()
+    };
+    endpoint["hints"] = json!({ "forZones": names(zones), "forNodes": names(nodes) });
+    endpoint
+}
+
+#[test]
+fn hints_narrow_only_where_all_have_one_and_one_is_for_here() {
+    let (a, b, c) = ("10.0.0.1", "10.0.0.2", "10.0.0.3");
+    let all = "to 10.0.0.1, 10.0.0.2, 10.0.0.3";
+    for (endpoints, wanted, why) in [
+        (
+            json!([
+                hinted(a, "n2", &["a"], &[]),
+                hinted(b, "n3", &["b", "a"], &[]),
+                hinted(c, "n4", &["b"], &[])
+            ]),
+            "to 10.0.0.1, 10.0.0.2",
+            "my zone",
+        ),
+        (
+            json!([
+                hinted(a, "n2", &["a"], &[]),
+                hinted(b, "n3", &["b"], &[]),
+                ready(c, "n4")
+            ]),
+            all,
+            "one has none",
+        ),
+        (
+            json!([
+                hinted(a, "n2", &["b"], &[]),
+                hinted(b, "n3", &["b"], &[]),
+                hinted(c, "n4", &["c"], &[])
+            ]),
+            all,
+            "none is for my zone",
+        ),
+        (
+            json!([
+                hinted(a, "n1", &["a"], &["n1"]),
+                hinted(b, "n3", &["a"], &["n3"]),
+                hinted(c, "n4", &["b"], &["n4"])
+            ]),
+            "to 10.0.0.1",
+            "my node",
+        ),
+        (
+            json!([
+                hinted(a, "n2", &["a"], &["n2"]),
+                hinted(b, "n3", &["a"], &["n3"]),
+                hinted(c, "n4", &["b"], &["n4"])
+            ]),
+            "to 10.0.0.1, 10.0.0.2",
+            "no node hint for mine, but a zone hint",
+        ),
+        (
+            json!([
+                hinted(a, "n2", &["a"], &[]),
+                hinted(b, "n3", &["b"], &[]),
+                endpoint(
+                    c,
+                    "n4",
+                    json!({ "ready": false, "serving": true, "terminating": true })
+                ),
+            ]),
+            "to 10.0.0.1",
+            "what is going away needs no hint",
+        ),
+    ] {
+        assert_eq!(reached(endpoints), wanted, "{why}");
+    }
+}
+
+#[test]
+fn policy_local_does_not_ask_for_hints_and_falls_back_to_what_goes_away() {
+    let spec = json!({
+        "type": "NodePort", "clusterIP": "10.96.1.1", "clusterIPs": ["10.96.1.1"],
+        "externalTrafficPolicy": "Local", "ports": [{ "port": 80, "nodePort": 30080 }],
+    });
+    let going = json!({ "ready": false, "serving": true, "terminating": true });
+    assert_eq!(
+        golden(
+            spec,
+            json!([
+                endpoint("10.0.0.1", "n1", going),
+                hinted("10.0.0.2", "n2", &["a"], &[])
+            ])
+        ),
+        "10.96.1.1:80 tcp (default/web) to 10.0.0.2:8080\n\
+         ip node port 30080 tcp (default/web) to 10.0.0.2:8080; from outside to 10.0.0.1:8080 (local)"
+    );
+}
+
+#[test]
+fn weights_and_schedulers_are_what_annotations_say() {
+    let annotated = |annotations: serde_json::Value| {
+        let mut first = ready("10.0.0.1", "n1");
+        first["targetRef"] = json!({ "kind": "Pod", "name": "web-0" });
+        let mut second = ready("10.0.0.2", "n2");
+        second["zone"] = json!("b");
+        let service = json!({
+            "metadata": { "namespace": "default", "name": "web", "annotations": annotations },
+            "spec": {
+                "clusterIP": "10.96.1.1", "clusterIPs": ["10.96.1.1"],
+                "ports": [{ "name": "dns", "port": 53, "protocol": "UDP" }],
+            },
+        });
+        golden_of(service, json!([first, second]))
+    };
+    assert_eq!(
+        annotated(json!({ "svcnet.io/weights": "web-0=3", "svcnet.io/scheduler": "wrr" })),
+        "10.96.1.1:53 udp (default/web:dns) to 10.0.0.1:5353 (local) weight 3, 10.0.0.2:5353; chosen by wrr"
+    );
+    assert_eq!(
+        annotated(json!({ "svcnet.io/weights": "zone/b=0" })),
+        "10.96.1.1:53 udp (default/web:dns) to 10.0.0.1:5353 (local); draining 10.0.0.2:5353",
+        "it takes no new connections and keeps what it has"
+    );
+    assert_eq!(
+        annotated(json!({ "svcnet.io/weights": "zone/b=0, 10.0.0.1=0" })),
+        "10.96.1.1:53 udp (default/web:dns) refused: no endpoints; draining 10.0.0.1:5353 10.0.0.2:5353"
+    );
+    let usual = "10.96.1.1:53 udp (default/web:dns) to 10.0.0.1:5353 (local), 10.0.0.2:5353";
+    assert_eq!(
+        annotated(json!({ "svcnet.io/weights": "zone/b", "svcnet.io/scheduler": "best" })),
+        usual
+    );
+}
+
+#[test]
+fn external_addresses_need_a_range_and_sources_let_the_balancer_in() {
+    let service = json!({
+        "metadata": { "namespace": "default", "name": "web" },
+        "spec": {
+            "type": "LoadBalancer", "clusterIP": "10.96.1.1", "clusterIPs": ["10.96.1.1"],
+            "externalIPs": ["203.0.113.7", "198.51.100.1"], "loadBalancerSourceRanges": ["172.30.0.0/24"],
+            "ports": [{ "port": 80 }],
+        },
+        "status": { "loadBalancer": { "ingress": [{ "ip": "192.0.2.9" }, { "ip": "192.0.2.10", "ipMode": "Proxy" }] } },
+    });
+    assert_eq!(
+        golden_of(service, json!([ready("10.0.0.1", "n2")])),
+        "10.96.1.1:80 tcp (default/web) to 10.0.0.1:8080\n\
+         192.0.2.9:80 tcp (default/web) to 10.0.0.1:8080; only from 172.30.0.0/24 192.0.2.9/32\n\
+         203.0.113.7:80 tcp (default/web) to 10.0.0.1:8080"
     );
 }

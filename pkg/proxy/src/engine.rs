@@ -17,7 +17,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::BorrowedFd;
 
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
 use svcnet_runtime::Change;
@@ -27,6 +27,8 @@ use crate::desired::{Settings, frontends};
 use crate::health::Checks;
 use crate::local::{Lack, Locals};
 use crate::model::{Frontend, FrontendKey};
+use crate::node_ports::NodePortAddresses;
+use crate::notices::{Notice, Notices};
 use crate::scheduler::Scheduler;
 use crate::view::{Name, View};
 
@@ -40,6 +42,8 @@ pub enum Update {
     Services(Change<Service>),
     /// Of EndpointSlices.
     Slices(Change<EndpointSlice>),
+    /// Of the node that this is on; others are left aside.
+    Node(Change<Node>),
 }
 
 /// The proxy without its surroundings.
@@ -50,12 +54,14 @@ pub struct Engine {
     triggers: Vec<Timestamp>,
     claims: Claims,
     locals: Locals,
+    notices: Notices,
+    node_ports: NodePortAddresses,
     backend: Box<dyn Backend>,
     trust: Trust,
 }
 
 /// How far the backend is known to hold what it was told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Trust {
     /// It does.
     Synced,
@@ -75,9 +81,18 @@ impl Engine {
             triggers: Vec::new(),
             claims: Claims::default(),
             locals: Locals::default(),
+            notices: Notices::default(),
+            node_ports: NodePortAddresses::default(),
             backend,
             trust: Trust::Unknown,
         }
+    }
+
+    /// Waits for the Node too before anything is done: its zone decides about endpoints.
+    #[must_use]
+    pub fn awaiting_node(mut self) -> Self {
+        self.view.await_node();
+        self
     }
 
     /// Takes in a change; [`Self::sync`] brings it into force.
@@ -90,6 +105,13 @@ impl Engine {
                 self.view.change_slices(change, &mut self.dirty);
                 // What changed nothing here was not waited for.
                 self.triggers.extend(trigger.filter(|_| self.dirty.len() > known));
+            }
+            Update::Node(change) => {
+                self.view.change_node(change, &mut self.dirty);
+                // Looked at again where node ports follow the node's addresses.
+                if self.backend.node_addresses(&self.view.node().addresses) {
+                    self.trust = self.trust.max(Trust::Unknown);
+                }
             }
         }
     }
@@ -156,6 +178,7 @@ impl Engine {
     /// # Errors
     /// When the new backend does not take it.
     pub fn switch(&mut self, mut backend: Box<dyn Backend>) -> Result<Box<dyn Backend>, Error> {
+        backend.node_ports_on(&self.node_ports, &self.view.node().addresses);
         if self.is_complete() {
             let missed = !self.changes().is_empty();
             let mut desired = desired(&self.view, &self.settings, &self.claims);
@@ -179,6 +202,17 @@ impl Engine {
             self.settings.scheduler = scheduler;
             self.dirty.extend(self.view.service_names().cloned());
         }
+    }
+
+    /// Which addresses of the node its node ports answer on; the next [`Self::sync`] brings it into force.
+    pub fn set_node_ports(&mut self, addresses: NodePortAddresses) {
+        if self
+            .backend
+            .node_ports_on(&addresses, &self.view.node().addresses)
+        {
+            self.trust = self.trust.max(Trust::Unknown);
+        }
+        self.node_ports = addresses;
     }
 
     /// Whether [`Self::tidy`] may find something, now or the next time.
@@ -241,8 +275,15 @@ impl Engine {
     /// The frontends of the Services that changed.
     fn changes(&mut self) -> Vec<(FrontendKey, Option<Frontend>)> {
         let mut changes: HashMap<FrontendKey, Option<Frontend>> = HashMap::new();
+        let scheduler = self.settings.scheduler;
+        self.notices
+            .default_scheduler(scheduler, self.backend.nearest(scheduler));
         // A Service that gives a frontend up can make another one change, which comes into the queue then.
         while let Some(name) = self.dirty.pop_first() {
+            match self.notice(&name) {
+                Some(notice) => self.notices.service(&name, notice),
+                None => self.notices.forget(&name),
+            }
             let wanted = frontends(&name, &self.view, &self.settings);
             self.locals.update(&name, &self.view, &wanted);
             for key in self.claims.release(&name, &wanted) {
@@ -264,6 +305,19 @@ impl Engine {
             }
         }
         changes.into_iter().collect()
+    }
+
+    /// What is left aside in a Service, if there is one of that name.
+    fn notice(&self, name: &Name) -> Option<Notice> {
+        let service = self.view.service(name)?;
+        let scheduler = service
+            .scheduler
+            .map(|wanted| (wanted, self.backend.nearest(wanted)));
+        Some(Notice {
+            complaints: service.complaints.clone(),
+            refused: self.settings.refused_addresses(service).collect(),
+            stand_in: scheduler.filter(|(wanted, used)| wanted != used),
+        })
     }
 }
 

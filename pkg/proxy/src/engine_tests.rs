@@ -5,10 +5,11 @@ use crate::fake::{Fake, service};
 
 fn engine() -> (Engine, Fake) {
     let fake = Fake::default();
-    (
-        Engine::new("n1", Settings::default(), Box::new(fake.clone())),
-        fake,
-    )
+    let settings = Settings {
+        external_ranges: vec!["203.0.113.0/24".parse().unwrap()],
+        ..Settings::default()
+    };
+    (Engine::new("n1", settings, Box::new(fake.clone())), fake)
 }
 
 /// An engine that has heard the first lists, which are empty.
@@ -147,4 +148,30 @@ fn what_a_slice_was_waited_for_is_told_once() {
     engine.sync().unwrap();
     assert_eq!(engine.take_triggers(), ["2026-01-01T00:00:00Z".parse().unwrap()]);
     assert!(engine.take_triggers().is_empty());
+}
+
+#[test]
+fn an_external_address_outside_the_ranges_is_nobodys() {
+    let (mut engine, fake) = running();
+    engine.apply_change(Update::Services(Change::Apply(service(
+        "a",
+        "10.96.0.1",
+        Some("198.51.100.1"),
+    ))));
+    engine.sync().unwrap();
+    assert_eq!(fake.names(), ["default/a"], "the ClusterIP alone");
+}
+
+#[test]
+fn the_zone_of_the_node_is_waited_for_where_it_is_watched() {
+    let fake = Fake::default();
+    let mut engine = Engine::new("n1", Settings::default(), Box::new(fake.clone())).awaiting_node();
+    engine.apply_change(Update::Services(Change::Reset(Vec::new())));
+    engine.apply_change(Update::Slices(Change::Reset(Vec::new())));
+    engine.sync().unwrap();
+    assert!(fake.calls().is_empty());
+    // The list of a node that is not registered yet is empty.
+    engine.apply_change(Update::Node(Change::Reset(Vec::new())));
+    engine.sync().unwrap();
+    assert_eq!(fake.calls(), ["converge"]);
 }

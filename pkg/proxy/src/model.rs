@@ -38,6 +38,15 @@ impl Protocol {
         Self::ALL.into_iter().find(|p| p.number() == number)
     }
 
+    /// Whether the kernel would go on sending to an endpoint that is gone, because nothing tells it: a UDP client knows
+    /// of no connection, and an SCTP client begins anew from the same port. TCP clients notice and take another port.
+    pub fn outlives_endpoints(self) -> bool {
+        match self {
+            Self::Tcp => false,
+            Self::Udp | Self::Sctp => true,
+        }
+    }
+
     /// As Services and EndpointSlices spell it; nothing is TCP.
     pub fn parse(text: Option<&str>) -> Option<Self> {
         match text {
@@ -206,6 +215,9 @@ pub struct Frontend {
     pub inside: bool,
     /// Networks that clients may come from, where that is restricted; none overlaps another.
     pub sources: Option<Box<[IpNet]>>,
+    /// Endpoints that take no new connections and keep those that they have. Only where connections to others are
+    /// cleared ([`Protocol::outlives_endpoints`]); else nothing depends on it.
+    pub draining: Box<[Endpoint]>,
 }
 
 impl Frontend {
@@ -231,6 +243,10 @@ impl fmt::Display for Frontend {
         if let Some(sources) = &self.sources {
             write!(f, "; only from")?;
             sources.iter().try_for_each(|net| write!(f, " {net}"))?;
+        }
+        if !self.draining.is_empty() {
+            write!(f, "; draining")?;
+            self.draining.iter().try_for_each(|e| write!(f, " {}", e.at))?;
         }
         Ok(())
     }

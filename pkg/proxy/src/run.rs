@@ -3,7 +3,7 @@
 //! The kernel is told on a blocking thread. While it commits, changes queue up and become one batch: churn is
 //! coalesced by exactly the time that a commit takes, and a lone change waits for nothing.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ use crate::desired::Settings;
 use crate::engine::{Engine, Update};
 use crate::health::{self, Board, Checks};
 use crate::mode::{Choice, Condition, Modes, Notice, Openers, Source, Teller, Wish};
+use crate::node_ports::NodePortAddresses;
 use crate::scheduler::Scheduler;
 use crate::sysctls::Sysctls;
 
@@ -36,6 +37,8 @@ const TIDY: Duration = Duration::from_secs(1);
 /// A foreign change often is one of many (a firewall that reloads): look when it is quiet for so long.
 const SETTLE: Duration = Duration::from_millis(50);
 
+/// Where node ports answer only if the kernel routes loopback addresses.
+const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Events that may wait to be written.
 const NOTICES_MAX: usize = 64;
 /// How long is waited for what the ConfigMap says, before anything is done. Not at all where it is known from before.
@@ -54,6 +57,12 @@ pub struct Config {
     pub mode: Mode,
     /// Where /healthz and /livez are answered (`--healthz-bind-address`).
     pub healthz: Option<SocketAddr>,
+    /// How endpoints are chosen for Services that do not say it (`--scheduler`).
+    pub scheduler: Scheduler,
+    /// Networks that `externalIPs` may lie in (`--external-ip-range`); without any, none is served.
+    pub external_ranges: Vec<IpNet>,
+    /// Which addresses node ports answer on (`--nodeport-addresses`).
+    pub node_ports: NodePortAddresses,
 }
 
 /// Why a proxy can not run.
@@ -76,7 +85,7 @@ pub struct Proxy {
     ctx: Context,
     services: mpsc::Receiver<Change<Service>>,
     slices: mpsc::Receiver<Change<EndpointSlice>>,
-    nodes: mpsc::Receiver<Change<Node>>,
+    node: mpsc::Receiver<Change<Node>>,
     health: Component,
 }
 
@@ -97,7 +106,7 @@ impl Proxy {
         Self {
             services: ctx.informers.subscribe(Scope::default()),
             slices: ctx.informers.subscribe(Scope::default()),
-            nodes: ctx.informers.subscribe(this_node),
+            node: ctx.informers.subscribe(this_node),
             health: ctx.health.component("proxy"),
             config,
             ctx: ctx.clone(),
@@ -117,7 +126,7 @@ impl Proxy {
         beside.spawn(source.follow());
         // Not long: without a server, flags decide.
         _ = timeout(FIRST_WISH, wishes.wait_for(Option::is_some)).await;
-        let wish = wishes.borrow_and_update().unwrap_or_default();
+        let wish = wishes.borrow_and_update().clone().unwrap_or_default();
         let (choice, chosen) = watch::channel(None);
         let (there, is_there) = watch::channel(None);
         let teller = Teller {
@@ -155,13 +164,12 @@ impl Proxy {
                     changes_come("endpoint", &change);
                     Work::Update(Update::Slices(change))
                 }
-                Some(change) = self.nodes.recv() => {
+                Some(change) = self.node.recv() => {
                     hear_node(&change, &board, &there);
-                    continue;
+                    Work::Update(Update::Node(change))
                 }
                 Ok(()) = wishes.changed() => {
-                    let wish = *wishes.borrow_and_update();
-                    Work::Wish(wish.unwrap_or_default())
+                    Work::Wish(wishes.borrow_and_update().clone().unwrap_or_default())
                 }
                 else => return Ok(()),
             };
@@ -184,21 +192,31 @@ impl Proxy {
             cluster_cidrs: self.config.cluster_cidrs.clone(),
             service_cidrs: self.config.service_cidrs.clone(),
             sysctls: Sysctls::new(&self.ctx.run_dir),
+            on_loopback: wish
+                .node_ports
+                .as_ref()
+                .unwrap_or(&self.config.node_ports)
+                .answers_on(LOCALHOST),
             relays: None,
         };
         let settings = Settings {
             service_cidrs: self.config.service_cidrs.clone(),
             node_local: self.config.node_local.clone(),
-            ..Settings::default()
+            scheduler: self.config.scheduler,
+            external_ranges: self.config.external_ranges.clone(),
         };
-        let flags = Flags {
-            mode: self.config.mode,
-            scheduler: settings.scheduler,
+        let flags = Wish {
+            mode: Some(self.config.mode),
+            scheduler: Some(self.config.scheduler),
+            node_ports: Some(self.config.node_ports.clone()),
+            iptables: false,
         };
-        let asked = wish.mode.unwrap_or(flags.mode);
+        let wish = wish.or(&flags);
+        let asked = wish.mode.unwrap_or_default();
         let (modes, backend) = Modes::start(openers, asked).map_err(Error::NoMode)?;
-        let mut engine = Engine::new(&self.ctx.node_name, settings, backend);
-        engine.set_scheduler(wish.scheduler.unwrap_or(flags.scheduler));
+        let mut engine = Engine::new(&self.ctx.node_name, settings, backend).awaiting_node();
+        engine.set_scheduler(wish.scheduler.unwrap_or_default());
+        engine.set_node_ports(wish.node_ports.unwrap_or_default());
         let (ended, has_ended) = oneshot::channel::<()>();
         let mut worker = Worker::new(engine, out, RETRY.0).map_err(Error::Thread)?;
         worker.switching = Some(Switching {
@@ -277,17 +295,11 @@ struct Out {
     notices: mpsc::Sender<Notice>,
 }
 
-/// What the flags say.
-#[derive(Debug, Clone, Copy)]
-struct Flags {
-    mode: Mode,
-    scheduler: Scheduler,
-}
-
 /// For going over to another mode.
 struct Switching {
     modes: Modes,
-    flags: Flags,
+    /// What the flags say.
+    flags: Wish,
     sender: mpsc::WeakSender<Work>,
     /// While it is there, a thread watches for foreign changes.
     watcher: Option<Arc<()>>,
@@ -407,11 +419,15 @@ impl Worker {
         let Some(switching) = &mut self.switching else {
             return;
         };
-        let flags = switching.flags;
-        self.engine
-            .set_scheduler(wish.scheduler.unwrap_or(flags.scheduler));
+        let wish = wish.or(&switching.flags);
+        let node_ports = wish.node_ports.unwrap_or_default();
+        switching
+            .modes
+            .node_ports_on_loopback(node_ports.answers_on(LOCALHOST));
+        self.engine.set_scheduler(wish.scheduler.unwrap_or_default());
+        self.engine.set_node_ports(node_ports);
         let former = switching.modes.choice().used;
-        let asked = wish.mode.unwrap_or(flags.mode);
+        let asked = wish.mode.unwrap_or_default();
         if switching.modes.switch(asked, &mut self.engine) {
             if self.engine.is_complete() {
                 switching.modes.clear(&self.engine);

@@ -1,6 +1,6 @@
 //! What the cluster says that concerns a proxy, held small: no API object stays in memory.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -8,11 +8,14 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use svcnet_api::wellknown::{ANNOTATION_SCHEDULER, LABEL_SERVICE_NAME, LABEL_SERVICE_PROXY_NAME};
+use svcnet_api::wellknown::{
+    ANNOTATION_SCHEDULER, ANNOTATION_WEIGHTS, LABEL_SERVICE_NAME, LABEL_SERVICE_PROXY_NAME, LABEL_ZONE,
+};
 use svcnet_runtime::Change;
 
 use crate::model::Protocol;
 use crate::scheduler::Scheduler;
+use crate::weights::Weights;
 
 /// `namespace/name`
 pub type Name = Arc<str>;
@@ -56,12 +59,16 @@ pub struct Service {
     pub external_local: bool,
     /// How endpoints are chosen, if the Service says it.
     pub scheduler: Option<Scheduler>,
+    /// Which endpoints take how many connections, if the Service says it.
+    pub weights: Option<Box<Weights>>,
     /// `sessionAffinity: ClientIP` with its time.
     pub affinity_seconds: Option<u32>,
     /// `healthCheckNodePort`, where load balancers ask for endpoints of this node.
     pub health_port: Option<u16>,
     /// `loadBalancerSourceRanges`, if there are any.
     pub source_ranges: Option<Box<[IpNet]>>,
+    /// What makes no sense in it and is left aside, in words.
+    pub complaints: Box<[Box<str>]>,
 }
 
 /// Why nothing is programmed for a Service.
@@ -102,6 +109,7 @@ impl Service {
             return Err(Skipped::NoClusterIp);
         }
         let ports = spec.ports.iter().flatten().filter_map(service_port).collect();
+        let mut complaints = Vec::new();
         Ok(Self {
             cluster_ips,
             external_ips: addresses(spec.external_ips.as_deref().unwrap_or_default()),
@@ -109,22 +117,28 @@ impl Service {
             ports,
             internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
             external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
-            scheduler: scheduler(service),
+            scheduler: annotation(service, ANNOTATION_SCHEDULER, str::parse, &mut complaints),
+            weights: annotation(service, ANNOTATION_WEIGHTS, Weights::parse, &mut complaints).map(Box::new),
             affinity_seconds: affinity_seconds(spec),
             health_port: health_port(spec),
-            source_ranges: source_ranges(service),
+            source_ranges: source_ranges(service, &mut complaints),
+            complaints: complaints.into(),
         })
     }
 }
 
-/// What the annotation says. One that makes no sense is told, and the Service is as others are.
-fn scheduler(service: &core::Service) -> Option<Scheduler> {
-    let text = service.metadata.annotations.as_ref()?.get(ANNOTATION_SCHEDULER)?;
-    match text.trim().parse() {
-        Ok(scheduler) => Some(scheduler),
+/// What the annotation says. With one that makes no sense the Service is as those that have none.
+fn annotation<T, E: std::fmt::Display>(
+    service: &core::Service,
+    name: &str,
+    parse: impl FnOnce(&str) -> Result<T, E>,
+    complaints: &mut Vec<Box<str>>,
+) -> Option<T> {
+    let text = service.metadata.annotations.as_ref()?.get(name)?;
+    match parse(text.trim()) {
+        Ok(value) => Some(value),
         Err(error) => {
-            let name = name_of(&service.metadata);
-            tracing::warn!(object.name = %name, annotation = ANNOTATION_SCHEDULER, %error, "annotation left aside");
+            complaints.push(format!("annotation {name}: {error}").into());
             None
         }
     }
@@ -153,7 +167,7 @@ fn health_port(spec: &core::ServiceSpec) -> Option<u16> {
 }
 
 /// Of the field, or else of the annotation that it had before. What does not parse allows nobody.
-fn source_ranges(service: &core::Service) -> Option<Box<[IpNet]>> {
+fn source_ranges(service: &core::Service, complaints: &mut Vec<Box<str>>) -> Option<Box<[IpNet]>> {
     let field = service
         .spec
         .as_ref()
@@ -168,7 +182,14 @@ fn source_ranges(service: &core::Service) -> Option<Box<[IpNet]>> {
         (_, Some(annotation)) if !annotation.trim().is_empty() => annotation.split(',').collect(),
         _ => return None,
     };
-    Some(texts.iter().filter_map(|text| text.trim().parse().ok()).collect())
+    let network = |text: &&str| match text.trim().parse() {
+        Ok(network) => Some(network),
+        Err(_) => {
+            complaints.push(format!("source range {text:?} is no network as in 192.0.2.0/24").into());
+            None
+        }
+    };
+    Some(texts.iter().filter_map(network).collect())
 }
 
 fn service_port(port: &core::ServicePort) -> Option<ServicePort> {
@@ -207,7 +228,7 @@ fn addresses(texts: &[String]) -> Box<[IpAddr]> {
 }
 
 /// One endpoint of a slice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SliceEndpoint {
     /// Its address.
     pub ip: IpAddr,
@@ -217,6 +238,56 @@ pub struct SliceEndpoint {
     pub ready: bool,
     /// Whether it is going away but still answers (KEP-1669).
     pub serving_terminating: bool,
+    /// Whom it is for, by node.
+    pub for_nodes: NodeHint,
+    /// The zones that it is for; none where there is no hint.
+    pub for_zones: Box<[Name]>,
+    /// The zone that it is in.
+    pub zone: Option<Name>,
+    /// The node that it is on.
+    pub node: Option<Name>,
+    /// The pod that it is.
+    pub pod: Option<Box<str>>,
+}
+
+/// What `hints.forNodes` of an endpoint says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NodeHint {
+    /// Nothing.
+    None,
+    /// This node is among them.
+    Here,
+    /// Others.
+    Elsewhere,
+}
+
+/// What a proxy needs to know of the node that it is on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Its zone (`topology.kubernetes.io/zone`).
+    pub zone: Option<Box<str>>,
+    /// Its main addresses, one or two (`InternalIP`).
+    pub addresses: Box<[IpAddr]>,
+}
+
+impl NodeFacts {
+    /// Those of a Node object.
+    pub fn new(node: &core::Node) -> Self {
+        let labels = node.metadata.labels.as_ref();
+        let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
+        let internal = addresses
+            .into_iter()
+            .flatten()
+            .filter(|address| address.type_ == "InternalIP");
+        Self {
+            zone: labels
+                .and_then(|labels| labels.get(LABEL_ZONE))
+                .map(|zone| zone.as_str().into()),
+            addresses: internal
+                .filter_map(|address| address.address.parse().ok())
+                .collect(),
+        }
+    }
 }
 
 /// What a proxy needs of an EndpointSlice.
@@ -232,7 +303,7 @@ pub struct Slice {
 
 impl Slice {
     /// The compact form of a slice; nothing for those of no Service or a headless one, and those of names instead of addresses.
-    pub fn new(slice: &discovery::EndpointSlice, node_name: &str) -> Option<Self> {
+    pub fn new(slice: &discovery::EndpointSlice, node_name: &str, names: &mut Names) -> Option<Self> {
         let labels = slice.metadata.labels.as_ref()?;
         let service = labels
             .get(LABEL_SERVICE_NAME)
@@ -253,7 +324,7 @@ impl Slice {
             .endpoints
             .iter()
             .flatten()
-            .filter_map(|e| slice_endpoint(e, node_name));
+            .filter_map(|e| slice_endpoint(e, node_name, names));
         Some(Self {
             service: format!("{namespace}/{service}").into(),
             ports: ports.collect(),
@@ -262,7 +333,11 @@ impl Slice {
     }
 }
 
-fn slice_endpoint(endpoint: &discovery::Endpoint, node_name: &str) -> Option<SliceEndpoint> {
+fn slice_endpoint(
+    endpoint: &discovery::Endpoint,
+    node_name: &str,
+    names: &mut Names,
+) -> Option<SliceEndpoint> {
     // All addresses of an endpoint are the same pod; the first is the one to use.
     let ip = endpoint.addresses.first()?.parse().ok()?;
     let conditions = endpoint.conditions.as_ref();
@@ -271,12 +346,50 @@ fn slice_endpoint(endpoint: &discovery::Endpoint, node_name: &str) -> Option<Sli
     let serving = conditions.and_then(|c| c.serving).unwrap_or(ready);
     let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
     let serving_terminating = serving && terminating;
-    (ready || serving_terminating).then(|| SliceEndpoint {
+    if !ready && !serving_terminating {
+        return None;
+    }
+    let hints = endpoint.hints.as_ref();
+    let nodes = hints
+        .and_then(|hints| hints.for_nodes.as_deref())
+        .unwrap_or_default();
+    let zones = hints
+        .and_then(|hints| hints.for_zones.as_deref())
+        .unwrap_or_default();
+    let target = endpoint
+        .target_ref
+        .as_ref()
+        .filter(|target| target.kind.as_deref() == Some("Pod"));
+    Some(SliceEndpoint {
         ip,
         local: endpoint.node_name.as_deref() == Some(node_name),
         ready,
         serving_terminating,
+        for_nodes: match nodes {
+            [] => NodeHint::None,
+            nodes if nodes.iter().any(|node| node.name == node_name) => NodeHint::Here,
+            _ => NodeHint::Elsewhere,
+        },
+        for_zones: zones.iter().map(|zone| names.shared(&zone.name)).collect(),
+        zone: endpoint.zone.as_deref().map(|zone| names.shared(zone)),
+        node: endpoint.node_name.as_deref().map(|node| names.shared(node)),
+        pod: target.and_then(|target| target.name.as_deref()).map(Into::into),
     })
+}
+
+/// One copy of each name that many endpoints have.
+#[derive(Debug, Default)]
+pub struct Names(HashSet<Name>);
+
+impl Names {
+    fn shared(&mut self, name: &str) -> Name {
+        if let Some(known) = self.0.get(name) {
+            return known.clone();
+        }
+        let name: Name = name.into();
+        self.0.insert(name.clone());
+        name
+    }
 }
 
 /// Services and slices as last heard of.
@@ -284,10 +397,14 @@ fn slice_endpoint(endpoint: &discovery::Endpoint, node_name: &str) -> Option<Sli
 pub struct View {
     node_name: Box<str>,
     services: HashMap<Name, Service>,
-    slices: HashMap<Name, HashMap<Name, Slice>>,
+    /// By Service and then by name, so that the first of two that say different things is the same everywhere.
+    slices: HashMap<Name, BTreeMap<Name, Slice>>,
     slice_owner: HashMap<Name, Name>,
+    names: Names,
+    node: NodeFacts,
     services_listed: bool,
     slices_listed: bool,
+    node_awaited: bool,
 }
 
 impl View {
@@ -301,7 +418,17 @@ impl View {
 
     /// Whether the lists of Services and of slices have both arrived: before that, what is missing may just be late.
     pub fn is_complete(&self) -> bool {
-        self.services_listed && self.slices_listed
+        self.services_listed && self.slices_listed && !self.node_awaited
+    }
+
+    /// From now on it is not complete before the Node has been heard of too.
+    pub fn await_node(&mut self) {
+        self.node_awaited = true;
+    }
+
+    /// What is known of this node.
+    pub fn node(&self) -> &NodeFacts {
+        &self.node
     }
 
     /// The Service of that name.
@@ -311,7 +438,7 @@ impl View {
 
     /// The slices of a Service.
     pub fn slices(&self, service: &str) -> impl Iterator<Item = &Slice> {
-        self.slices.get(service).into_iter().flat_map(HashMap::values)
+        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
     }
 
     /// The names of all Services.
@@ -330,8 +457,7 @@ impl View {
             Change::Apply(service) => self.put_service(&service, dirty),
             Change::Delete(service) => self.remove_service(&name_of(&service.metadata), dirty),
             Change::Reset(services) => {
-                let there: std::collections::HashSet<Name> =
-                    services.iter().map(|s| name_of(&s.metadata)).collect();
+                let there: HashSet<Name> = services.iter().map(|s| name_of(&s.metadata)).collect();
                 let gone: Vec<Name> = self
                     .services
                     .keys()
@@ -347,14 +473,47 @@ impl View {
         }
     }
 
+    /// Takes in a change of this node's Node, and adds the Services that it concerns to `dirty`.
+    pub fn change_node(&mut self, change: Change<core::Node>, dirty: &mut BTreeSet<Name>) {
+        let is_ours = |node: &&Arc<core::Node>| node.metadata.name.as_deref() == Some(&*self.node_name);
+        let node = match &change {
+            Change::Apply(node) => Some(node).filter(is_ours),
+            Change::Reset(nodes) => nodes.iter().find(is_ours),
+            // A node that is taken out of the cluster keeps what it had to its end.
+            Change::Delete(_) => None,
+        };
+        self.node_awaited &= !matches!(change, Change::Reset(_));
+        let Some(facts) = node
+            .map(|node| NodeFacts::new(node))
+            .filter(|facts| *facts != self.node)
+        else {
+            return;
+        };
+        if facts.zone != self.node.zone {
+            let hinted = |slice: &Slice| slice.endpoints.iter().any(|e| !e.for_zones.is_empty());
+            let concerned = self
+                .slices
+                .iter()
+                .filter(|(_, slices)| slices.values().any(hinted));
+            dirty.extend(concerned.map(|(service, _)| service.clone()));
+        }
+        if facts.addresses != self.node.addresses {
+            let concerned = self
+                .services
+                .iter()
+                .filter(|(_, service)| service.source_ranges.is_some());
+            dirty.extend(concerned.map(|(name, _)| name.clone()));
+        }
+        self.node = facts;
+    }
+
     /// Takes in a change of slices, and adds the Services that it concerns to `dirty`.
     pub fn change_slices(&mut self, change: Change<discovery::EndpointSlice>, dirty: &mut BTreeSet<Name>) {
         match change {
             Change::Apply(slice) => self.put_slice(&slice, dirty),
             Change::Delete(slice) => self.remove_slice(&name_of(&slice.metadata), dirty),
             Change::Reset(slices) => {
-                let there: std::collections::HashSet<Name> =
-                    slices.iter().map(|s| name_of(&s.metadata)).collect();
+                let there: HashSet<Name> = slices.iter().map(|s| name_of(&s.metadata)).collect();
                 let gone: Vec<Name> = self
                     .slice_owner
                     .keys()
@@ -392,7 +551,7 @@ impl View {
 
     fn put_slice(&mut self, slice: &discovery::EndpointSlice, dirty: &mut BTreeSet<Name>) {
         let name = name_of(&slice.metadata);
-        let Some(mut slice) = Slice::new(slice, &self.node_name) else {
+        let Some(mut slice) = Slice::new(slice, &self.node_name, &mut self.names) else {
             self.remove_slice(&name, dirty);
             return;
         };

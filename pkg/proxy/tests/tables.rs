@@ -10,7 +10,7 @@
 mod world;
 
 use serde_json::{Value, json};
-use world::{A, B, C, World, names, node_ports, run, service, slice};
+use world::{A, B, C, World, annotated, names, node_ports, run, service, slice};
 
 const VIP: &str = "10.96.1.1:80";
 
@@ -28,12 +28,42 @@ fn assortment() -> (Vec<Value>, Vec<Value>) {
         service("local", "10.96.1.3", node_ports(local)),
         service("empty", "10.96.1.4", json!({})),
         service("six", "fd00:96::1", json!({ "sessionAffinity": "ClientIP" })),
+        annotated(
+            service("turns", "10.96.1.5", json!({})),
+            json!({ "svcnet.io/scheduler": "rr" }),
+        ),
+        annotated(
+            service("six-turns", "fd00:96::2", json!({})),
+            json!({ "svcnet.io/scheduler": "rr" }),
+        ),
+        annotated(
+            service("hashed", "10.96.1.6", json!({})),
+            json!({ "svcnet.io/scheduler": "sh" }),
+        ),
+        annotated(
+            service("six-hashed", "fd00:96::3", json!({})),
+            json!({ "svcnet.io/scheduler": "sh" }),
+        ),
+        annotated(
+            service("weighed", "10.96.1.7", json!({})),
+            json!({ "svcnet.io/scheduler": "wrr", "svcnet.io/weights": format!("{A}=2") }),
+        ),
+        annotated(
+            service("maglev", "10.96.1.8", json!({})),
+            json!({ "svcnet.io/scheduler": "mh" }),
+        ),
     ];
     let slices = vec![
         slice("web", &[A, B, C]),
         slice("sticky", &[A, C]),
         slice("local", &[B, C]),
         slice("six", &["fd00:244:1::5"]),
+        slice("turns", &[A, B, C]),
+        slice("six-turns", &["fd00:244:1::5", "fd00:244:1::6"]),
+        slice("hashed", &[A, B, C]),
+        slice("six-hashed", &["fd00:244:1::5", "fd00:244:1::6"]),
+        slice("weighed", &[A, B]),
+        slice("maglev", &[A, C]),
     ];
     (services, slices)
 }
@@ -84,7 +114,7 @@ fn foreign_changes_are_noticed_and_repaired() {
         "flush map ip svcnet endpoints",
         "delete element ip svcnet services { 10.96.1.1 . tcp . 80 }",
         "add rule ip svcnet n3 drop",
-        "add element ip svcnet services { 10.96.7.7 . tcp . 80 : 5e00:0003 }",
+        "add element ip svcnet services { 10.96.7.7 . tcp . 80 : 5000:0003 }",
         "add table ip stranger",
     ] {
         run(&world.node, "nft", &damage.split(' ').collect::<Vec<_>>());
@@ -109,11 +139,17 @@ fn all_of_it_prints() {
     let listing = world.listing();
     for line in [
         "comment \"svcnet proxy #",
-        "10.96.1.1 . tcp . 80 comment \"default/web:http\" : 5e00:3",
+        "10.96.1.1 . tcp . 80 comment \"default/web:http\" : 5000:3",
         "comment \"default/web:http\" : 10.244.1.5 . 8080",
         "meta priority set none dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @endpoints",
         "numgen random mod 1 offset 32768 map @port-endpoints",
         "update @affinity { ip saddr . ct original ip daddr . meta l4proto . ct original proto-dst timeout 3h",
+        "th dport . numgen inc mod 3 map @endpoints",
+        "ip daddr . meta l4proto . th dport . jhash ip saddr mod 3 seed 0x73766373 map @endpoints",
+        "ip6 daddr . meta l4proto . th dport . jhash ip6 saddr mod 2 seed 0x73766373 map @endpoints",
+        "jhash ip saddr mod 1021 seed 0x73766373",
+        "ip6 saddr set fd73:7663:6e65::1 meta priority set none comment \"node ports on ::1\"",
+        "ip daddr 10.96.0.0/12 fib daddr type != local drop comment \"no service has that address\"",
         "elements = { 10.96.1.4 . tcp . 80 comment \"default/empty:http\"",
         "10.244.1.5 . 10.244.1.5",
     ] {

@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use svcnet_e2e::Lab;
 
+use crate::memory;
 use crate::stats::{median, row};
 
 /// Brings up labs of three nodes with a Service of two pods, one after the other; beside each, the same namespaces and
@@ -61,13 +62,7 @@ fn resident_mb(lab: &Lab, node: &str) -> Result<f64> {
         .find(|member| member["name"] == node)
         .context("no such node")?;
     let pid = member["pids"][0].as_u64().context("the node has no process")?;
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("no VmRSS")?;
-    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
-    Ok(kib / 1024.0)
+    memory::resident_mb(u32::try_from(pid)?)
 }
 
 /// Seconds for a bridge and three hosts on it, in namespaces, by the program `ip`.

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use svcnet_api::types::NodeIps;
 use svcnet_runtime::Context;
 use svcnet_runtime::join::{ClusterFacts, JoinToken};
 
@@ -128,7 +129,7 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<()> {
     let logging = args.process.logging(&mut problems);
     let ops = args.ops.address(OPS_PORT, &mut problems);
     let name = args.node.name(&mut problems);
-    let ip = args.node.ip_or_found(&mut problems);
+    let ips = args.node.ips_or_found(&mut problems);
     let agent = args.agent.parse(&mut problems);
     let register = args
         .register_node
@@ -163,7 +164,7 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<()> {
         let facts = membership::establish(&membership).await?;
         let cluster = with_facts(cluster, &given, facts.as_ref())?;
         let ctx = process.context(&membership.kubeconfig, &name, &places).await?;
-        start(process, &ctx, &agent, &cluster, ip, register)?;
+        start(process, &ctx, &agent, &cluster, ips, register)?;
         ctx.informers.start();
         Ok(())
     })
@@ -219,18 +220,18 @@ pub(crate) fn start(
     ctx: &Context,
     agent: &Agent,
     cluster: &Cluster,
-    node_ip: Option<IpAddr>,
+    node_ips: Option<NodeIps>,
     register: bool,
 ) -> anyhow::Result<()> {
     if register {
-        let ip = node_ip.context("a node that is to be registered needs an address (--node-ip)")?;
-        role::start_node(process, ctx, ip)?;
+        let ips = node_ips.context("a node that is to be registered needs an address (--node-ip)")?;
+        role::start_node(process, ctx, ips)?;
     }
     if agent.runs("overlay") {
-        role::start_overlay(process, ctx, cluster, &agent.network, node_ip)?;
+        role::start_overlay(process, ctx, cluster, &agent.network, node_ips)?;
     }
     if agent.runs("cni") {
-        role::start_cni(process, ctx, cluster, &agent.network, node_ip, &agent.runtimes)?;
+        role::start_cni(process, ctx, cluster, &agent.network, node_ips, &agent.runtimes)?;
     }
     // What the node's own DNS server answers needs no translation, and must get none.
     let own: &[IpAddr] = if agent.runs("dns") { &cluster.dns } else { &[] };
@@ -241,7 +242,7 @@ pub(crate) fn start(
         role::start_dns(process, ctx, cluster, agent.upstreams.clone())?;
     }
     if agent.runs("announcer") {
-        role::start_announcer(process, ctx, &agent.announcing, node_ip)?;
+        role::start_announcer(process, ctx, &agent.announcing, node_ips)?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use svcnet_api::types::NodePortRange;
+use svcnet_api::types::{NodeIps, NodePortRange, nth_host};
 use svcnet_api::wellknown::{API_PORT, DEFAULT_KUBECONFIG, DEFAULT_NODE_PORT_RANGE};
 use svcnet_apiserver::{ApiServer, Config};
 use svcnet_controller::alloc::ServiceAllocator;
@@ -109,9 +109,9 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<()> {
     let name = args.node.name(&mut problems);
     let api = args.api.parse(&mut problems);
     let cluster = args.cluster.parse(&mut problems);
-    let ip = args.node.ip_or_found(&mut problems);
+    let ips = args.node.ips_or_found(&mut problems);
     problems.check()?;
-    let (Some(cluster), Some(node_ip)) = (cluster, ip) else {
+    let (Some(cluster), Some(node_ip)) = (cluster, ips.map(NodeIps::primary)) else {
         return Ok(());
     };
     let data_dir = args.process.places().data_dir;
@@ -151,7 +151,7 @@ pub(crate) async fn start(
         data_dir,
     } = wanted;
     // The two Services that every cluster has must get their addresses whatever else is in the store.
-    let first = cluster.service_cidr.iter().filter_map(|net| net.hosts().next());
+    let first = cluster.service_cidr.iter().filter_map(|net| nth_host(net, 1));
     let reserved: Vec<IpAddr> = first.chain(cluster.dns.iter().copied()).collect();
     let range = match api.node_ports {
         Some(range) => range,

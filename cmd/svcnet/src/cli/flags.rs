@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use svcnet_api::names;
-use svcnet_api::types::CidrList;
+use svcnet_api::types::{CidrList, NodeIps, nth_host};
 use svcnet_api::wellknown::{
     DEFAULT_CLUSTER_CIDR, DEFAULT_CLUSTER_DOMAIN, DEFAULT_DATA_DIR, DEFAULT_RUN_DIR, DEFAULT_SERVICE_CIDR,
 };
@@ -18,7 +18,7 @@ use crate::process::Logging;
 use crate::settings::{Given, Problems};
 
 /// Which address of the Services' is that of the cluster's DNS, by custom.
-const DNS_HOST: usize = 10;
+const DNS_HOST: u32 = 10;
 
 /// Flags of every long-running command.
 #[derive(Debug, Args)]
@@ -82,7 +82,8 @@ pub(crate) struct NodeFlags {
     /// This node's name [default: the host's name]
     #[arg(long, value_name = "NAME", help_heading = "Node")]
     node_name: Option<String>,
-    /// This node's address towards the other nodes [default: that of the link with the default route]
+    /// This node's address towards the other nodes, or one of each family with a comma between for dual stack
+    /// [default: that of the link with the default route]
     #[arg(long, value_name = "ADDRESS", help_heading = "Node")]
     node_ip: Option<String>,
 }
@@ -103,15 +104,15 @@ impl NodeFlags {
         name
     }
 
-    /// As given, if it was.
-    pub(crate) fn ip(&self, problems: &mut Problems<'_>) -> Option<IpAddr> {
+    /// As given, if they were.
+    pub(crate) fn ips(&self, problems: &mut Problems<'_>) -> Option<NodeIps> {
         problems.parse("node-ip", self.node_ip.as_deref()?)
     }
 
     /// As given, or as found out.
-    pub(crate) fn ip_or_found(&self, problems: &mut Problems<'_>) -> Option<IpAddr> {
+    pub(crate) fn ips_or_found(&self, problems: &mut Problems<'_>) -> Option<NodeIps> {
         if self.node_ip.is_some() {
-            return self.ip(problems);
+            return self.ips(problems);
         }
         let ours = [
             svcnet_api::wellknown::BRIDGE_NAME,
@@ -122,7 +123,7 @@ impl NodeFlags {
             .map_err(|error| error.to_string())
             .and_then(|found| found.map_err(|none| none.to_string()));
         match found {
-            Ok(underlay) => Some(underlay.address),
+            Ok(underlay) => Some(underlay.address.into()),
             Err(why) => {
                 problems.add("node-ip", format_args!("can not be found out: {why}"));
                 None
@@ -222,7 +223,7 @@ impl ClusterFlags {
         let dns = dns.unwrap_or_else(|| {
             service_cidr
                 .iter()
-                .filter_map(|net| net.hosts().nth(DNS_HOST - 1))
+                .filter_map(|net| nth_host(net, DNS_HOST))
                 .collect()
         });
         for address in dns.iter().filter(|address| !service_cidr.contains(**address)) {

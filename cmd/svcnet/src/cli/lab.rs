@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use clap::{Subcommand, ValueEnum};
 use nix::sys::signal::Signal;
 use svcnet_lab::list::{self, Kind, LabView};
-use svcnet_lab::names::{DEFAULT_LAB, LabName, Member, NodeId, PodName};
+use svcnet_lab::names::{DEFAULT_LAB, LabName, Member, NodeId, PodName, Stack};
 use svcnet_lab::node::{self, Extent};
 use svcnet_lab::pods::{self, PodOptions};
 use svcnet_lab::state::LabDir;
@@ -64,6 +64,9 @@ struct UpArgs {
     /// How many nodes [default: 3]
     #[arg(long, value_name = "COUNT")]
     nodes: Option<u32>,
+    /// Give the segment, the pods and the Services IPv6 addresses too (segment fd00:172:30::/64: n1 is ::11, client ::100)
+    #[arg(long)]
+    dual_stack: bool,
     /// A further argument for `svcnet server` on n1, as in --server-arg=--service-node-port-range=30000-40000; may be repeated
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     server_arg: Vec<String>,
@@ -220,6 +223,11 @@ fn bring_up(name: LabName, args: UpArgs) -> anyhow::Result<()> {
     let options = UpOptions {
         name: name.clone(),
         nodes: args.nodes,
+        stack: if args.dual_stack {
+            Stack::Dual
+        } else {
+            Stack::Single
+        },
         binary: std::env::current_exe().context("find this binary")?,
         server_args,
         agent_args: args.agent_arg,

@@ -1,11 +1,11 @@
 //! `svcnet pod`: a process as a pod.
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Subcommand;
 use svcnet_api::names;
+use svcnet_api::types::NodeIps;
 use svcnet_api::wellknown::{DEFAULT_DATA_DIR, DEFAULT_KUBECONFIG, DEFAULT_RUN_DIR};
 use svcnet_lab::pod::{self, ContainerPort, PodSpec, Responder, spec};
 use svcnet_runtime::connect;
@@ -56,9 +56,9 @@ pub(crate) struct RunArgs {
     /// The node that it runs on: this one [default: the host's name]
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
-    /// The node's address, for the Pod's status
+    /// The node's address, or one of each family with a comma between, for the Pod's status
     #[arg(long, value_name = "ADDRESS")]
-    node_ip: Option<IpAddr>,
+    node_ip: Option<NodeIps>,
     #[command(flatten)]
     api: ApiArgs,
 }
@@ -160,7 +160,7 @@ async fn run_pod(args: RunArgs) -> anyhow::Result<()> {
         node: args
             .node_name
             .unwrap_or_else(|| host.to_string_lossy().to_lowercase()),
-        host_ip: args.node_ip,
+        host_ips: args.node_ip,
         run_dir: args.api.run_dir.clone(),
     };
     let client = connect::client(&args.api.kubeconfig()).await?;

@@ -4,14 +4,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Args;
+use ipnet::IpNet;
 use svcnet_announcer::{Announcer, LinkPattern};
-use svcnet_api::types::{IfName, Vni};
+use svcnet_api::types::{IfName, NodeIps, Vni};
 use svcnet_api::wellknown::{VXLAN_PORT, VXLAN_VNI};
 use svcnet_cni::CniDaemon;
 use svcnet_dns::Dns;
 use svcnet_node::{Machine, NodeRole};
 use svcnet_overlay::Overlay;
-use svcnet_proxy::{Mode, Proxy, Sysctls};
+use svcnet_proxy::{Mode, NodePortAddresses, Proxy, Scheduler, Sysctls};
 use svcnet_runtime::Context;
 
 use super::flags::{Cluster, ClusterFlags, KubeconfigFlags, NodeFlags, OpsFlags, ProcessFlags};
@@ -106,44 +107,6 @@ impl DnsFlags {
     }
 }
 
-/// Flags of the proxy.
-#[derive(Debug, Args)]
-pub(crate) struct ProxyFlags {
-    /// How Services are implemented: nftables, ipvs or userspace. Where the kernel has no ipvs it is nftables, where it has
-    /// neither it is userspace. The ConfigMap kube-proxy in kube-system goes before this flag
-    #[arg(long, value_name = "MODE", help_heading = "Proxy", default_value_t = Mode::default().to_string())]
-    proxy_mode: String,
-    /// Answer /healthz and /livez of the proxy here, for load balancers; empty for nowhere
-    #[arg(
-        long,
-        value_name = "ADDRESS:PORT",
-        help_heading = "Proxy",
-        default_value = "0.0.0.0:10256"
-    )]
-    healthz_bind_address: String,
-}
-
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Proxying {
-    mode: Mode,
-    healthz: Option<SocketAddr>,
-}
-
-impl ProxyFlags {
-    pub(crate) fn parse(&self, problems: &mut Problems<'_>) -> Proxying {
-        let healthz = Some(&self.healthz_bind_address).filter(|text| !text.trim().is_empty());
-        Proxying {
-            mode: problems.parse("proxy-mode", &self.proxy_mode).unwrap_or_default(),
-            healthz: healthz.and_then(|text| {
-                problems.parse_with("healthz-bind-address", text, |text| {
-                    text.parse()
-                        .map_err(|_| format!("{text:?} is not ADDRESS:PORT, as in 0.0.0.0:10256"))
-                })
-            }),
-        }
-    }
-}
-
 /// Flags of the announcer.
 #[derive(Debug, Args)]
 pub(crate) struct AnnouncerFlags {
@@ -177,16 +140,91 @@ impl AnnouncerFlags {
     }
 }
 
+/// Flags of the proxy.
+#[derive(Debug, Args)]
+pub(crate) struct ProxyFlags {
+    /// How Services are implemented: nftables, ipvs or userspace. Where the kernel has no ipvs it is nftables, where it has
+    /// neither it is userspace. The ConfigMap kube-proxy in kube-system goes before this flag
+    #[arg(long, value_name = "MODE", help_heading = "Proxy", default_value_t = Mode::default().to_string())]
+    proxy_mode: String,
+    /// Answer /healthz and /livez of the proxy here, for load balancers; empty for nowhere
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        help_heading = "Proxy",
+        default_value = "0.0.0.0:10256"
+    )]
+    healthz_bind_address: String,
+    /// How endpoints are chosen for Services without the annotation svcnet.io/scheduler: random, rr, wrr, lc, wlc, dh, sh,
+    /// sed, nq, lblc, lblcr or mh; a mode that lacks one takes its nearest and says so
+    #[arg(
+        long,
+        alias = "ipvs-scheduler",
+        value_name = "NAME",
+        help_heading = "Proxy",
+        default_value = "random"
+    )]
+    scheduler: String,
+    /// Addresses of the node that node ports answer on, with commas between: networks, primary, localhost or all
+    #[arg(long, value_name = "ADDRESSES", help_heading = "Proxy", default_value = "all")]
+    nodeport_addresses: String,
+    /// Networks that externalIPs of Services may lie in, with commas between [default: none is accepted]
+    #[arg(
+        long,
+        value_name = "CIDRS",
+        help_heading = "Proxy",
+        default_value = "",
+        hide_default_value = true
+    )]
+    external_ip_range: String,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Proxying {
+    mode: Mode,
+    healthz: Option<SocketAddr>,
+    scheduler: Scheduler,
+    node_ports: NodePortAddresses,
+    external_ranges: Vec<IpNet>,
+}
+
+impl ProxyFlags {
+    pub(crate) fn parse(&self, problems: &mut Problems<'_>) -> Proxying {
+        let node_ports = problems.parse("nodeport-addresses", &self.nodeport_addresses);
+        let ranges = self.external_ip_range.split(',').map(str::trim);
+        let ranges = ranges.filter(|range| !range.is_empty()).filter_map(|range| {
+            problems.parse_with("external-ip-range", range, |range| {
+                let network = range.parse::<IpNet>();
+                network.map_err(|_| format!("{range:?} is not a network, as in 203.0.113.0/24"))
+            })
+        });
+        let external_ranges = ranges.collect();
+        let healthz = Some(&self.healthz_bind_address).filter(|text| !text.trim().is_empty());
+        Proxying {
+            mode: problems.parse("proxy-mode", &self.proxy_mode).unwrap_or_default(),
+            healthz: healthz.and_then(|text| {
+                problems.parse_with("healthz-bind-address", text, |text| {
+                    text.parse()
+                        .map_err(|_| format!("{text:?} is not ADDRESS:PORT, as in 0.0.0.0:10256"))
+                })
+            }),
+            scheduler: problems.parse("scheduler", &self.scheduler).unwrap_or_default(),
+            node_ports: node_ports.unwrap_or_default(),
+            external_ranges,
+        }
+    }
+}
+
 /// Starts the overlay.
 pub(crate) fn start_overlay(
     process: &mut Process,
     ctx: &Context,
     cluster: &Cluster,
     network: &Network,
-    node_ip: Option<IpAddr>,
+    node_ips: Option<NodeIps>,
 ) -> anyhow::Result<()> {
     let config = svcnet_overlay::Config {
-        node_ip,
+        node_ip: node_ips.map(NodeIps::primary),
         interface: network.iface.clone(),
         vni: network.vni.unwrap_or(Vni::new(VXLAN_VNI)?),
         port: network.port,
@@ -204,11 +242,11 @@ pub(crate) fn start_cni(
     ctx: &Context,
     cluster: &Cluster,
     network: &Network,
-    node_ip: Option<IpAddr>,
+    node_ips: Option<NodeIps>,
     runtimes: &Runtimes,
 ) -> anyhow::Result<()> {
     let config = svcnet_cni::Config {
-        node_ip,
+        node_ip: node_ips.map(NodeIps::primary),
         interface: network.iface.clone(),
         mtu: network.mtu,
         cluster_dns: cluster.dns.clone(),
@@ -221,9 +259,9 @@ pub(crate) fn start_cni(
 }
 
 /// Starts the keeping of the Node object and its Lease.
-pub(crate) fn start_node(process: &mut Process, ctx: &Context, node_ip: IpAddr) -> anyhow::Result<()> {
+pub(crate) fn start_node(process: &mut Process, ctx: &Context, node_ips: NodeIps) -> anyhow::Result<()> {
     let config = svcnet_node::Config {
-        node_ips: vec![node_ip],
+        node_ips: node_ips.iter().collect(),
         machine: Machine::this(),
     };
     process.spawn("node", NodeRole::new(config, ctx)?.run());
@@ -244,6 +282,9 @@ pub(crate) fn start_proxy(
         node_local: node_local.to_vec(),
         mode: proxying.mode,
         healthz: proxying.healthz,
+        scheduler: proxying.scheduler,
+        external_ranges: proxying.external_ranges.clone(),
+        node_ports: proxying.node_ports.clone(),
     };
     process.spawn("proxy", Proxy::new(config, ctx).run());
 }
@@ -270,10 +311,10 @@ pub(crate) fn start_announcer(
     process: &mut Process,
     ctx: &Context,
     announcing: &Announcing,
-    node_ip: Option<IpAddr>,
+    node_ips: Option<NodeIps>,
 ) -> anyhow::Result<()> {
     let config = svcnet_announcer::Config {
-        node_ips: node_ip.into_iter().collect(),
+        node_ips: node_ips.into_iter().flat_map(NodeIps::iter).collect(),
         interfaces: announcing.links.clone(),
         load_balancer_class: announcing.class.clone(),
         ..svcnet_announcer::Config::default()
@@ -337,10 +378,10 @@ pub(crate) fn overlay(args: &OverlayArgs, given: &Given) -> anyhow::Result<()> {
     let mut problems = Problems::new(given);
     let cluster = args.cluster.parse(&mut problems);
     let network = args.network.parse(&mut problems);
-    let ip = args.alone.node.ip(&mut problems);
+    let ips = args.alone.node.ips(&mut problems);
     args.alone
         .start(OVERLAY_OPS_PORT, problems, |process, ctx| match &cluster {
-            Some(cluster) => start_overlay(process, ctx, cluster, &network, ip),
+            Some(cluster) => start_overlay(process, ctx, cluster, &network, ips),
             None => Ok(()),
         })
 }
@@ -385,9 +426,9 @@ pub(crate) struct AnnouncerArgs {
 pub(crate) fn announcer(args: &AnnouncerArgs, given: &Given) -> anyhow::Result<()> {
     let mut problems = Problems::new(given);
     let announcing = args.announcer.parse(&mut problems);
-    let ip = args.alone.node.ip(&mut problems);
+    let ips = args.alone.node.ips(&mut problems);
     args.alone.start(ANNOUNCER_OPS_PORT, problems, |process, ctx| {
-        start_announcer(process, ctx, &announcing, ip)
+        start_announcer(process, ctx, &announcing, ips)
     })
 }
 

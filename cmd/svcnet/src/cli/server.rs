@@ -1,8 +1,8 @@
 //! `svcnet server`: API server, controllers and an agent in one process.
 
-use std::net::IpAddr;
 use std::path::Path;
 
+use svcnet_api::types::NodeIps;
 use svcnet_runtime::Health;
 
 use super::agent::{self, Agent, AgentFlags};
@@ -47,7 +47,7 @@ pub(crate) struct Args {
 struct Settings {
     places: Places,
     name: String,
-    ip: IpAddr,
+    ips: NodeIps,
     api: Api,
     cluster: Cluster,
     agent: Option<Agent>,
@@ -62,15 +62,15 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<()> {
     let cluster = args.cluster.parse(&mut problems);
     let disabled = problems.parse::<bool>("disable-agent", &args.disable_agent);
     let agent = args.agent.parse(&mut problems);
-    let ip = args.node.ip_or_found(&mut problems);
+    let ips = args.node.ips_or_found(&mut problems);
     problems.check()?;
-    let (Some(cluster), Some(ip)) = (cluster, ip) else {
+    let (Some(cluster), Some(ips)) = (cluster, ips) else {
         return Ok(());
     };
     let settings = Settings {
         places: args.process.places(),
         name,
-        ip,
+        ips,
         api,
         cluster,
         agent: (disabled != Some(true)).then_some(agent),
@@ -85,7 +85,7 @@ async fn start(process: &mut Process, settings: Settings) -> anyhow::Result<()> 
     let Settings {
         places,
         name,
-        ip,
+        ips,
         api,
         cluster,
         agent,
@@ -94,7 +94,7 @@ async fn start(process: &mut Process, settings: Settings) -> anyhow::Result<()> 
         api: &api,
         cluster: &cluster,
         node_name: &name,
-        node_ip: ip,
+        node_ip: ips.primary(),
         data_dir: places.data_dir.clone(),
     };
     let (server, allocator) = apiserver::start(process, wanted).await?;
@@ -110,11 +110,11 @@ async fn start(process: &mut Process, settings: Settings) -> anyhow::Result<()> 
     ctx.informers.start();
     if let Some(agent) = &agent {
         let ctx = process.context(&agent_config, &name, &places).await?;
-        agent::start(process, &ctx, agent, &cluster, Some(ip), true)?;
+        agent::start(process, &ctx, agent, &cluster, Some(ips), true)?;
         ctx.informers.start();
     }
     until_ready(&process.health).await;
-    greet(&api.url(ip), &admin_config, &places);
+    greet(&api.url(ips.primary()), &admin_config, &places);
     Ok(())
 }
 

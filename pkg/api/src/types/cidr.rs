@@ -71,6 +71,22 @@ macro_rules! cidr {
 cidr!(PodCidr, "a network like 10.244.1.0/24");
 cidr!(ServiceCidr, "a network like 10.96.0.0/12");
 
+/// The host of a network with this number, counted from 1 and alike in both families; none beyond the network. (The
+/// first of [`IpNet::hosts`] is the network's own address for IPv6.)
+pub fn nth_host(net: IpNet, number: u32) -> Option<IpAddr> {
+    let address: IpAddr = match net.network() {
+        IpAddr::V4(a) => a
+            .to_bits()
+            .checked_add(number)
+            .map(|bits| IpAddr::V4(bits.into()))?,
+        IpAddr::V6(a) => a
+            .to_bits()
+            .checked_add(number.into())
+            .map(|bits| IpAddr::V6(bits.into()))?,
+    };
+    net.contains(&address).then_some(address)
+}
+
 impl PodCidr {
     /// The address of the bridge that the node's pods hang on, their gateway: the first host of the range.
     pub fn gateway(self) -> IpAddr {
@@ -161,6 +177,15 @@ mod tests {
             error.to_string().contains("did you mean 10.244.1.0/24?"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn hosts_are_counted_alike_in_both_families() {
+        let nth = |net: &str, number| nth_host(net.parse().unwrap(), number).map(|host| host.to_string());
+        assert_eq!(nth("10.96.0.0/12", 10).as_deref(), Some("10.96.0.10"));
+        assert_eq!(nth("fd00:10:96::/112", 10).as_deref(), Some("fd00:10:96::a"));
+        assert_eq!(nth("fd00:10:96::/112", 1).as_deref(), Some("fd00:10:96::1"));
+        assert_eq!(nth("10.96.0.0/30", 4), None);
     }
 
     #[test]

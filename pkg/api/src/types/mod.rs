@@ -2,10 +2,12 @@
 
 mod cidr;
 mod link;
+mod node_ips;
 mod port;
 
-pub use cidr::{CidrList, PodCidr, ServiceCidr};
+pub use cidr::{CidrList, PodCidr, ServiceCidr, nth_host};
 pub use link::{IfName, MacAddr, Vni};
+pub use node_ips::NodeIps;
 pub use port::{NodePort, NodePortRange};
 
 use std::fmt;

@@ -63,7 +63,7 @@ pub(crate) fn sans(config: &Config) -> BTreeSet<String> {
 
 /// The first address of a range that a Service can have: that of the Service `kubernetes`.
 pub(crate) fn first_host(cidr: ipnet::IpNet) -> Option<IpAddr> {
-    cidr.hosts().next()
+    svcnet_api::types::nth_host(cidr, 1)
 }
 
 impl Serving {

@@ -8,7 +8,7 @@ use svcnet_api::wellknown::{LABEL_MANAGED_BY, LABEL_SERVICE_NAME};
 
 use super::model::{
     ANNOTATION_LEADER, ANNOTATION_OVER_CAPACITY, Address, ENDPOINTS_MANAGER, Endpoint, Endpoints, Family,
-    LABEL_ENDPOINTS_MANAGED_BY, LABEL_HEADLESS, LABEL_SKIP_MIRROR, Labels, MANAGER_MIRRORED,
+    Hints, LABEL_ENDPOINTS_MANAGED_BY, LABEL_HEADLESS, LABEL_SKIP_MIRROR, Labels, MANAGER_MIRRORED,
     MANAGER_SELECTED, Owner, Pod, Port, Service, Subset,
 };
 use super::subsets::{self, Serving};
@@ -141,6 +141,7 @@ pub(super) fn mirrored(name: &str, uid: &str, endpoints: &Endpoints) -> Desired 
                 hostname: address.hostname.clone(),
                 node: address.node.clone(),
                 zone: None,
+                hints: Hints::default(),
                 target: address.target.clone(),
             });
         }
@@ -193,14 +194,17 @@ fn groups_of<'a>(
             ports,
             endpoints: Vec::new(),
         });
+        let ready = service.publish_not_ready || (pod.ready && !pod.terminating);
+        let zone = pod.node.as_deref().and_then(zone_of);
         group.endpoints.push(Endpoint {
             address,
-            ready: service.publish_not_ready || (pod.ready && !pod.terminating),
+            ready,
             serving: Some(pod.ready),
             terminating: Some(pod.terminating),
             hostname: pod.hostname_in(service),
             node: pod.node.clone(),
-            zone: pod.node.as_deref().and_then(zone_of).map(ToString::to_string),
+            zone: zone.map(ToString::to_string),
+            hints: service.distribution.hints(ready, pod.node.as_deref(), zone),
             target: Some(pod.target()),
         });
     }

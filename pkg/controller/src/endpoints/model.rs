@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use svcnet_api::wellknown::LABEL_ZONE;
 
 pub(super) const MANAGER_SELECTED: &str = "endpointslice-controller.k8s.io";
 pub(super) const MANAGER_MIRRORED: &str = "endpointslicemirroring-controller.k8s.io";
@@ -17,7 +18,6 @@ pub(super) const ENDPOINTS_MANAGER: &str = "endpoint-controller";
 pub(super) const ANNOTATION_TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 pub(super) const ANNOTATION_OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 pub(super) const ANNOTATION_LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
-const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 
 pub(super) type Labels = BTreeMap<String, String>;
 
@@ -68,8 +68,49 @@ pub(super) struct Service {
     pub(super) external: bool,
     pub(super) headless: bool,
     pub(super) publish_not_ready: bool,
+    pub(super) distribution: Distribution,
     pub(super) families: Vec<Family>,
     pub(super) ports: Vec<ServicePort>,
+}
+
+/// `trafficDistribution`: which clients endpoints are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Distribution {
+    /// All alike; also where the Service asks for what is not known here.
+    Even,
+    /// Those of the same zone: `PreferSameZone`, formerly `PreferClose`.
+    SameZone,
+    /// Those of the same node, and of the same zone where no endpoint is on it.
+    SameNode,
+}
+
+impl Distribution {
+    fn parse(text: Option<&str>) -> Self {
+        match text {
+            Some("PreferClose" | "PreferSameZone") => Self::SameZone,
+            Some("PreferSameNode") => Self::SameNode,
+            _ => Self::Even,
+        }
+    }
+
+    /// The hints of an endpoint. One that is not ready gets none: whoever reads them asks ready ones alone.
+    pub(super) fn hints(self, ready: bool, node: Option<&str>, zone: Option<&str>) -> Hints {
+        let named = |wanted: bool, name: Option<&str>| {
+            let name = name.filter(|_| ready && wanted);
+            name.map(ToString::to_string).into_iter().collect()
+        };
+        Hints {
+            zones: named(self != Self::Even, zone),
+            nodes: named(self == Self::SameNode, node),
+        }
+    }
+}
+
+/// Whom an endpoint is for; for everybody where both are empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Hints {
+    pub(super) zones: Vec<String>,
+    pub(super) nodes: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +166,7 @@ pub(super) struct Endpoint {
     pub(super) hostname: Option<String>,
     pub(super) node: Option<String>,
     pub(super) zone: Option<String>,
+    pub(super) hints: Hints,
     pub(super) target: Option<Target>,
 }
 
@@ -207,6 +249,7 @@ impl Service {
             external,
             headless: spec.cluster_ip.as_deref() == Some("None"),
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
+            distribution: Distribution::parse(spec.traffic_distribution.as_deref()),
             families,
             ports: spec
                 .ports

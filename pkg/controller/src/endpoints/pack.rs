@@ -104,6 +104,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::endpoints::model::Hints;
 
     fn endpoint(number: u16) -> Endpoint {
         let [high, low] = number.to_be_bytes();
@@ -115,6 +116,7 @@ mod tests {
             hostname: None,
             node: None,
             zone: None,
+            hints: Hints::default(),
             target: None,
         }
     }

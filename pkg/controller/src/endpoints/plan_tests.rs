@@ -1,3 +1,4 @@
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 use svcnet_api::wellknown::LABEL_MANAGED_BY;
 
@@ -404,4 +405,76 @@ fn names_are_the_same_each_time_and_not_taken() {
     assert_ne!(first, second);
     assert_ne!(free_name("nginx", "other", Family::V4, &HashSet::new()), first);
     assert!(free_name(&"x".repeat(63), "u", Family::V4, &HashSet::new()).len() <= 63);
+}
+
+/// Name, hints for zones and hints for nodes of each endpoint that is written.
+fn hints(distribution: &str, pods: &[Pod]) -> Vec<String> {
+    let service = service(json!({ "trafficDistribution": distribution }));
+    let mut held = Held::default();
+    held.converge(&desired(&service, pods));
+    let slices = held
+        .slices
+        .values()
+        .map(|(_, slice)| slice.to_object(ObjectMeta::default()));
+    let endpoints = slices.flat_map(|slice| slice.endpoints.unwrap_or_default());
+    let mut words: Vec<String> = endpoints
+        .map(|endpoint| {
+            let hints = endpoint.hints.unwrap_or_default();
+            let zones: Vec<String> = hints
+                .for_zones
+                .into_iter()
+                .flatten()
+                .map(|zone| zone.name)
+                .collect();
+            let nodes: Vec<String> = hints
+                .for_nodes
+                .into_iter()
+                .flatten()
+                .map(|node| node.name)
+                .collect();
+            format!("{} {zones:?} {nodes:?}", endpoint.addresses[0])
+        })
+        .collect();
+    words.sort();
+    words
+}
+
+#[test]
+fn traffic_distribution_becomes_hints_of_ready_endpoints() {
+    let mut elsewhere = pod("c", "10.244.2.4", true, 80);
+    elsewhere.node = Some("n2".to_string());
+    let pods = [
+        pod("a", "10.244.1.2", true, 80),
+        pod("b", "10.244.1.3", false, 80),
+        elsewhere,
+    ];
+    let same_zone = [
+        "10.244.1.2 [\"zone-a\"] []",
+        "10.244.1.3 [] []",
+        "10.244.2.4 [] []",
+    ];
+    assert_eq!(hints("PreferClose", &pods), same_zone);
+    assert_eq!(hints("PreferSameZone", &pods), same_zone);
+    let same_node = [
+        "10.244.1.2 [\"zone-a\"] [\"n1\"]",
+        "10.244.1.3 [] []",
+        "10.244.2.4 [] [\"n2\"]",
+    ];
+    assert_eq!(hints("PreferSameNode", &pods), same_node);
+    assert_eq!(
+        hints("", &pods),
+        ["10.244.1.2 [] []", "10.244.1.3 [] []", "10.244.2.4 [] []"]
+    );
+}
+
+#[test]
+fn hints_that_are_not_wanted_any_more_are_taken_out() {
+    let pods = [pod("a", "10.244.1.2", true, 80)];
+    let mut held = Held::default();
+    held.converge(&desired(
+        &service(json!({ "trafficDistribution": "PreferClose" })),
+        &pods,
+    ));
+    let text = held.converge(&desired(&service(json!({})), &pods));
+    assert!(text.starts_with("update slice"), "{text}");
 }

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use svcnet_api::wellknown::{LABEL_MANAGED_BY, LABEL_SERVICE_NAME};
 
 use super::model::{
-    ANNOTATION_TRIGGER_TIME, Address, ENDPOINTS_MANAGER, Endpoint, Endpoints, Family,
+    ANNOTATION_TRIGGER_TIME, Address, ENDPOINTS_MANAGER, Endpoint, Endpoints, Family, Hints,
     LABEL_ENDPOINTS_MANAGED_BY, Labels, MANAGER_MIRRORED, MANAGER_SELECTED, Owner, Port, Slice, Subset,
     Target, tcp,
 };
@@ -97,6 +97,7 @@ impl Endpoint {
             hostname: object.hostname.clone(),
             node: object.node_name.clone(),
             zone: object.zone.clone(),
+            hints: object.hints.as_ref().map(Hints::from_object).unwrap_or_default(),
             target: object.target_ref.as_ref().map(Target::from_object),
         })
     }
@@ -112,9 +113,36 @@ impl Endpoint {
             hostname: self.hostname.clone(),
             node_name: self.node.clone(),
             zone: self.zone.clone(),
+            hints: self.hints.to_object(),
             target_ref: self.target.as_ref().map(Target::to_object),
             ..discovery::Endpoint::default()
         }
+    }
+}
+
+impl Hints {
+    fn from_object(object: &discovery::EndpointHints) -> Self {
+        let zones = object.for_zones.iter().flatten();
+        let nodes = object.for_nodes.iter().flatten();
+        Self {
+            zones: zones.map(|zone| zone.name.clone()).collect(),
+            nodes: nodes.map(|node| node.name.clone()).collect(),
+        }
+    }
+
+    fn to_object(&self) -> Option<discovery::EndpointHints> {
+        let zones = self
+            .zones
+            .iter()
+            .map(|name| discovery::ForZone { name: name.clone() });
+        let nodes = self
+            .nodes
+            .iter()
+            .map(|name| discovery::ForNode { name: name.clone() });
+        (*self != Self::default()).then(|| discovery::EndpointHints {
+            for_zones: Some(zones.collect()).filter(|zones: &Vec<_>| !zones.is_empty()),
+            for_nodes: Some(nodes.collect()).filter(|nodes: &Vec<_>| !nodes.is_empty()),
+        })
     }
 }
 

@@ -124,9 +124,9 @@ pub fn status_patch(spec: &PodSpec, status: &Status) -> Value {
             "state": state,
         }],
     }});
-    if let Some(ip) = spec.host_ip {
-        patch["status"]["hostIP"] = json!(ip);
-        patch["status"]["hostIPs"] = json!([{"ip": ip}]);
+    if let Some(ips) = spec.host_ips {
+        patch["status"]["hostIP"] = json!(ips.primary());
+        patch["status"]["hostIPs"] = ips.iter().map(|ip| json!({"ip": ip})).collect();
     }
     patch
 }
@@ -149,7 +149,7 @@ mod tests {
             netns: "lab-web1".to_string(),
             command: command.iter().map(ToString::to_string).collect(),
             node: "n2".to_string(),
-            host_ip: Some([172, 30, 0, 12].into()),
+            host_ips: Some("172.30.0.12,fd00:172:30::12".parse().unwrap()),
             run_dir: "/run/svcnet".into(),
         }
     }
@@ -183,5 +183,6 @@ mod tests {
         assert_eq!(ready["lastTransitionTime"], "1970-01-01T00:00:00Z");
         assert_eq!(patch["status"]["containerStatuses"][0]["restartCount"], 2);
         assert_eq!(patch["status"]["hostIP"], "172.30.0.12");
+        assert_eq!(patch["status"]["hostIPs"][1]["ip"], "fd00:172:30::12");
     }
 }

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use svcnet_api::types::NodeIps;
 
 /// A part of a pod's description that does not parse.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,8 +41,8 @@ pub struct PodSpec {
     pub command: Vec<String>,
     /// The node that it runs on.
     pub node: String,
-    /// The node's address, if it is known.
-    pub host_ip: Option<IpAddr>,
+    /// The node's addresses, if they are known.
+    pub host_ips: Option<NodeIps>,
     /// `--run-dir` of the node's agent.
     pub run_dir: PathBuf,
 }

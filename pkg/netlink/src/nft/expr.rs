@@ -145,6 +145,15 @@ pub enum Expr {
         /// Destination.
         reg: Reg,
     },
+    /// Writes an address into the IP header; the checksum above follows. For IPv6, whose header has none of its own.
+    PayloadSet {
+        /// First byte.
+        offset: u32,
+        /// Number of bytes.
+        len: u32,
+        /// Source.
+        reg: Reg,
+    },
     /// Loads a meta value.
     Meta {
         /// Which.
@@ -232,6 +241,8 @@ pub enum Expr {
         modulus: u32,
         /// Seed: the same on each host for the same choice.
         seed: u32,
+        /// Added to it.
+        offset: u32,
         /// Destination.
         reg: Reg,
     },
@@ -290,7 +301,7 @@ impl Expr {
 
     fn name(&self) -> &'static str {
         match self {
-            Self::Payload { .. } => "payload",
+            Self::Payload { .. } | Self::PayloadSet { .. } => "payload",
             Self::Meta { .. } | Self::MetaSet { .. } => "meta",
             Self::Ct { .. } => "ct",
             Self::Cmp { .. } => "cmp",
@@ -325,6 +336,11 @@ impl Expr {
                     .be32(2, base)
                     .be32(3, *offset)
                     .be32(4, *len);
+            }
+            Self::PayloadSet { offset, len, reg } => {
+                // NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_CSUM_NONE, NFT_PAYLOAD_L4CSUM_PSEUDOHDR
+                w.be32(2, 1).be32(3, *offset).be32(4, *len);
+                w.be32(5, reg.number()).be32(6, 0).be32(7, 0).be32(8, 1);
             }
             Self::Meta { key, reg } => {
                 w.be32(1, reg.number()).be32(2, *key as u32);
@@ -380,13 +396,14 @@ impl Expr {
                 len,
                 modulus,
                 seed,
+                offset,
                 reg,
             } => {
                 w.be32(1, source.number())
                     .be32(2, reg.number())
                     .be32(3, *len)
                     .be32(4, *modulus);
-                w.be32(5, *seed).be32(6, 0).be32(7, 0);
+                w.be32(5, *seed).be32(6, *offset).be32(7, 0);
             }
             Self::Dnat { family, addr, port } => {
                 w.be32(1, 1).be32(2, u32::from(family.number()));

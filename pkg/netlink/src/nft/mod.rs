@@ -37,10 +37,10 @@ pub use expr::{
     Numgen, RTN_LOCAL, Reg, Reject,
 };
 pub use object::{
-    Base, Chain, ChainKind, DataType, Family, Hook, MapOf, PRIORITY_DSTNAT, PRIORITY_SRCNAT, Rule, Set,
-    Table, Verdict,
+    Base, Chain, ChainKind, DataType, Family, Hook, MapOf, PRIORITY_DSTNAT, PRIORITY_RAW, PRIORITY_SRCNAT,
+    Rule, Set, Table, Verdict,
 };
-pub use rule::Field;
+pub use rule::{ChosenBy, Field};
 pub use ruleset::Ruleset;
 pub use socket::{Error, Socket};
 pub use userdata::TypeOf;

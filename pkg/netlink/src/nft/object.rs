@@ -163,6 +163,8 @@ pub struct Base {
     pub priority: i32,
 }
 
+/// Priority of `raw` (`NF_IP_PRI_RAW`): before connections are tracked.
+pub const PRIORITY_RAW: i32 = -300;
 /// Priority of `dstnat` (`NF_IP_PRI_NAT_DST`).
 pub const PRIORITY_DSTNAT: i32 = -100;
 /// Priority of `srcnat` (`NF_IP_PRI_NAT_SRC`).

@@ -1,6 +1,8 @@
 //! Rules spelled as in `nft`: each method is a match or a statement, in the order that `nft` itself would compile them
 //! to, so that `nft list ruleset` turns them back into the same words.
 
+use std::net::Ipv6Addr;
+
 use ipnet::IpNet;
 
 use super::expr::{CT_STATE_NEW, CT_STATUS_DNAT};
@@ -29,14 +31,30 @@ pub enum Field {
     OriginalDport,
     /// `numgen random mod N`
     RandomBelow(u32),
-    /// `numgen random mod N offset M`
-    RandomFrom {
+    /// A number that is chosen in some way from `offset` on.
+    Choice {
+        /// How.
+        by: ChosenBy,
         /// How many numbers there are.
         modulus: u32,
         /// The lowest of them.
         offset: u32,
     },
 }
+
+/// How a number is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ChosenBy {
+    /// `numgen random mod N offset M`
+    Random,
+    /// `numgen inc mod N offset M`: one after the other, counted for each rule.
+    Turn,
+    /// `jhash ip saddr mod N seed S offset M`: the same for a source on every host.
+    Source,
+}
+
+/// Seed of [`ChosenBy::Source`]; any will do, if it is the same everywhere.
+const SOURCE_SEED: u32 = 0x7376_6373;
 
 impl Field {
     /// The expression that loads it, and how many words it fills.
@@ -100,15 +118,39 @@ impl Field {
                 },
                 1,
             ),
-            Self::RandomBelow(modulus) => (random(modulus, 0, reg), 1),
-            Self::RandomFrom { modulus, offset } => (random(modulus, offset, reg), 1),
+            Self::RandomBelow(modulus) => (numbered(Numgen::Random, modulus, 0, reg), 1),
+            Self::Choice { by, modulus, offset } => {
+                let expr = match by {
+                    ChosenBy::Random => numbered(Numgen::Random, modulus, offset, reg),
+                    ChosenBy::Turn => numbered(Numgen::Incremental, modulus, offset, reg),
+                    ChosenBy::Source => Expr::Hash {
+                        source: reg.plus(1),
+                        len: u32::from(words) * 4,
+                        modulus,
+                        seed: SOURCE_SEED,
+                        offset,
+                        reg,
+                    },
+                };
+                (expr, 1)
+            }
+        }
+    }
+
+    /// What must be loaded into the register behind it before.
+    fn hashed(self, family: Family, reg: Reg) -> Option<Expr> {
+        match self {
+            Self::Choice {
+                by: ChosenBy::Source, ..
+            } => Some(Self::Saddr.load(family, reg.plus(1)).0),
+            _ => None,
         }
     }
 }
 
-fn random(modulus: u32, offset: u32, reg: Reg) -> Expr {
+fn numbered(kind: Numgen, modulus: u32, offset: u32, reg: Reg) -> Expr {
     Expr::Numgen {
-        kind: Numgen::Random,
+        kind,
         modulus,
         offset,
         reg,
@@ -126,6 +168,7 @@ impl Rule {
     /// Says which register comes behind.
     fn load_at(&mut self, family: Family, fields: &[Field], mut reg: Reg) -> Reg {
         for field in fields {
+            self.exprs.extend(field.hashed(family, reg));
             let (expr, words) = field.load(family, reg);
             self.exprs.push(expr);
             reg = reg.plus(words);
@@ -246,6 +289,30 @@ impl Rule {
             reg: Reg::W0,
             op,
             data,
+        })
+    }
+
+    /// `ip6 saddr set ADDRESS`
+    #[must_use]
+    pub fn set_saddr(self, address: Ipv6Addr) -> Self {
+        self.set_address(8, address)
+    }
+
+    /// `ip6 daddr set ADDRESS`
+    #[must_use]
+    pub fn set_daddr(self, address: Ipv6Addr) -> Self {
+        self.set_address(24, address)
+    }
+
+    fn set_address(self, offset: u32, address: Ipv6Addr) -> Self {
+        self.expr(Expr::Immediate {
+            reg: Reg::W0,
+            data: address.octets().to_vec(),
+        })
+        .expr(Expr::PayloadSet {
+            offset,
+            len: 16,
+            reg: Reg::W0,
         })
     }
 
@@ -400,10 +467,19 @@ impl Rule {
     /// `icmp type echo-request` or `icmpv6 type echo-request`
     #[must_use]
     pub fn echo_request(self, family: Family) -> Self {
-        let (protocol, kind) = match family {
-            Family::Ip => (1, 8),
-            Family::Ip6 => (58, 128),
-        };
+        match family {
+            Family::Ip => self.icmp(1, 8),
+            Family::Ip6 => self.icmp(58, 128),
+        }
+    }
+
+    /// `icmpv6 type nd-redirect`
+    #[must_use]
+    pub fn nd_redirect(self) -> Self {
+        self.icmp(58, 137)
+    }
+
+    fn icmp(self, protocol: u8, kind: u8) -> Self {
         self.l4proto(protocol)
             .expr(Expr::Payload {
                 header: Header::Transport,

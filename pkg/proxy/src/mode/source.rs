@@ -127,14 +127,15 @@ impl Source {
         };
         match parsed {
             Ok((text, wish)) => {
+                let iptables = wish.iptables;
                 self.wrong = None;
                 self.keep(text);
                 let changed = self.wishes.send_if_modified(|now| {
-                    let changed = *now != Some(wish);
+                    let changed = now.as_ref() != Some(&wish);
                     *now = Some(wish);
                     changed
                 });
-                if changed && wish.iptables {
+                if changed && iptables {
                     tracing::info!(
                         "the ConfigMap {NAMESPACE_SYSTEM}/{CONFIG_MAP} says iptables: nftables stands in for it"
                     );
@@ -280,7 +281,7 @@ mod tests {
             let (source, mut wishes) = Source::new(server.client(), dir, notices);
             let following = tokio::spawn(source.follow());
             let wish = tokio::time::timeout(Duration::from_secs(30), wishes.wait_for(Option::is_some));
-            let wish = wish.await.unwrap().unwrap().unwrap();
+            let wish = wish.await.unwrap().unwrap().clone().unwrap();
             following.abort();
             (wish, told.try_recv().ok())
         })

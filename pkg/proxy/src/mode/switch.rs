@@ -20,6 +20,8 @@ pub(crate) struct Openers {
     pub(crate) cluster_cidrs: Vec<IpNet>,
     pub(crate) service_cidrs: Vec<IpNet>,
     pub(crate) sysctls: Sysctls,
+    /// Whether node ports are to answer on 127.0.0.1.
+    pub(crate) on_loopback: bool,
     /// Threads that relay, once there were any: connections of an earlier userspace mode go on in them.
     pub(crate) relays: Option<Arc<Relays>>,
 }
@@ -32,12 +34,7 @@ impl Openers {
                 let backend = Nftables::open(&self.cluster_cidrs, &self.service_cidrs).map_err(|error| {
                     format!("{error}; it needs root and a kernel with nf_tables (CONFIG_NF_TABLES, CONFIG_NFT_NAT)")
                 })?;
-                if let Err(error) = self.sysctls.set(ROUTE_LOCALNET, "1") {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "node ports will not answer on 127.0.0.1"
-                    );
-                }
+                self.route_loopback();
                 Ok(Box::new(backend))
             }
             Mode::Ipvs => Err("this build of svcnet has no IPVS".to_string()),
@@ -50,6 +47,20 @@ impl Openers {
                 self.relays = Some(relays.clone());
                 Ok(Box::new(Userspace::open(&relays)))
             }
+        }
+    }
+
+    fn route_loopback(&self) {
+        let result = if self.on_loopback {
+            self.sysctls.set(ROUTE_LOCALNET, "1")
+        } else {
+            self.sysctls.restore(&[ROUTE_LOCALNET]).map(drop)
+        };
+        if let Err(error) = result {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "node ports will not answer on 127.0.0.1 as they should"
+            );
         }
     }
 
@@ -145,6 +156,16 @@ impl Modes {
             .map(|(mode, why)| format!("{mode}: {why}"))
             .collect();
         Err(reasons.join("; "))
+    }
+
+    /// Whether node ports are to answer on 127.0.0.1.
+    pub(crate) fn node_ports_on_loopback(&mut self, wanted: bool) {
+        if self.openers.on_loopback != wanted {
+            self.openers.on_loopback = wanted;
+            if self.choice.used == Mode::Nftables {
+                self.openers.route_loopback();
+            }
+        }
     }
 
     pub(crate) fn choice(&self) -> &Choice {

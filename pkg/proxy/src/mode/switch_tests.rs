@@ -117,6 +117,7 @@ fn openers(dir: &std::path::Path) -> Openers {
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
         sysctls: Sysctls::new(dir),
+        on_loopback: true,
         relays: None,
     }
 }

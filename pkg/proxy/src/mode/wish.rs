@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use serde::Deserialize;
 
 use crate::backend::{Mode, UnknownMode};
+use crate::node_ports::{BadNodePortAddresses, NodePortAddresses};
 use crate::scheduler::{Scheduler, UnknownScheduler};
 
 /// Name of the ConfigMap, in `kube-system`.
@@ -12,10 +13,11 @@ pub const CONFIG_MAP: &str = "kube-proxy";
 const KEY: &str = "config.conf";
 
 /// What is asked for; what is not asked for is as the flags say.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Wish {
     pub(crate) mode: Option<Mode>,
     pub(crate) scheduler: Option<Scheduler>,
+    pub(crate) node_ports: Option<NodePortAddresses>,
     /// It says iptables, for which nftables stands in.
     pub(crate) iptables: bool,
 }
@@ -35,6 +37,9 @@ pub(crate) enum Error {
     /// There is no such scheduler.
     #[error("{KEY}: ipvs.scheduler: {0}")]
     Scheduler(#[from] UnknownScheduler),
+    /// There are no such addresses.
+    #[error("{KEY}: nodePortAddresses: {0}")]
+    NodePorts(#[from] BadNodePortAddresses),
 }
 
 /// The fields of a KubeProxyConfiguration that we read; kube-proxy has many more.
@@ -43,6 +48,7 @@ pub(crate) enum Error {
 struct File {
     mode: Option<String>,
     ipvs: Option<Ipvs>,
+    node_port_addresses: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -69,11 +75,23 @@ impl Wish {
             mode.map(|mode| mode.parse()).transpose()?
         };
         let scheduler = said(file.ipvs.unwrap_or_default().scheduler);
+        let node_ports = file.node_port_addresses.filter(|all| !all.is_empty());
         Ok(Self {
             mode,
             scheduler: scheduler.map(|scheduler| scheduler.parse()).transpose()?,
+            node_ports: node_ports.map(|all| all.join(",").parse()).transpose()?,
             iptables,
         })
+    }
+
+    /// The same, and for what is not asked for the other.
+    pub(crate) fn or(self, other: &Self) -> Self {
+        Self {
+            mode: self.mode.or(other.mode),
+            scheduler: self.scheduler.or(other.scheduler),
+            node_ports: self.node_ports.or_else(|| other.node_ports.clone()),
+            iptables: self.iptables,
+        }
     }
 
     /// The text that a ConfigMap holds.
@@ -120,6 +138,8 @@ nodePortAddresses: null
         let wish = parse("iptables", "").unwrap();
         assert_eq!((wish.mode, wish.iptables), (Some(Mode::Nftables), true));
         assert_eq!(Wish::parse("").unwrap(), Wish::default());
+        let wish = Wish::parse("nodePortAddresses: [10.0.0.0/8, primary]").unwrap();
+        assert_eq!(wish.node_ports.unwrap().to_string(), "primary,10.0.0.0/8");
     }
 
     #[test]

@@ -11,12 +11,15 @@
 //! The packet's priority carries the shape from the first lookup to the second, and is cleared before the packet goes
 //! on: `meta mark` belongs to the operator. Only the first packet of a connection passes the nat chains.
 
+use std::net::{IpAddr, Ipv6Addr};
+
 use ipnet::{IpNet, Ipv4Net};
 use svcnet_netlink::nft::{
     Chain, ChainKind, DataType, Family, Field, Hook, MapOf, PRIORITY_DSTNAT, PRIORITY_SRCNAT, Rule, Ruleset,
     Set, Table, TypeOf,
 };
 
+use super::loopback;
 use super::shape::{AFFINITY_MAP, Place, policy_gone};
 use crate::model::Protocol;
 
@@ -46,9 +49,31 @@ pub(crate) struct Networks {
     pub(crate) pods: Vec<IpNet>,
     /// Networks of ClusterIPs.
     pub(crate) services: Vec<IpNet>,
+    /// Networks of the node's addresses that node ports answer on, if it is not just all.
+    pub(crate) node_ports: Option<Vec<IpNet>>,
 }
 
 impl Networks {
+    /// Whether node ports answer on `::1`.
+    pub(crate) fn answers_on_loopback6(&self) -> bool {
+        let nets = self.node_ports.as_ref();
+        nets.is_none_or(|nets| {
+            nets.iter()
+                .any(|net| net.contains(&IpAddr::from(Ipv6Addr::LOCALHOST)))
+        })
+    }
+
+    /// What tells whether a packet goes to an address that node ports answer on: one match for each network, each for a
+    /// rule of its own.
+    fn answering(&self, family: Family) -> Vec<Box<dyn Fn(Rule) -> Rule>> {
+        let Some(nets) = &self.node_ports else {
+            return vec![Box::new(Rule::to_this_host)];
+        };
+        Self::of(nets, family)
+            .map(|net| -> Box<dyn Fn(Rule) -> Rule> { Box::new(move |rule| rule.to_this_host().daddr(net)) })
+            .collect()
+    }
+
     fn of<'a>(nets: &'a [IpNet], family: Family) -> impl Iterator<Item = IpNet> + use<'a> {
         nets.iter()
             .copied()
@@ -99,6 +124,12 @@ pub(crate) fn ruleset(family: Family, networks: &Networks) -> Ruleset {
             Hook::Prerouting,
             PRIORITY_DSTNAT - 10,
         ))
+        .chain(base(
+            "restrict-output",
+            ChainKind::Filter,
+            Hook::Output,
+            PRIORITY_DSTNAT - 10,
+        ))
         .chain(Chain::regular("restrict"))
         .chain(Chain::regular(TURN_AWAY))
         .chain(Chain::regular("refuse"))
@@ -124,21 +155,28 @@ pub(crate) fn ruleset(family: Family, networks: &Networks) -> Ruleset {
                 .interval()
                 .comment("frontend . who is let in"),
         );
-    let ruleset = restrict(translate(ruleset, family), family);
-    refuse(masquerade(ruleset, family, networks), family)
+    let ruleset = restrict(translate(ruleset, family, networks), family);
+    let ruleset = refuse(masquerade(ruleset, family, networks), family, networks);
+    if family == Family::Ip6 && networks.answers_on_loopback6() {
+        loopback::rules(ruleset)
+    } else {
+        ruleset
+    }
 }
 
-fn restrict(ruleset: Ruleset, family: Family) -> Ruleset {
+fn restrict(mut ruleset: Ruleset, family: Family) -> Ruleset {
     let key = Place::Address.key();
     let with_source = [key, &[Field::Saddr]].concat();
-    ruleset
-        .rule(
-            Rule::new("restrict-prerouting")
+    for chain in ["restrict-prerouting", "restrict-output"] {
+        ruleset = ruleset.rule(
+            Rule::new(chain)
                 .ct_new()
                 .in_set(family, key, RESTRICTED)
                 .jump("restrict")
                 .comment("LoadBalancer addresses with source ranges"),
-        )
+        );
+    }
+    ruleset
         .rule(
             Rule::new("restrict")
                 .in_set(family, &with_source, SOURCES)
@@ -148,7 +186,7 @@ fn restrict(ruleset: Ruleset, family: Family) -> Ruleset {
         .rule(Rule::new("restrict").drop().comment("not let in"))
 }
 
-fn translate(mut ruleset: Ruleset, family: Family) -> Ruleset {
+fn translate(mut ruleset: Ruleset, family: Family, networks: &Networks) -> Ruleset {
     for (chain, place) in [("services", Place::Address), ("node-ports", Place::NodePort)] {
         ruleset = ruleset
             .rule(
@@ -173,13 +211,11 @@ fn translate(mut ruleset: Ruleset, family: Family) -> Ruleset {
             )
             .rule(policy_gone(place, family));
     }
+    for answering in networks.answering(family) {
+        let rule = answering(Rule::new("services")).goto("node-ports");
+        ruleset = ruleset.rule(rule.comment("addresses of this node"));
+    }
     ruleset
-        .rule(
-            Rule::new("services")
-                .to_this_host()
-                .goto("node-ports")
-                .comment("addresses of this node"),
-        )
         .rule(
             Rule::new("prerouting")
                 .jump("services")
@@ -241,7 +277,7 @@ fn masquerade(mut ruleset: Ruleset, family: Family, networks: &Networks) -> Rule
     ruleset
 }
 
-fn refuse(mut ruleset: Ruleset, family: Family) -> Ruleset {
+fn refuse(mut ruleset: Ruleset, family: Family, networks: &Networks) -> Ruleset {
     if family == Family::Ip {
         let loopback = IpNet::V4(Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8));
         let rule = Rule::new("refuse-prerouting")
@@ -259,7 +295,7 @@ fn refuse(mut ruleset: Ruleset, family: Family) -> Ruleset {
     let refuse = || Rule::new("refuse");
     let turn_away = || Rule::new(TURN_AWAY);
     let (address, port) = (Place::Address, Place::NodePort);
-    ruleset
+    ruleset = ruleset
         .rule(
             refuse()
                 .in_set(family, address.key(), address.refused())
@@ -271,14 +307,17 @@ fn refuse(mut ruleset: Ruleset, family: Family) -> Ruleset {
                 .in_set(family, &[Field::Daddr], CLUSTER_IPS)
                 .goto(TURN_AWAY)
                 .comment("no such port"),
-        )
-        .rule(
-            refuse()
-                .in_set(family, port.key(), port.refused())
-                .to_this_host()
-                .goto(TURN_AWAY)
-                .comment("no endpoints"),
-        )
+        );
+    for answering in networks.answering(family) {
+        let rule = refuse().in_set(family, port.key(), port.refused());
+        ruleset = ruleset.rule(answering(rule).goto(TURN_AWAY).comment("no endpoints"));
+    }
+    for net in Networks::of(&networks.services, family) {
+        // But for those that this node answers itself.
+        let rule = refuse().daddr(net).not_to_this_host().drop();
+        ruleset = ruleset.rule(rule.comment("no service has that address"));
+    }
+    ruleset
         .rule(
             turn_away()
                 .l4proto(Protocol::Tcp.number())

@@ -2,29 +2,36 @@
 //!
 //! Few static rules, data maps for what is many, and a chain for each *shape* of frontend (see `shape.rs`): a change
 //! costs the same at 1,000 and at 100,000 services. `layout.rs` declares the tables, `slot.rs` says how frontends lie
-//! in their sets, `plan.rs` decides, `apply.rs` and `observe.rs` talk to the kernel, `stale.rs` clears what a change
+//! in their sets, `choice.rs` how schedulers choose, `plan.rs` decides, `apply.rs` and `observe.rs` talk to the kernel, `stale.rs` clears what a change
 //! leaves in the kernel's memory.
 
 mod apply;
+mod choice;
 mod layout;
+mod loopback;
+mod maglev;
 mod observe;
 mod plan;
 mod shape;
 mod slot;
 mod stale;
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use nix::errno::Errno;
 use svcnet_netlink::Rtnl;
 use svcnet_netlink::nft::{Batch, Error, Event, Family, Socket, Table, Watch};
 
+pub use choice::Choice;
 pub use plan::{Observed, Plan, ShapeAt, State, Stays};
 pub use shape::{Place, Shape};
 pub use slot::{List, Slot, Value};
 
 use crate::backend::{self, Backend, Report};
 use crate::model::{Frontend, FrontendKey};
+use crate::node_ports::NodePortAddresses;
+use crate::scheduler::Scheduler;
 use layout::Networks;
 use stale::Suspects;
 
@@ -39,6 +46,7 @@ pub struct Nftables {
     families: Vec<Family>,
     watch: Watch,
     networks: Networks,
+    node_ports: NodePortAddresses,
     state: State,
     unheard: bool,
 }
@@ -64,10 +72,20 @@ impl Nftables {
             networks: Networks {
                 pods: pod_networks.to_vec(),
                 services: service_networks.to_vec(),
+                node_ports: None,
             },
+            node_ports: NodePortAddresses::default(),
             state: State::default(),
             unheard: false,
         })
+    }
+
+    /// With node ports on these addresses only.
+    #[must_use]
+    pub fn with_node_ports_on(mut self, addresses: NodePortAddresses) -> Self {
+        self.networks.node_ports = addresses.networks(&[]);
+        self.node_ports = addresses;
+        self
     }
 
     /// What the kernel holds, as far as we know.
@@ -95,24 +113,29 @@ impl Nftables {
     }
 
     fn carry_out(&mut self, plan: &Plan, suspects: &Suspects) -> Result<Report, Error> {
-        if plan.is_empty() {
-            return Ok(Report::default());
+        let mut report = Report::default();
+        if !plan.is_empty() {
+            let begin = Instant::now();
+            let batch = apply::batch(plan, &self.networks);
+            report.operations = plan.len();
+            report.bytes = batch.len();
+            if plan.len() > BULK {
+                self.commit_unheard(batch)?;
+            } else {
+                self.socket.commit(batch)?;
+            }
+            report.commit = begin.elapsed();
         }
-        let begin = Instant::now();
-        let batch = apply::batch(plan, &self.networks);
-        let mut report = Report {
-            operations: plan.len(),
-            bytes: batch.len(),
-            ..Report::default()
-        };
-        if plan.len() > BULK {
-            self.commit_unheard(batch)?;
-        } else {
-            self.socket.commit(batch)?;
+        if suspects.is_empty() {
+            return Ok(report);
         }
-        report.commit = begin.elapsed();
         // The new state is in force; what is left of the old one is looked after, but is no reason to fail.
-        match suspects.clear(&mut self.socket, &mut self.links) {
+        match suspects.clear(
+            &mut self.socket,
+            &mut self.links,
+            &self.state,
+            &self.networks.pods,
+        ) {
             Ok(cleared) => report.cleared = cleared,
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "stale connections stay");
@@ -143,10 +166,12 @@ impl Backend for Nftables {
         let families = &self.families;
         let frontends = frontends.filter(|frontend| families.contains(&frontend.key.family()));
         let (state, plan, gone) = plan::converge(observed, frontends);
-        let suspects = Suspects::of_plan(&plan, &state, gone);
         self.state = state;
         tracing::debug!(plan = %Shortened(&plan), "converge");
-        Ok(self.carry_out(&plan, &suspects)?)
+        if self.families.contains(&Family::Ip6) && self.networks.answers_on_loopback6() {
+            loopback::prepare(&mut self.links);
+        }
+        Ok(self.carry_out(&plan, &Suspects::of_everything(gone))?)
     }
 
     fn change(
@@ -161,6 +186,22 @@ impl Backend for Nftables {
         let plan = plan::change(&mut self.state, changes);
         tracing::debug!(plan = %Shortened(&plan), "change");
         Ok(self.carry_out(&plan, &suspects)?)
+    }
+
+    fn nearest(&self, scheduler: Scheduler) -> Scheduler {
+        choice::nearest(scheduler)
+    }
+
+    fn node_ports_on(&mut self, addresses: &NodePortAddresses, node: &[IpAddr]) -> bool {
+        self.node_ports = addresses.clone();
+        self.node_addresses(node)
+    }
+
+    fn node_addresses(&mut self, addresses: &[IpAddr]) -> bool {
+        let networks = self.node_ports.networks(addresses);
+        let changed = networks != self.networks.node_ports;
+        self.networks.node_ports = networks;
+        changed
     }
 
     fn is_untidy(&self) -> bool {
@@ -215,9 +256,8 @@ impl std::fmt::Display for Shortened<'_> {
 /// # Errors
 /// When the kernel refuses.
 pub fn forget(frontends: impl Iterator<Item = FrontendKey>) -> Result<usize, Error> {
-    let suspects = Suspects::all(frontends);
     let mut links = Rtnl::open().map_err(|error| Error::Open(error.source))?;
-    suspects.clear(&mut Socket::open()?, &mut links)
+    stale::forget(&frontends.collect(), &mut Socket::open()?, &mut links)
 }
 
 /// Removes our tables, and says whether any was there.
@@ -227,5 +267,8 @@ pub fn forget(frontends: impl Iterator<Item = FrontendKey>) -> Result<usize, Err
 pub fn cleanup() -> Result<bool, Error> {
     let mut socket = Socket::open()?;
     let v4 = socket.remove(&layout::table(Family::Ip))?;
-    Ok(socket.remove(&layout::table(Family::Ip6))? || v4)
+    let v6 = socket.remove(&layout::table(Family::Ip6))?;
+    let mut links = Rtnl::open().map_err(|error| Error::Open(error.source))?;
+    loopback::clean_up(&mut links);
+    Ok(v6 || v4)
 }

@@ -15,9 +15,10 @@ use std::sync::Arc;
 
 use svcnet_netlink::nft::{Family, comment_kept};
 
+use super::choice::{self, Choice};
 use super::shape::{ENDPOINTS_MAX, LOCAL_POOL, Place, Shape};
 use super::slot::{List, Slot, Value};
-use crate::model::{Endpoint, Fate, Frontend, FrontendKey, Masquerade, Protocol};
+use crate::model::{Endpoint, Fate, Frontend, FrontendKey, Masquerade};
 
 /// A shape in the tables of a family.
 pub type ShapeAt = (Family, Place, Shape);
@@ -331,8 +332,8 @@ pub(crate) fn tidy(state: &mut State) -> Plan {
     }
 }
 
-/// The endpoints whose going can leave something behind: UDP connections, and clients that stay. All others would only
-/// fill memory.
+/// The endpoints whose going can leave something behind: connections that outlive them, and clients that stay. All others
+/// would only fill memory.
 fn endpoints_that_leave_traces(observed: &Observed) -> HashMap<Slot, SocketAddr> {
     let stays: BTreeSet<FrontendKey> = observed
         .elements
@@ -342,7 +343,7 @@ fn endpoints_that_leave_traces(observed: &Observed) -> HashMap<Slot, SocketAddr>
             _ => None,
         })
         .collect();
-    let leaves = |key: &FrontendKey| key.protocol() == Protocol::Udp || stays.contains(key);
+    let leaves = |key: &FrontendKey| key.protocol().outlives_endpoints() || stays.contains(key);
     let endpoints = observed
         .elements
         .iter()
@@ -411,9 +412,9 @@ fn elements(frontend: &Frontend) -> Vec<(Slot, Value)> {
     elements.extend(first.map(|shape| (Slot::Frontend(List::Services, key), Value::Shape(shape))));
     elements.extend(outside.map(|shape| (Slot::Frontend(List::External, key), Value::Shape(shape))));
     for (pool, fate) in [(0, Some(&frontend.fate)), (LOCAL_POOL, frontend.outside.as_ref())] {
-        let endpoints = fate.map_or(&[][..], Fate::endpoints);
-        let numbered = (pool..).zip(endpoints);
-        elements.extend(numbered.map(|(index, e)| (Slot::Endpoint(key, index), Value::Endpoint(e.at))));
+        let table = choice::table(frontend.scheduler, fate.map_or(&[][..], Fate::endpoints));
+        let numbered = (pool..).zip(table);
+        elements.extend(numbered.map(|(index, at)| (Slot::Endpoint(key, index), Value::Endpoint(at))));
     }
     match frontend.masquerade {
         Masquerade::ByServiceNetwork => {}
@@ -429,21 +430,29 @@ fn elements(frontend: &Frontend) -> Vec<(Slot, Value)> {
 /// The shapes of a frontend: for all, or for pods and this node; and for those outside.
 fn shape_pair(frontend: &Frontend) -> [Option<Shape>; 2] {
     let affinity = frontend.affinity_seconds.is_some();
-    let count = |fate: &Fate| u16::try_from(fate.endpoints().len()).unwrap_or(u16::MAX);
+    let count = |fate: &Fate| {
+        u16::try_from(choice::table_len(frontend.scheduler, fate.endpoints())).unwrap_or(u16::MAX)
+    };
+    let choice = Choice::of(frontend.scheduler, frontend.key);
     let first = match (&frontend.fate, &frontend.outside) {
         (Fate::NoEndpoints, _) => return [None, None],
         (Fate::OnlyElsewhere, _) => Shape::Drop,
         (fate, None) => Shape::Balance {
             count: count(fate),
             affinity,
+            choice,
         },
         (fate, Some(_)) => Shape::Policy {
             count: count(fate),
             affinity,
+            choice,
         },
     };
     let outside = frontend.outside.as_ref().map(|fate| match fate {
-        Fate::Balance(_) => Shape::Local { count: count(fate) },
+        Fate::Balance(_) => Shape::Local {
+            count: count(fate),
+            choice,
+        },
         Fate::NoEndpoints | Fate::OnlyElsewhere => Shape::LocalDrop,
     });
     [Some(first), outside]
@@ -479,19 +488,25 @@ fn endpoint_at(frontend: &Frontend, pool: u32, index: u32) -> Option<SocketAddr>
     fate?.endpoints().get(index as usize).map(|e| e.at)
 }
 
-/// Gives each endpoint the index that it has in the kernel, where it has one that fits.
+/// Gives each endpoint the index that it has in the kernel, where it has one that fits. A table has an order of its own.
 fn arrange(mut frontend: Frontend, holds: impl Fn(u32, u32) -> Option<SocketAddr>) -> Frontend {
+    let scheduler = frontend.scheduler;
+    let arrange = |endpoints: &mut Vec<Endpoint>, pool: u32| {
+        endpoints.truncate(ENDPOINTS_MAX);
+        if choice::is_plain(scheduler, endpoints) {
+            order(endpoints, |index| holds(pool, index));
+        }
+    };
     if let Fate::Balance(endpoints) = &mut frontend.fate {
-        order(endpoints, |index| holds(0, index));
+        arrange(endpoints, 0);
     }
     if let Some(Fate::Balance(endpoints)) = &mut frontend.outside {
-        order(endpoints, |index| holds(LOCAL_POOL, index));
+        arrange(endpoints, LOCAL_POOL);
     }
     frontend
 }
 
 fn order(endpoints: &mut Vec<Endpoint>, holds: impl Fn(u32) -> Option<SocketAddr>) {
-    endpoints.truncate(ENDPOINTS_MAX);
     let mut waiting: BTreeMap<SocketAddr, Endpoint> = endpoints.iter().map(|e| (e.at, *e)).collect();
     let keep: Vec<Option<Endpoint>> = (0u32..)
         .take(endpoints.len())

@@ -4,6 +4,7 @@ use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::Protocol;
 
 fn key(number: u8) -> FrontendKey {
     // The same numbers in both families and places, so that frontends share shapes and hairpins.
@@ -108,6 +109,7 @@ fn frontend(key: FrontendKey, (all, outside, affinity_seconds, masquerade, name)
         inside: *masquerade == 0,
         sources: (*name == 1 && matches!(key, FrontendKey::Address { .. }))
             .then(|| [source(family, *masquerade)].into()),
+        draining: Box::default(),
     }
 }
 
@@ -178,7 +180,7 @@ impl Model {
                         "{slot} leads nowhere"
                     );
                     let (pool, count) = match (list, shape) {
-                        (List::External, Shape::Local { count }) => (LOCAL_POOL, *count),
+                        (List::External, Shape::Local { count, .. }) => (LOCAL_POOL, *count),
                         (_, Shape::Balance { count, .. } | Shape::Policy { count, .. }) => (0, *count),
                         (List::Services, Shape::Drop) | (List::External, Shape::LocalDrop) => (0, 0),
                         other => panic!("{other:?}"),

@@ -9,14 +9,21 @@ use std::fmt;
 use ipnet::IpNet;
 use svcnet_netlink::nft::{Family, Field, Rule, Verdict};
 
+use super::choice::{Choice, LANES};
+
 /// In front of every code: a packet's priority that somebody else has set must not look like one of ours.
-const MAGIC: u32 = 0x5e00_0000;
-const MAGIC_MASK: u32 = 0xff00_0000;
-const AFFINITY: u32 = 1 << 16;
-const POLICY: u32 = 1 << 17;
-const LOCAL: u32 = 1 << 18;
-const DROP: u32 = 1 << 19;
+const MAGIC: u32 = 0x5000_0000;
+const MAGIC_MASK: u32 = 0xf000_0000;
+const COUNT_MASK: u32 = 0x7fff;
+const AFFINITY: u32 = 1 << 15;
+const POLICY: u32 = 1 << 16;
+const LOCAL: u32 = 1 << 17;
+const DROP: u32 = 1 << 18;
 const LOCAL_DROP: u32 = LOCAL | DROP;
+const TURN: u32 = 1 << 19;
+const SOURCE: u32 = 1 << 20;
+const LANE_SHIFT: u32 = 21;
+const _: () = assert!((LANES as u32) << LANE_SHIFT == 1 << 28);
 
 /// Index of the first endpoint of the pool for those outside (policy `Local`); below it lies everyone's.
 pub(crate) const LOCAL_POOL: u32 = 1 << 15;
@@ -127,12 +134,14 @@ impl Place {
 /// What is done with a connection, up to which endpoints there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Shape {
-    /// To one of so many endpoints.
+    /// To one of so many endpoints; one that stands at several indexes counts for each.
     Balance {
         /// How many.
         count: u16,
         /// Whether clients stay with theirs.
         affinity: bool,
+        /// How one is chosen.
+        choice: Choice,
     },
     /// The same for pods and this node; others by the map `external`.
     Policy {
@@ -140,11 +149,15 @@ pub enum Shape {
         count: u16,
         /// Whether clients stay with theirs.
         affinity: bool,
+        /// How one is chosen.
+        choice: Choice,
     },
     /// To one of so many endpoints of this node: what `external` holds.
     Local {
         /// How many.
         count: u16,
+        /// How one is chosen.
+        choice: Choice,
     },
     /// Nowhere.
     Drop,
@@ -155,12 +168,28 @@ pub enum Shape {
 impl Shape {
     /// The number that maps hold for it.
     pub(crate) fn code(self) -> u32 {
-        let affinity_bit = |affinity: bool| if affinity { AFFINITY } else { 0 };
+        let balanced = |count: u16, affinity: bool, choice: Choice| {
+            let affinity = if affinity { AFFINITY } else { 0 };
+            let choice = match choice {
+                Choice::Random => 0,
+                Choice::Turn { lane } => TURN | u32::from(lane) << LANE_SHIFT,
+                Choice::Source => SOURCE,
+            };
+            u32::from(count) | affinity | choice
+        };
         MAGIC
             | match self {
-                Self::Balance { count, affinity } => u32::from(count) | affinity_bit(affinity),
-                Self::Policy { count, affinity } => u32::from(count) | affinity_bit(affinity) | POLICY,
-                Self::Local { count } => u32::from(count) | LOCAL,
+                Self::Balance {
+                    count,
+                    affinity,
+                    choice,
+                } => balanced(count, affinity, choice),
+                Self::Policy {
+                    count,
+                    affinity,
+                    choice,
+                } => balanced(count, affinity, choice) | POLICY,
+                Self::Local { count, choice } => balanced(count, false, choice) | LOCAL,
                 Self::Drop => DROP,
                 Self::LocalDrop => LOCAL_DROP,
             }
@@ -168,12 +197,28 @@ impl Shape {
 
     /// The shape of that number, if it is one.
     pub(crate) fn from_code(code: u32) -> Option<Self> {
-        let count = u16::try_from(code & 0xffff).ok()?;
+        let count = u16::try_from(code & COUNT_MASK).ok()?;
         let affinity = code & AFFINITY != 0;
+        let choice = match code & (TURN | SOURCE) {
+            0 => Choice::Random,
+            TURN => Choice::Turn {
+                lane: u8::try_from((code & !MAGIC_MASK) >> LANE_SHIFT).ok()?,
+            },
+            SOURCE => Choice::Source,
+            _ => return None,
+        };
         let shape = match code & (POLICY | LOCAL | DROP) {
-            0 => Self::Balance { count, affinity },
-            POLICY => Self::Policy { count, affinity },
-            LOCAL => Self::Local { count },
+            0 => Self::Balance {
+                count,
+                affinity,
+                choice,
+            },
+            POLICY => Self::Policy {
+                count,
+                affinity,
+                choice,
+            },
+            LOCAL => Self::Local { count, choice },
             DROP => Self::Drop,
             LOCAL_DROP => Self::LocalDrop,
             _ => return None,
@@ -211,21 +256,31 @@ impl Shape {
             affinity.then(|| rule().clear_priority().dnat_map(family, &key, AFFINITY_MAP))
         };
         match self {
-            Self::Balance { count, affinity } => stay(affinity)
+            Self::Balance {
+                count,
+                affinity,
+                choice,
+            } => stay(affinity)
                 .into_iter()
-                .chain(pick(place, family, 0, count, rule))
+                .chain(pick(place, family, 0, (count, choice), rule))
                 .collect(),
-            Self::Policy { count, affinity } => {
+            Self::Policy {
+                count,
+                affinity,
+                choice,
+            } => {
                 let mut rules: Vec<Rule> = stay(affinity).into_iter().collect();
                 let of_family = |net: &&IpNet| Family::of(net.addr()) == family;
                 for net in pod_networks.iter().filter(of_family) {
-                    rules.extend(pick(place, family, 0, count, || rule().saddr(*net)));
+                    rules.extend(pick(place, family, 0, (count, choice), || rule().saddr(*net)));
                 }
-                rules.extend(pick(place, family, 0, count, || rule().from_this_host()));
+                rules.extend(pick(place, family, 0, (count, choice), || {
+                    rule().from_this_host()
+                }));
                 rules.push(rule().goto(place.outside_chain()));
                 rules
             }
-            Self::Local { count } => pick(place, family, LOCAL_POOL, count, rule).into(),
+            Self::Local { count, choice } => pick(place, family, LOCAL_POOL, (count, choice), rule).into(),
             Self::Drop | Self::LocalDrop => Vec::new(),
         }
     }
@@ -235,29 +290,35 @@ impl Shape {
 ///
 /// A packet that found the shape before a change may look for its endpoint after it, when that index is gone: each lookup
 /// sees the newest generation of the sets. The first index is there as long as there is any endpoint.
-fn pick(place: Place, family: Family, pool: u32, count: u16, rule: impl Fn() -> Rule) -> [Rule; 2] {
-    let to = |count| {
-        let index = match pool {
-            0 => Field::RandomBelow(count),
-            offset => Field::RandomFrom {
-                modulus: count,
-                offset,
-            },
+fn pick(
+    place: Place,
+    family: Family,
+    pool: u32,
+    (count, choice): (u16, Choice),
+    rule: impl Fn() -> Rule,
+) -> [Rule; 2] {
+    let to = |count, choice: Choice| {
+        let index = Field::Choice {
+            by: choice.chosen_by(),
+            modulus: count,
+            offset: pool,
         };
         rule()
             .clear_priority()
             .dnat_map(family, &[place.key(), &[index]].concat(), place.endpoints())
     };
     [
-        to(u32::from(count)),
-        to(1).comment("endpoints went in between the lookups"),
+        to(u32::from(count), choice),
+        to(1, Choice::Random).comment("endpoints went in between the lookups"),
     ]
 }
 
 /// What a packet from outside comes to that found policy `Local` before a change and looks on after it, when the policy
 /// is gone: see [`pick`].
 pub(crate) fn policy_gone(place: Place, family: Family) -> Rule {
-    let [_, first] = pick(place, family, 0, 1, || Rule::new(place.outside_chain()));
+    let [_, first] = pick(place, family, 0, (1, Choice::Random), || {
+        Rule::new(place.outside_chain())
+    });
     first.comment("the policy went in between the lookups")
 }
 
@@ -268,9 +329,17 @@ impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let affinity_word = |affinity: bool| if affinity { "sticky-" } else { "" };
         match self {
-            Self::Balance { count, affinity } => write!(f, "{}n{count}", affinity_word(*affinity)),
-            Self::Policy { count, affinity } => write!(f, "policy-{}n{count}", affinity_word(*affinity)),
-            Self::Local { count } => write!(f, "local-n{count}"),
+            Self::Balance {
+                count,
+                affinity,
+                choice,
+            } => write!(f, "{}{choice}n{count}", affinity_word(*affinity)),
+            Self::Policy {
+                count,
+                affinity,
+                choice,
+            } => write!(f, "policy-{}{choice}n{count}", affinity_word(*affinity)),
+            Self::Local { count, choice } => write!(f, "local-{choice}n{count}"),
             Self::Drop => f.write_str("drop"),
             Self::LocalDrop => f.write_str("local-drop"),
         }
@@ -283,32 +352,47 @@ mod tests {
 
     #[test]
     fn codes_come_back_and_strangers_are_not_ours() {
-        for count in [1, 3, 4095, 32767] {
-            for shape in [
-                Shape::Balance {
+        let choices = [
+            Choice::Random,
+            Choice::Turn { lane: 0 },
+            Choice::Turn { lane: LANES - 1 },
+            Choice::Source,
+        ];
+        let mut codes = std::collections::BTreeSet::new();
+        let mut shapes = vec![Shape::Drop, Shape::LocalDrop];
+        for (count, choice) in [1, 3, 4095, 32767]
+            .into_iter()
+            .flat_map(|n| choices.map(|c| (n, c)))
+        {
+            for affinity in [false, true] {
+                shapes.push(Shape::Balance {
                     count,
-                    affinity: false,
-                },
-                Shape::Balance {
+                    affinity,
+                    choice,
+                });
+                shapes.push(Shape::Policy {
                     count,
-                    affinity: true,
-                },
-                Shape::Policy {
-                    count,
-                    affinity: false,
-                },
-                Shape::Policy {
-                    count,
-                    affinity: true,
-                },
-                Shape::Local { count },
-                Shape::Drop,
-                Shape::LocalDrop,
-            ] {
-                assert_eq!(Shape::from_code(shape.code()), Some(shape));
+                    affinity,
+                    choice,
+                });
             }
+            shapes.push(Shape::Local { count, choice });
         }
-        for foreign in [0, 3, 6, 0x0001_0003, 0x5e0c_0001, 0x5e08_0001, u32::MAX] {
+        for shape in shapes {
+            assert_eq!(Shape::from_code(shape.code()), Some(shape));
+            assert!(codes.insert(shape.code()), "{shape} has a code of its own");
+        }
+        for foreign in [
+            0,
+            3,
+            6,
+            0x0001_0003,
+            0x500c_0001,
+            0x5018_0001,
+            0x5020_0001,
+            0x5002_8001,
+            u32::MAX,
+        ] {
             assert_eq!(Shape::from_code(foreign), None, "{foreign:#x}");
         }
     }

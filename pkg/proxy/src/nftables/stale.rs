@@ -1,5 +1,9 @@
-//! What outlives a change in the kernel's memory, and must not: UDP connections that conntrack still sends to where
-//! they do not belong, and clients that stay with an endpoint that is gone.
+//! What outlives a change in the kernel's memory, and must not: connections that conntrack still sends to where they do
+//! not belong, and clients that stay with an endpoint that is gone.
+//!
+//! Connections are those of UDP and SCTP ([`Protocol::outlives_endpoints`]). One contradicts the new state when it goes to
+//! an endpoint that its client may not have any more, or went to nobody and could go to somebody; endpoints that only
+//! take no new connections keep theirs.
 //!
 //! Both are looked for after the commit, so that nothing new can take the old way; and only where a change can have
 //! left something, because looking costs in proportion to the connections there are.
@@ -7,124 +11,128 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use svcnet_netlink::conntrack::{self, Entry};
 use svcnet_netlink::nft::{Batch, Error, Family, Fields, Socket};
 use svcnet_netlink::{Rtnl, rt};
 
 use super::layout;
-use super::plan::{Gone, Plan, State};
+use super::plan::{Gone, State};
 use super::shape::AFFINITY_MAP;
-use super::slot::{List, Slot, read_address};
-use crate::model::{Fate, Frontend, FrontendKey, Protocol};
+use super::slot::read_address;
+use crate::model::{Endpoint, Fate, Frontend, FrontendKey, Protocol};
 
 /// What to look for after a change.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Suspects {
-    udp: BTreeMap<FrontendKey, Udp>,
+    /// Whether connections to each frontend there is are looked at, changed or not.
+    everything: bool,
+    /// Frontends whose connections are looked at, with endpoints that they have lost.
+    changed: BTreeMap<FrontendKey, BTreeSet<SocketAddr>>,
+    /// Frontends with the endpoints that no client stays with any more.
     stays: BTreeMap<FrontendKey, BTreeSet<SocketAddr>>,
 }
 
-/// Which UDP connections of a frontend contradict what is so now.
-#[derive(Debug, PartialEq, Eq)]
-enum Udp {
-    /// All that do not go to one of these.
-    NotTo(BTreeSet<SocketAddr>),
-    /// Those that go to one of these.
-    To(BTreeSet<SocketAddr>),
+/// What is known where connections are looked at.
+struct Scene<'a> {
+    state: &'a State,
+    pods: &'a [IpNet],
+    /// The addresses of this node.
+    ours: HashSet<IpAddr>,
+    family: Family,
+    protocol: Protocol,
+}
+
+/// The endpoints that clients from outside can be sent to.
+fn for_outside(frontend: Option<&Frontend>) -> &[Endpoint] {
+    frontend.map_or(&[], |f| f.outside.as_ref().unwrap_or(&f.fate).endpoints())
+}
+
+/// Those that all others can be sent to.
+fn for_inside(frontend: Option<&Frontend>) -> &[Endpoint] {
+    frontend.map_or(&[], |f| f.fate.endpoints())
+}
+
+fn lost(before: &[Endpoint], after: &[Endpoint]) -> BTreeSet<SocketAddr> {
+    let after: BTreeSet<SocketAddr> = after.iter().map(|e| e.at).collect();
+    before
+        .iter()
+        .map(|e| e.at)
+        .filter(|at| !after.contains(at))
+        .collect()
 }
 
 impl Suspects {
     /// Takes the change of one frontend into account.
     pub(crate) fn add(&mut self, key: FrontendKey, before: Option<&Frontend>, after: Option<&Frontend>) {
-        let at = |frontend: Option<&Frontend>| -> BTreeSet<SocketAddr> {
-            frontend
-                .into_iter()
-                .flat_map(Frontend::endpoints)
-                .map(|e| e.at)
-                .collect()
-        };
-        let (old, new) = (at(before), at(after));
-        let gone: BTreeSet<SocketAddr> = old.difference(&new).copied().collect();
-        if key.protocol() == Protocol::Udp {
+        let mut gone = lost(for_inside(before), for_inside(after));
+        gone.extend(lost(for_outside(before), for_outside(after)));
+        if key.protocol().outlives_endpoints() {
+            let drained = before.map_or(&[][..], |f| &f.draining);
+            let drained = lost(drained, after.map_or(&[], |f| &f.draining));
             let serves = |f: Option<&Frontend>| f.is_some_and(|f| matches!(f.fate, Fate::Balance(_)));
-            if serves(after) {
-                // What came before the first endpoint went untranslated to nobody, and would go on so.
-                if !gone.is_empty() || !serves(before) {
-                    self.udp.insert(key, Udp::NotTo(new.clone()));
-                }
-            } else if !old.is_empty() {
-                self.udp.insert(key, Udp::To(old));
+            // What came before the first endpoint went untranslated to nobody, and would go on so.
+            if !gone.is_empty() || !drained.is_empty() || (serves(after) && !serves(before)) {
+                self.changed.insert(key, gone.union(&drained).copied().collect());
             }
         }
-        let stayed = before.is_some_and(|f| f.affinity_seconds.is_some());
-        if stayed && !gone.is_empty() {
+        if before.is_some_and(|f| f.affinity_seconds.is_some()) && !gone.is_empty() {
             self.stays.insert(key, gone);
         }
     }
 
-    /// Takes into account what a plan for everything does: the frontends that it makes serve, and the endpoints that
-    /// it takes away.
-    pub(crate) fn of_plan(plan: &Plan, state: &State, gone: Vec<Gone>) -> Self {
-        let mut suspects = Self::default();
-        let now = |key: &FrontendKey| -> Option<BTreeSet<SocketAddr>> {
-            let frontend = state
-                .frontend(key)
-                .filter(|f| matches!(f.fate, Fate::Balance(_)))?;
-            Some(frontend.endpoints().map(|e| e.at).collect())
+    /// After a look at everything, with the endpoints that its plan takes away. Of what came and went while nobody was
+    /// there to see it, nothing else is known.
+    pub(crate) fn of_everything(gone: Vec<Gone>) -> Self {
+        let mut suspects = Self {
+            everything: true,
+            ..Self::default()
         };
-        for (slot, _, _) in &plan.adds {
-            if let Slot::Frontend(List::Services, key) = slot
-                && key.protocol() == Protocol::Udp
-                && let Some(right) = now(key)
-            {
-                suspects.udp.insert(*key, Udp::NotTo(right));
-            }
-        }
         for (key, at) in gone {
             suspects.stays.entry(key).or_default().insert(at);
-            if key.protocol() != Protocol::Udp {
-                continue;
-            }
-            let udp = suspects.udp.entry(key);
-            let udp = udp.or_insert_with(|| now(&key).map_or_else(|| Udp::To(BTreeSet::new()), Udp::NotTo));
-            if let Udp::To(wrong) = udp {
-                wrong.insert(at);
+            if key.protocol().outlives_endpoints() {
+                suspects.changed.entry(key).or_default().insert(at);
             }
         }
         suspects
     }
 
-    /// Everything that conntrack knows of datagrams to these.
-    pub(crate) fn all(frontends: impl Iterator<Item = FrontendKey>) -> Self {
-        let udp = frontends.filter(|key| key.protocol() == Protocol::Udp);
-        Self {
-            udp: udp.map(|key| (key, Udp::NotTo(BTreeSet::new()))).collect(),
-            stays: BTreeMap::new(),
-        }
+    /// Whether there is nothing to look for.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
 
     /// Removes what is found, and says how much it was.
-    pub(crate) fn clear(&self, socket: &mut Socket, links: &mut Rtnl) -> Result<usize, Error> {
+    pub(crate) fn clear(
+        &self,
+        socket: &mut Socket,
+        links: &mut Rtnl,
+        state: &State,
+        pods: &[IpNet],
+    ) -> Result<usize, Error> {
         let mut cleared = 0;
         for family in [Family::Ip, Family::Ip6] {
-            cleared += self.clear_udp(socket, links, family)?;
+            for protocol in Protocol::ALL.into_iter().filter(|p| p.outlives_endpoints()) {
+                let mut keys = self.changed.keys();
+                if self.everything || keys.any(|key| key.family() == family && key.protocol() == protocol) {
+                    let scene = Scene {
+                        state,
+                        pods,
+                        ours: node_addresses(links).unwrap_or_default(),
+                        family,
+                        protocol,
+                    };
+                    cleared += self.clear_connections(socket, &scene)?;
+                }
+            }
             cleared += self.clear_stays(socket, family)?;
         }
         Ok(cleared)
     }
 
-    fn clear_udp(&self, socket: &mut Socket, links: &mut Rtnl, family: Family) -> Result<usize, Error> {
-        let mut of_family = self.udp.keys().filter(|key| key.family() == family).peekable();
-        if of_family.peek().is_none() {
-            return Ok(0);
-        }
-        let ours = match of_family.any(|key| matches!(key, FrontendKey::NodePort { .. })) {
-            true => node_addresses(links).unwrap_or_default(),
-            false => HashSet::new(),
-        };
-        let entries = conntrack::list(socket, family, conntrack::UDP, |entry| {
-            self.contradicts(entry, family, &ours)
-        })?;
+    fn clear_connections(&self, socket: &mut Socket, scene: &Scene<'_>) -> Result<usize, Error> {
+        let (family, protocol) = (scene.family, scene.protocol.number());
+        let entries = conntrack::list(socket, family, protocol, |entry| self.contradicts(entry, scene))?;
         let mut cleared = 0;
         for entry in entries {
             cleared += usize::from(conntrack::delete(socket, &entry)?);
@@ -132,25 +140,44 @@ impl Suspects {
         Ok(cleared)
     }
 
-    fn contradicts(&self, entry: &Entry, family: Family, ours: &HashSet<IpAddr>) -> bool {
-        let destination = entry.original.destination;
-        let (ip, port, protocol) = (destination.ip(), destination.port(), Protocol::Udp);
+    fn contradicts(&self, entry: &Entry, scene: &Scene<'_>) -> bool {
+        let (client, to) = (entry.original.source.ip(), entry.original.destination);
+        let (ip, port, protocol) = (to.ip(), to.port(), scene.protocol);
+        let by_address = FrontendKey::Address { ip, protocol, port };
         let by_port = FrontendKey::NodePort {
-            family,
+            family: scene.family,
             protocol,
             port,
         };
-        let udp = self.udp.get(&FrontendKey::Address { ip, protocol, port });
-        let udp = udp.or_else(|| {
-            self.udp
-                .get(&by_port)
-                .filter(|_| ours.contains(&ip) || ip.is_loopback())
-        });
-        match udp {
-            Some(Udp::NotTo(right)) => !right.contains(&entry.reply.source),
-            Some(Udp::To(wrong)) => wrong.contains(&entry.reply.source),
-            None => false,
+        let is_ours = |ip: IpAddr| ip.is_loopback() || scene.ours.contains(&ip);
+        let is_known = |key: &FrontendKey| {
+            self.changed.contains_key(key) || (self.everything && scene.state.frontend(key).is_some())
+        };
+        let key = if is_known(&by_address) {
+            by_address
+        } else if is_ours(ip) && is_known(&by_port) {
+            by_port
+        } else {
+            return false;
+        };
+        let at = entry.reply.source;
+        let lost = || self.changed.get(&key).is_some_and(|lost| lost.contains(&at));
+        let Some(frontend) = scene.state.frontend(&key) else {
+            return lost();
+        };
+        let is_inside = scene.pods.iter().any(|net| net.contains(&client)) || is_ours(client);
+        let bound = frontend.outside.is_some() && !is_inside;
+        let right = if bound {
+            for_outside(Some(frontend))
+        } else {
+            for_inside(Some(frontend))
+        };
+        let kept = frontend.draining.iter().filter(|e| e.local || !bound);
+        if right.iter().chain(kept).any(|e| e.at == at) {
+            return false;
         }
+        // Where nobody serves, what was not translated contradicts nothing.
+        !right.is_empty() || lost() || (self.everything && at != to)
     }
 
     fn clear_stays(&self, socket: &mut Socket, family: Family) -> Result<usize, Error> {
@@ -203,6 +230,39 @@ impl Suspects {
     }
 }
 
+/// Deletes what the kernel remembers of translated connections to these frontends, of protocols that would go on by it
+/// whatever becomes of the endpoints.
+pub(crate) fn forget(
+    frontends: &HashSet<FrontendKey>,
+    socket: &mut Socket,
+    links: &mut Rtnl,
+) -> Result<usize, Error> {
+    let ours = node_addresses(links).unwrap_or_default();
+    let mut cleared = 0;
+    for family in [Family::Ip, Family::Ip6] {
+        for protocol in Protocol::ALL.into_iter().filter(|p| p.outlives_endpoints()) {
+            let to_ours = |entry: &Entry| {
+                let to = entry.original.destination;
+                let (ip, port) = (to.ip(), to.port());
+                let at_address = frontends.contains(&FrontendKey::Address { ip, protocol, port });
+                let at_port = || {
+                    let key = FrontendKey::NodePort {
+                        family,
+                        protocol,
+                        port,
+                    };
+                    (ip.is_loopback() || ours.contains(&ip)) && frontends.contains(&key)
+                };
+                entry.reply.source != to && (at_address || at_port())
+            };
+            for entry in conntrack::list(socket, family, protocol.number(), to_ours)? {
+                cleared += usize::from(conntrack::delete(socket, &entry)?);
+            }
+        }
+    }
+    Ok(cleared)
+}
+
 /// The addresses that node ports answer on.
 fn node_addresses(links: &mut Rtnl) -> Result<HashSet<IpAddr>, rt::Error> {
     Ok(links
@@ -245,6 +305,7 @@ mod tests {
             masquerade: Masquerade::ByServiceNetwork,
             inside: true,
             sources: None,
+            draining: Box::default(),
         }
     }
 
@@ -281,5 +342,18 @@ mod tests {
             "the last endpoint is gone"
         );
         assert_ne!(suspects(Some(&one), None), nothing, "the service is gone");
+        let drains = Frontend {
+            draining: two
+                .endpoints()
+                .filter(|e| e.at == "10.0.0.2:53".parse().unwrap())
+                .collect(),
+            ..one.clone()
+        };
+        assert_ne!(suspects(Some(&drains), Some(&one)), nothing, "one has drained");
+        let elsewhere = Frontend {
+            outside: Some(Fate::OnlyElsewhere),
+            ..one.clone()
+        };
+        assert_ne!(suspects(Some(&one), Some(&elsewhere)), nothing, "policy Local");
     }
 }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::door::Door;
+use super::door::{Door, From};
 use crate::model::{Endpoint, Fate, Frontend, FrontendKey, Protocol};
 use crate::scheduler::Scheduler;
 
@@ -19,13 +19,15 @@ pub(crate) struct Rules {
     pub(crate) inside: Box<[Endpoint]>,
     /// Where others go, if that differs.
     pub(crate) outside: Option<Box<[Endpoint]>>,
+    /// Which keep their clients and get no new ones.
+    pub(crate) draining: Box<[SocketAddr]>,
     pub(crate) scheduler: Scheduler,
     pub(crate) affinity: Option<Duration>,
 }
 
 impl Rules {
-    /// Whether connections may go there.
-    pub(crate) fn has(&self, at: std::net::SocketAddr) -> bool {
+    /// Whether clients may be there.
+    pub(crate) fn has(&self, at: SocketAddr) -> bool {
         let outside = self.outside.iter().flatten();
         self.inside
             .iter()
@@ -98,19 +100,19 @@ impl Desired {
     }
 }
 
-/// What becomes of a frontend on a node with these pod networks.
-pub(crate) fn wanted(frontend: &Frontend, pods: &[IpNet]) -> Wanted {
+/// What becomes of a frontend on a node with these pod networks, whose node ports answer on these, if not on all addresses.
+pub(crate) fn wanted(frontend: &Frontend, pods: &[IpNet], node_ports: Option<&[IpNet]>) -> Wanted {
     if frontend.key.protocol() == Protocol::Sctp {
         return Wanted::Impossible("userspace mode relays TCP and UDP, not SCTP");
     }
-    let mut door = match &frontend.sources {
-        Some(networks) => Door::Only(networks.clone()),
-        None => Door::Open,
+    let mut from = match &frontend.sources {
+        Some(networks) => From::Only(networks.clone()),
+        None => From::Everybody,
     };
     let inside = match &frontend.fate {
         Fate::NoEndpoints => return Wanted::Nobody,
         Fate::OnlyElsewhere => {
-            door = Door::Shut;
+            from = From::Nobody;
             Box::default()
         }
         Fate::Balance(endpoints) => endpoints.as_slice().into(),
@@ -120,15 +122,20 @@ pub(crate) fn wanted(frontend: &Frontend, pods: &[IpNet]) -> Wanted {
         Some(Fate::Balance(endpoints)) => Some(endpoints.as_slice().into()),
         // Others than pods and the node are dropped, whatever the reason: a socket that is there can not refuse.
         Some(Fate::OnlyElsewhere | Fate::NoEndpoints) => {
-            door = door.and(Door::Only(pods.into()));
+            from = from.and(From::Only(pods.into()));
             None
         }
     };
+    let to = match frontend.key {
+        FrontendKey::Address { .. } => None,
+        FrontendKey::NodePort { .. } => node_ports.map(Into::into),
+    };
     Wanted::Relay {
-        door,
+        door: Door { from, to },
         rules: Arc::new(Rules {
             inside,
             outside,
+            draining: frontend.draining.iter().map(|endpoint| endpoint.at).collect(),
             scheduler: frontend.scheduler,
             affinity: frontend.affinity_seconds.map(|s| Duration::from_secs(s.into())),
         }),

@@ -26,7 +26,7 @@ mod sockets;
 mod tcp;
 mod udp;
 
-use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -39,6 +39,7 @@ use tokio::sync::Semaphore;
 
 use crate::backend::{self, Backend, Report};
 use crate::model::{Frontend, FrontendKey};
+use crate::node_ports::NodePortAddresses;
 use crate::scheduler::Scheduler;
 use crate::sysctls::{self, Sysctls};
 use addresses::Addresses;
@@ -124,7 +125,9 @@ pub struct Userspace {
 struct Inner {
     desired: Desired,
     held: Held,
-    told: BTreeSet<Scheduler>,
+    /// What `--nodeport-addresses` says, and which networks that is.
+    node_ports: NodePortAddresses,
+    node_port_networks: Option<Vec<IpNet>>,
 }
 
 impl Userspace {
@@ -137,7 +140,8 @@ impl Userspace {
         let inner = Arc::new(Mutex::new(Inner {
             desired: Desired::default(),
             held: Held::new(relays.shared.clone(), relays.sockets_max),
-            told: BTreeSet::new(),
+            node_ports: NodePortAddresses::default(),
+            node_port_networks: None,
         }));
         if let Some(runtime) = &relays.runtime {
             runtime.spawn(keep(Arc::downgrade(&inner)));
@@ -161,18 +165,17 @@ fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
 
 impl Inner {
     fn set(&mut self, key: FrontendKey, frontend: Option<&Frontend>, pods: &[IpNet]) {
-        if let Some(frontend) = frontend
-            && matches!(frontend.scheduler, Scheduler::Lblc | Scheduler::Lblcr)
-            && self.told.insert(frontend.scheduler)
-        {
-            tracing::warn!(
-                object.name = %frontend.name,
-                scheduler = %frontend.scheduler,
-                "userspace mode has no such scheduler: endpoints are chosen as by wlc"
-            );
-        }
-        self.desired
-            .set(key, frontend.map(|frontend| wanted(frontend, pods)));
+        let node_ports = self.node_port_networks.as_deref();
+        let wanted = frontend.map(|frontend| wanted(frontend, pods, node_ports));
+        self.desired.set(key, wanted);
+    }
+
+    /// Whether node ports answer on other addresses than before, with these main ones of the node.
+    fn node_addresses(&mut self, node: &[IpAddr]) -> bool {
+        let networks = self.node_ports.networks(node);
+        let changed = networks != self.node_port_networks;
+        self.node_port_networks = networks;
+        changed
     }
 
     fn converge(&mut self) -> Result<Report, Error> {
@@ -227,6 +230,24 @@ impl Backend for Userspace {
             let plan = plan::some(&inner.desired, &inner.held.known(), keys);
             Ok(inner.carry_out(&plan))
         })
+    }
+
+    fn nearest(&self, scheduler: Scheduler) -> Scheduler {
+        match scheduler {
+            Scheduler::Lblc | Scheduler::Lblcr => Scheduler::Wlc,
+            other => other,
+        }
+    }
+
+    fn node_ports_on(&mut self, addresses: &NodePortAddresses, node: &[IpAddr]) -> bool {
+        self.run(|inner| {
+            inner.node_ports = addresses.clone();
+            inner.node_addresses(node)
+        })
+    }
+
+    fn node_addresses(&mut self, addresses: &[IpAddr]) -> bool {
+        self.run(|inner| inner.node_addresses(addresses))
     }
 
     /// Never: what others do to the addresses is repaired without being asked.

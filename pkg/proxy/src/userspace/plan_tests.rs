@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::{Endpoint, Protocol};
 use crate::scheduler::Scheduler;
+use crate::userspace::door::From;
 
 /// What carrying a plan out does.
 fn carry_out(plan: &Plan, observed: &mut Observed) {
@@ -50,11 +51,11 @@ fn keys() -> impl Strategy<Value = FrontendKey> {
 
 fn wishes() -> impl Strategy<Value = Option<Wanted>> {
     let door = prop_oneof![
-        Just(Door::Open),
-        Just(Door::Shut),
-        Just(Door::Only(["10.0.0.0/8".parse().unwrap()].into()))
+        Just(From::Everybody),
+        Just(From::Nobody),
+        Just(From::Only(["10.0.0.0/8".parse().unwrap()].into()))
     ];
-    let relay = (door, 1..4u8).prop_map(|(door, count)| {
+    let relay = (door, 1..4u8).prop_map(|(from, count)| {
         let endpoint = |n| Endpoint {
             at: ([10, 244, 0, n], 80).into(),
             local: true,
@@ -63,9 +64,11 @@ fn wishes() -> impl Strategy<Value = Option<Wanted>> {
         let rules = Rules {
             inside: (0..count).map(endpoint).collect(),
             outside: None,
+            draining: Box::default(),
             scheduler: Scheduler::Random,
             affinity: None,
         };
+        let door = Door { from, to: None };
         Some(Wanted::Relay {
             door,
             rules: Arc::new(rules),

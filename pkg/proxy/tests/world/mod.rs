@@ -131,6 +131,11 @@ impl World {
 
     /// Another proxy over what the kernel holds, as after a restart of the agent.
     pub(crate) fn restart(&mut self) {
+        self.restart_with_node_ports_on("all");
+    }
+
+    /// The same with `--nodeport-addresses`.
+    pub(crate) fn restart_with_node_ports_on(&mut self, addresses: &str) {
         let relays = self.relays.clone();
         let open = || -> Box<dyn Backend> {
             let pods = ["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()];
@@ -140,7 +145,9 @@ impl World {
             }
         };
         let backend = self.node.run(open).unwrap();
-        self.engine = Some(Engine::new("n1", settings(), backend));
+        let mut engine = Engine::new("n1", settings(), backend);
+        engine.set_node_ports(addresses.parse().unwrap());
+        self.engine = Some(engine);
     }
 
     pub(crate) fn engine(&mut self) -> &mut Engine {
@@ -173,6 +180,17 @@ impl World {
     pub(crate) fn slice(&mut self, slice: Value) -> Report {
         self.engine()
             .apply_change(Update::Slices(Change::Apply(object(slice))));
+        self.sync()
+    }
+
+    /// This node's Node: its zone and main address.
+    pub(crate) fn node_object(&mut self, zone: &str, address: &str) -> Report {
+        let node = json!({
+            "metadata": { "name": "n1", "labels": { "topology.kubernetes.io/zone": zone } },
+            "status": { "addresses": [{ "type": "InternalIP", "address": address }] },
+        });
+        self.engine()
+            .apply_change(Update::Node(Change::Apply(object(node))));
         self.sync()
     }
 
@@ -212,7 +230,7 @@ fn prepare(node: &OwnedNetNs) {
 }
 
 /// A pod as the CNI role sets it up.
-fn plug(node: &OwnedNetNs, pod: &OwnedNetNs, address: &str) {
+pub(crate) fn plug(node: &OwnedNetNs, pod: &OwnedNetNs, address: &str) {
     let last = address.rsplit('.').next().unwrap();
     ip(
         node,
@@ -236,6 +254,7 @@ fn plug(node: &OwnedNetNs, pod: &OwnedNetNs, address: &str) {
 pub(crate) fn settings() -> Settings {
     Settings {
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap(), "fd00:96::/108".parse().unwrap()],
+        external_ranges: vec!["203.0.113.0/24".parse().unwrap()],
         ..Settings::default()
     }
 }
@@ -261,6 +280,12 @@ pub(crate) fn service(name: &str, cluster_ip: &str, spec: Value) -> Value {
         _ => json!({}),
     };
     json!({ "metadata": { "namespace": "default", "name": name }, "spec": whole, "status": status })
+}
+
+/// A Service with annotations.
+pub(crate) fn annotated(mut service: Value, annotations: Value) -> Value {
+    service["metadata"]["annotations"] = annotations;
+    service
 }
 
 /// Node ports 30080 for TCP and UDP.

@@ -1,0 +1,238 @@
+//! A client, a node and a pod in namespaces of their own, and the proxy on the node: what it costs a connection and a
+//! stream to go through a ClusterIP, with few Services loaded and with many.
+//!
+//! ```text
+//! client 10.244.2.2 --- 10.244.2.1 node 10.244.1.1 --- 10.244.1.2, .3 and .4 pod
+//! ```
+//! The client has a pod's address too: nothing is masqueraded, so that both ways differ by the translation alone.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use svcnet_netlink::netns::OwnedNetNs;
+use svcnet_netlink::sysctl;
+use svcnet_proxy::Engine;
+
+use crate::stats::{median, row};
+use crate::synthetic::{self, Lists};
+
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
+const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
+const PODS: [Ipv4Addr; 3] = [POD, Ipv4Addr::new(10, 244, 1, 3), Ipv4Addr::new(10, 244, 1, 4)];
+/// Answers a byte with a byte.
+const ECHO: u16 = 80;
+/// Reads all that comes, and answers the end of it with a byte.
+const SINK: u16 = 81;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The three, and a proxy that is in force.
+pub(crate) struct Path {
+    client: OwnedNetNs,
+    _node: OwnedNetNs,
+    _pod: OwnedNetNs,
+    _engine: Engine,
+}
+
+/// What went through, a second.
+#[derive(Default)]
+pub(crate) struct Rates {
+    pub(crate) vip: Vec<f64>,
+    pub(crate) straight: Vec<f64>,
+}
+
+impl Rates {
+    /// The median of the rounds' ratios.
+    pub(crate) fn ratio(&self) -> f64 {
+        ratio(&self.vip, &self.straight)
+    }
+}
+
+/// Prints what the way through a ClusterIP costs, with one Service loaded and with `services`.
+pub(crate) fn measure(rounds: usize, connections: u32, seconds: f64, services: u32) -> Result<()> {
+    let few = Path::new(0, synthetic::nftables)?;
+    let many = Path::new(services, synthetic::nftables)?;
+    let (mut of_few, mut of_many, mut streams) = (Rates::default(), Rates::default(), Rates::default());
+    for _ in 0..rounds {
+        few.connect_both(&mut of_few, connections)?;
+        many.connect_both(&mut of_many, connections)?;
+        many.stream_both(&mut streams, seconds)?;
+    }
+    for (rates, loaded) in [(&of_few, 1), (&of_many, services + 1)] {
+        row(
+            &format!("connections per second, {loaded} services loaded: through the ClusterIP, straight"),
+            &format!("{:.0}", median(&rates.vip)),
+            &format!("{:.0}", median(&rates.straight)),
+            &format!("{:.2}", rates.ratio()),
+        );
+    }
+    row(
+        &format!(
+            "connections per second through the ClusterIP: {} services loaded, 1",
+            services + 1
+        ),
+        &format!("{:.0}", median(&of_many.vip)),
+        &format!("{:.0}", median(&of_few.vip)),
+        &format!("{:.2}", ratio(&of_many.vip, &of_few.vip)),
+    );
+    row(
+        &format!(
+            "throughput, {} services loaded: through the ClusterIP, straight",
+            services + 1
+        ),
+        &format!("{:.1} Gbit/s", median(&streams.vip) / 1e9),
+        &format!("{:.1} Gbit/s", median(&streams.straight) / 1e9),
+        &format!("{:.2}", streams.ratio()),
+    );
+    Ok(())
+}
+
+fn ratio(ours: &[f64], theirs: &[f64]) -> f64 {
+    let ratios: Vec<f64> = ours
+        .iter()
+        .zip(theirs)
+        .map(|(ours, theirs)| ours / theirs)
+        .collect();
+    median(&ratios)
+}
+
+impl Path {
+    /// With one Service that leads to the pod, and so many others. `open` makes the proxy, in the node's namespace.
+    pub(crate) fn new(others: u32, open: impl FnOnce() -> Result<Engine> + Send) -> Result<Self> {
+        let ns = || OwnedNetNs::unique("bench");
+        let (client, node, pod) = (ns()?, ns()?, ns()?);
+        node.run(|| sysctl::set("net/ipv4/ip_forward", "1"))??;
+        plug(
+            &node,
+            &client,
+            "c",
+            Ipv4Addr::new(10, 244, 2, 1),
+            &[Ipv4Addr::new(10, 244, 2, 2)],
+        )?;
+        plug(&node, &pod, "p", Ipv4Addr::new(10, 244, 1, 1), &PODS)?;
+        pod.run(serve)??;
+        let engine = node.run(|| -> Result<_> {
+            let mut engine = open()?;
+            let mut lists = Lists::new(others)?;
+            lists.add("target", VIP, &[ECHO, SINK], &PODS)?;
+            lists.load(&mut engine)?;
+            Ok(engine)
+        })??;
+        Ok(Self {
+            client,
+            _node: node,
+            _pod: pod,
+            _engine: engine,
+        })
+    }
+
+    /// A round of connections each way.
+    pub(crate) fn connect_both(&self, rates: &mut Rates, connections: u32) -> Result<()> {
+        for (rate, address) in [(&mut rates.vip, VIP), (&mut rates.straight, POD)] {
+            rate.push(self.client.run(|| connect_often(address, connections))??);
+        }
+        Ok(())
+    }
+
+    /// A stream each way.
+    pub(crate) fn stream_both(&self, rates: &mut Rates, seconds: f64) -> Result<()> {
+        for (rate, address) in [(&mut rates.vip, VIP), (&mut rates.straight, POD)] {
+            rate.push(
+                self.client
+                    .run(|| stream(address, Duration::from_secs_f64(seconds)))??,
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A veth from the node to a host with these addresses, whose way out is the node.
+fn plug(
+    node: &OwnedNetNs,
+    host: &OwnedNetNs,
+    link: &str,
+    gateway: Ipv4Addr,
+    addresses: &[Ipv4Addr],
+) -> Result<()> {
+    ip(
+        node,
+        &format!("link add {link} type veth peer name eth0 netns {}", host.name()),
+    )?;
+    ip(node, &format!("address add {gateway}/24 dev {link}"))?;
+    ip(node, &format!("link set {link} up"))?;
+    for address in addresses {
+        ip(host, &format!("address add {address}/24 dev eth0"))?;
+    }
+    ip(host, "link set eth0 up")?;
+    ip(host, &format!("route add default via {gateway}"))
+}
+
+fn ip(netns: &OwnedNetNs, arguments: &str) -> Result<()> {
+    let output = netns.run(|| Command::new("ip").args(arguments.split(' ')).output())??;
+    ensure!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// Both services of the pod, on threads that end with the process.
+fn serve() -> Result<()> {
+    for (port, answer) in [(ECHO, echo as fn(TcpStream) -> _), (SINK, sink)] {
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                // A client that went away is that client's affair.
+                let _: std::io::Result<()> = answer(stream);
+            }
+        });
+    }
+    Ok(())
+}
+
+fn echo(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut byte = [0];
+    stream.read_exact(&mut byte)?;
+    stream.write_all(&byte)
+}
+
+fn sink(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut buffer = vec![0; 1 << 18];
+    while stream.read(&mut buffer)? > 0 {}
+    stream.write_all(&[0])
+}
+
+/// Connections one after the other, each with a question and its answer, per second.
+fn connect_often(address: Ipv4Addr, connections: u32) -> Result<f64> {
+    let target = SocketAddr::new(address.into(), ECHO);
+    let begun = Instant::now();
+    for _ in 0..connections {
+        let mut stream = TcpStream::connect_timeout(&target, PATIENCE).context("connecting")?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(&[7])?;
+        let mut answer = [0];
+        stream.read_exact(&mut answer)?;
+        ensure!(answer == [7], "not answered by the pod");
+    }
+    Ok(f64::from(connections) / begun.elapsed().as_secs_f64())
+}
+
+/// Bits per second of one stream, all of it received.
+fn stream(address: Ipv4Addr, time: Duration) -> Result<f64> {
+    let target = SocketAddr::new(address.into(), SINK);
+    let mut stream = TcpStream::connect_timeout(&target, PATIENCE).context("connecting")?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let piece = vec![0; 1 << 18];
+    let begun = Instant::now();
+    let mut pieces = 0u32;
+    while begun.elapsed() < time {
+        stream.write_all(&piece)?;
+        pieces += 1;
+    }
+    stream.shutdown(std::net::Shutdown::Write)?;
+    stream.read_exact(&mut [0])?;
+    Ok(f64::from(pieces) * f64::from(1 << 21) / begun.elapsed().as_secs_f64())
+}
