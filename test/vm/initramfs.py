@@ -1,9 +1,12 @@
 """The machine's file system, written as one cpio archive (format newc) that the kernel unpacks into memory."""
 
+import json
+import re
 import stat
 import subprocess
+from pathlib import Path
 
-from packages import kubectl
+from packages import Missing, kubectl
 
 # Modules that the kernel may ask for while it serves svcnet; what they depend on comes along.
 MODULES = (
@@ -24,6 +27,10 @@ MODULES = (
     "kernel/drivers/net/wireguard",
 )
 INDEXES = ("alias.bin", "builtin.bin", "builtin.alias.bin", "dep.bin", "softdep", "symbols.bin")
+
+
+# How the names of programs begin that are built with svcnet and lie beside it.
+BESIDE = "svcnet-"
 
 
 class Archive:
@@ -71,14 +78,19 @@ def build(out, root, svcnet, guest, checks, order, cache):
         archive.directory(name)
     base(archive, root)
     programs = {program for check in checks for program in check.programs}
-    for name in sorted(programs - {"svcnet"}):
-        add_program(archive, root, name)
+    for name in sorted(programs):
+        if name.startswith(BESIDE):
+            add_built(archive, svcnet.with_name(name), cache)
+        else:
+            add_program(archive, root, name)
     archive.file("bin/svcnet", stripped(svcnet, cache).read_bytes(), 0o755)
     archive.link("opt/cni/bin/svcnet", "/bin/svcnet")
     for path in sorted(guest.iterdir()):
         archive.copy("init" if path.name == "init" else f"vm/{path.name}", path)
     for check in checks:
         archive.file(f"vm/checks/{check.name}", check.text.encode(), 0o755)
+    for package, target in sorted({check.tests for check in checks if check.tests}):
+        archive.file(f"vm/tests/{target}", stripped(tests(package, target), cache).read_bytes(), 0o755)
     archive.file("vm/order", order.encode())
     with out.open("wb") as file:
         archive.write(file)
@@ -115,6 +127,12 @@ def add_program(archive, root, name):
             archive.copy(place, library)
 
 
+def add_built(archive, binary, cache):
+    if not binary.is_file():
+        raise Missing(f"there is no {binary}: run `cargo build -p {binary.name}`, as svcnet itself was built")
+    archive.file(f"bin/{binary.name}", stripped(binary, cache).read_bytes(), 0o755)
+
+
 def add_modules(archive, root):
     depends = {}
     for line in (root.modules / "modules.dep").read_text().splitlines():
@@ -130,12 +148,25 @@ def add_modules(archive, root):
         archive.copy(f"lib/modules/{root.kernel_version}/modules.{index}", root.modules / f"modules.{index}")
 
 
+def tests(package, target):
+    """The program of a test target, built if need be; it is static, as all that is built here."""
+    command = ["cargo", "test", "-q", "-p", package, "--test", target, "--no-run", "--message-format", "json"]
+    built = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent)
+    for line in built.stdout.splitlines():
+        message = json.loads(line)
+        if message.get("executable") and message["target"]["name"] == target:
+            return Path(message["executable"])
+    raise Missing(f"`{' '.join(command)}` made no program")
+
+
 def stripped(binary, cache):
     """A copy without symbols, made anew when the binary has changed."""
     status = binary.stat()
-    copy = cache / f"svcnet-{status.st_mtime_ns:x}-{status.st_size:x}"
+    # Cargo puts a hash behind the names of test programs.
+    name = re.sub(r"-[0-9a-f]{16}$", "", binary.name)
+    copy = cache / f"{name}.{status.st_mtime_ns:x}-{status.st_size:x}"
     if not copy.exists():
-        for old in cache.glob("svcnet-*"):
+        for old in cache.glob(f"{name}.*"):
             old.unlink()
         scratch = cache / "stripping"
         subprocess.run(["strip", "-o", scratch, binary], check=True)

@@ -10,6 +10,8 @@
 
 pub mod addr;
 pub mod conntrack;
+pub mod genl;
+pub mod ipvs;
 pub mod link;
 pub mod local;
 pub mod monitor;

@@ -1,4 +1,4 @@
-//! Links: veth pairs, bridges, VXLAN, and what is common to all.
+//! Links: veth pairs, bridges, VXLAN, dummies, and what is common to all.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -295,6 +295,21 @@ impl Rtnl {
         set_up(&mut message);
         self.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
             .map_err(|e| e.about("add bridge", name))
+    }
+
+    /// Makes a dummy link, down: it holds addresses, and nothing comes in or goes out by it. The kernel loads its
+    /// module.
+    ///
+    /// # Errors
+    /// When the name is taken ([`Error::is_exists`]), the kernel has no such links ([`Error::is_unsupported`]), or it
+    /// refuses.
+    pub fn add_dummy(&mut self, name: &str) -> Result<(), Error> {
+        let mut message = named(name);
+        message
+            .attributes
+            .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Dummy)]));
+        self.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+            .map_err(|e| e.about("add dummy", name))
     }
 
     /// Makes a VXLAN link, up.

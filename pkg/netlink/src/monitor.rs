@@ -2,10 +2,12 @@
 //!
 //! They say that something changed, for reconcilers to look again: when the socket overflows the kernel drops some,
 //! which is reported as [`Event::Lost`].
+//!
+//! [`Monitor`] is for async code, [`Listener`] for threads that poll.
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -21,6 +23,9 @@ use crate::local;
 use crate::neigh::{self, FdbEntry, Neighbour};
 use crate::route::Route;
 use crate::rt::{Error, Frame, Refusal};
+
+/// Longer than any notification.
+const BUFFER_BYTES: usize = 16 * 1024;
 
 /// Groups of notifications (`RTNLGRP_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,6 +123,76 @@ fn address_of(message: &NeighbourMessage) -> Option<IpAddr> {
     }
 }
 
+fn subscribe(groups: &[Group]) -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind(&SocketAddr::new(0, 0))?;
+    for number in groups.iter().flat_map(|g| g.numbers()) {
+        socket.add_membership(*number)?;
+    }
+    socket.set_non_blocking(true)?;
+    Ok(socket)
+}
+
+/// The changes of one datagram.
+fn events(mut rest: &[u8]) -> Vec<Event> {
+    let mut events = Vec::new();
+    while let Some((frame, next)) = Frame::split(rest) {
+        rest = next;
+        events.extend(frame.decode().and_then(Event::from_message));
+    }
+    events
+}
+
+/// A subscription that is read when its descriptor says so, without a runtime.
+pub struct Listener {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl Listener {
+    /// Subscribes in the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When the system has no more sockets.
+    pub fn open(groups: &[Group]) -> Result<Self, Error> {
+        let socket = subscribe(groups)
+            .map_err(|e| Refusal::from(e).about("subscribe to", "changes of the network"))?;
+        Ok(Self {
+            socket,
+            buffer: vec![0; BUFFER_BYTES],
+        })
+    }
+
+    /// Hands what has happened since the last call to `each`; does not wait.
+    ///
+    /// # Errors
+    /// When the socket fails for good.
+    pub fn drain(&mut self, mut each: impl FnMut(Event)) -> Result<(), Error> {
+        let flags = MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
+        loop {
+            match recv(self.socket.as_raw_fd(), &mut self.buffer, flags) {
+                Ok(length) => match self.buffer.get(..length) {
+                    Some(datagram) => events(datagram).into_iter().for_each(&mut each),
+                    None => each(Event::Lost),
+                },
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(Errno::ENOBUFS) => each(Event::Lost),
+                Err(errno) => {
+                    let error = Refusal::from(io::Error::from(errno));
+                    return Err(error.about("hear of", "changes of the network"));
+                }
+            }
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
 /// A subscription, to be read within a tokio runtime.
 pub struct Monitor {
     socket: AsyncFd<Socket>,
@@ -134,12 +209,7 @@ impl Monitor {
     /// Outside a tokio runtime with I/O.
     pub fn open(groups: &[Group]) -> Result<Self, Error> {
         let open = || -> io::Result<AsyncFd<Socket>> {
-            let mut socket = Socket::new(NETLINK_ROUTE)?;
-            socket.bind(&SocketAddr::new(0, 0))?;
-            for number in groups.iter().flat_map(|g| g.numbers()) {
-                socket.add_membership(*number)?;
-            }
-            socket.set_non_blocking(true)?;
+            let socket = subscribe(groups)?;
             // SAFETY: the socket owns its descriptor, which stays open and the same until it is dropped, and it is
             // dropped with this AsyncFd.
             unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(io::Error::from)
@@ -147,7 +217,7 @@ impl Monitor {
         let socket = open().map_err(|e| Refusal::from(e).about("subscribe to", "changes of the network"))?;
         Ok(Self {
             socket,
-            buffer: vec![0; 16 * 1024],
+            buffer: vec![0; BUFFER_BYTES],
         })
     }
 
@@ -172,14 +242,10 @@ impl Monitor {
                 Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Ok(Err(e)) => return Err(e),
             };
-            let Some(mut rest) = self.buffer.get(..length) else {
+            let Some(datagram) = self.buffer.get(..length) else {
                 return Ok(vec![Event::Lost]);
             };
-            let mut events = Vec::new();
-            while let Some((frame, next)) = Frame::split(rest) {
-                rest = next;
-                events.extend(frame.decode().and_then(Event::from_message));
-            }
+            let events = events(datagram);
             if !events.is_empty() {
                 return Ok(events);
             }

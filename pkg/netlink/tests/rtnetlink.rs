@@ -14,7 +14,7 @@ use serde_json::Value;
 use svcnet_netlink::Rtnl;
 use svcnet_netlink::addr::Address;
 use svcnet_netlink::link::{Change, Kind, Port, VethEnd, Vxlan};
-use svcnet_netlink::monitor::{Event, Group, Happened, Monitor};
+use svcnet_netlink::monitor::{Event, Group, Happened, Listener, Monitor};
 use svcnet_netlink::neigh::{FdbEntry, Neighbour};
 use svcnet_netlink::netns::OwnedNetNs;
 use svcnet_netlink::route::{PROTOCOL_SVCNET, Route, RouteFilter};
@@ -390,4 +390,43 @@ fn addresses_are_made_local_and_taken_back() {
         assert!(TcpListener::bind(SocketAddr::new(v4, 80)).is_err());
     })
     .unwrap();
+}
+
+#[test]
+fn a_thread_hears_of_changes_without_a_runtime() {
+    let (node, _rt, bridge) = with_bridge();
+    let mut listener = node
+        .run(|| Listener::open(&[Group::Link, Group::Address]))
+        .unwrap()
+        .unwrap();
+    let mut heard = Vec::new();
+    listener.drain(|event| heard.push(event)).unwrap();
+    assert_eq!(heard, [], "nothing has happened");
+    let address = Address {
+        link: bridge,
+        net: "10.9.0.1/32".parse().unwrap(),
+    };
+    let mut rt = Rtnl::open_in(&node).unwrap();
+    rt.replace_address(address).unwrap();
+    rt.delete_address(address).unwrap();
+    // The kernel tells before it answers the request.
+    listener.drain(|event| heard.push(event)).unwrap();
+    let expected = [Happened::Set, Happened::Deleted].map(|happened| Event::Address(happened, address));
+    assert_eq!(heard, expected);
+}
+
+#[test]
+fn dummy_links_are_made_or_said_to_be_lacking() {
+    let node = OwnedNetNs::unique("svcnet-dummy").unwrap();
+    let mut rt = Rtnl::open_in(&node).unwrap();
+    match rt.add_dummy("vip0") {
+        Ok(()) => {
+            let link = rt.link("vip0").unwrap().expect("the link");
+            assert_eq!(link.kind, Kind::Other("dummy".into()));
+            assert!(link.no_arp && !link.up, "{link:?}");
+            assert!(rt.add_dummy("vip0").unwrap_err().is_exists());
+        }
+        // Not every kernel has them.
+        Err(error) => assert!(error.is_unsupported(), "{error}"),
+    }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use svcnet_netlink::nft;
 
+use crate::ipvs;
 use crate::model::{Frontend, FrontendKey};
 use crate::node_ports::NodePortAddresses;
 use crate::scheduler::Scheduler;
@@ -65,6 +66,9 @@ pub enum Error {
     /// nf_tables refused.
     #[error(transparent)]
     Nftables(#[from] nft::Error),
+    /// IPVS, or what is around it.
+    #[error(transparent)]
+    Ipvs(#[from] ipvs::Error),
     /// Relays on sockets could not be started or looked after.
     #[error(transparent)]
     Userspace(#[from] userspace::Error),

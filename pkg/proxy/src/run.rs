@@ -55,6 +55,8 @@ pub struct Config {
     pub node_local: Vec<IpAddr>,
     /// The mode where the ConfigMap does not say one (`--proxy-mode`).
     pub mode: Mode,
+    /// Whether ipvs mode keeps links from answering ARP for addresses of others (`--strict-arp`).
+    pub strict_arp: bool,
     /// Where /healthz and /livez are answered (`--healthz-bind-address`).
     pub healthz: Option<SocketAddr>,
     /// How endpoints are chosen for Services that do not say it (`--scheduler`).
@@ -197,6 +199,7 @@ impl Proxy {
                 .as_ref()
                 .unwrap_or(&self.config.node_ports)
                 .answers_on(LOCALHOST),
+            strict_arp: wish.strict_arp.unwrap_or(self.config.strict_arp),
             relays: None,
         };
         let settings = Settings {
@@ -209,6 +212,7 @@ impl Proxy {
             mode: Some(self.config.mode),
             scheduler: Some(self.config.scheduler),
             node_ports: Some(self.config.node_ports.clone()),
+            strict_arp: Some(self.config.strict_arp),
             iptables: false,
         };
         let wish = wish.or(&flags);
@@ -373,23 +377,29 @@ impl Worker {
             {
                 return work;
             }
-            self.tidy();
+            if !self.tidy() {
+                // What is there is looked at now, not only with the next change.
+                return Some(Work::Touched);
+            }
         }
         receiver.blocking_recv()
     }
 
-    fn tidy(&mut self) {
+    /// Whether the kernel took it.
+    fn tidy(&mut self) -> bool {
         self.tidied = Instant::now();
         match self.engine.tidy() {
             Ok(report) if report.operations > 0 => {
                 tracing::debug!(plan.ops = report.operations, "left-overs cleared away");
+                true
             }
-            Ok(_) => {}
+            Ok(_) => true,
             Err(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "left-overs not cleared away, looking at what is there"
                 );
+                false
             }
         }
     }
@@ -424,6 +434,7 @@ impl Worker {
         switching
             .modes
             .node_ports_on_loopback(node_ports.answers_on(LOCALHOST));
+        switching.modes.strict_arp(wish.strict_arp.unwrap_or_default());
         self.engine.set_scheduler(wish.scheduler.unwrap_or_default());
         self.engine.set_node_ports(node_ports);
         let former = switching.modes.choice().used;

@@ -50,7 +50,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let endpoints = proptest::collection::btree_set(0u8..10, 0..6);
     prop_oneof![
-        4 => (0u8..5, 0u8..6, 0u8..3, 0u8..8)
+        4 => (0u8..5, 0u8..6, 0u8..3, 0u8..12)
             .prop_map(|(name, kind, external, choice)| Step::Service { name, kind, external, choice }),
         1 => (0u8..5).prop_map(|name| Step::NoService { name }),
         6 => (0u8..5, 0u8..2, endpoints, 0u8..3, 0u8..4).prop_map(|(name, part, endpoints, conditions, hints)| {
@@ -83,7 +83,8 @@ fn service(name: u8, kind: u8, external: u8, choice: u8) -> Value {
     }
     if external > 0 {
         // The same address for all: they are rivals. The other is in no accepted range.
-        spec["externalIPs"] = json!([["203.0.113.1", "198.51.100.1"][usize::from(external - 1)]]);
+        let address = ["203.0.113.1", "198.51.100.1"][usize::from(external - 1)];
+        spec["externalIPs"] = json!([address]);
         spec["type"] = json!("LoadBalancer");
     }
     let ingress = json!({ "loadBalancer": { "ingress": [{ "ip": format!("203.0.113.{}", 100 + name) }] } });
@@ -126,7 +127,7 @@ fn slice(name: u8, part: u8, endpoints: &BTreeSet<u8>, conditions: u8, hints: u8
             0 => json!({}),
             1 => json!({ "forZones": [{ "name": format!("z{}", n % 3) }] }),
             2 => json!({ "forNodes": [{ "name": format!("n{}", n % 2) }] }),
-            _ if n % 2 == 0 => json!({}),
+            _ if n.is_multiple_of(2) => json!({}),
             _ => json!({ "forZones": [{ "name": "z1" }] }),
         };
         json!({

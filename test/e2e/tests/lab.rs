@@ -133,6 +133,46 @@ fn pods_reach_each_other_across_nodes() {
     outside.wait().unwrap();
 }
 
+/// IPv6 beside IPv4: between pods of one node and of two, for names, and towards the outside.
+#[test]
+fn a_dual_stack_lab_has_both_families_everywhere() {
+    let single = Lab::up(&["--nodes", "1"]);
+    let refused = svcnet(&["lab", "up", "--name", single.name(), "--dual-stack"]);
+    assert!(!refused.ok && refused.err.contains("without IPv6"), "{refused:?}");
+    drop(single);
+    let lab = Lab::up(&["--dual-stack"]);
+    lab.web();
+    lab.pod("neighbour", "n2", "app=other");
+    lab.apply(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: nginx}\n\
+         spec: {ipFamilyPolicy: RequireDualStack, selector: {app: nginx}, ports: [{port: 80}]}\n",
+    );
+    let v6 = |pod: &str| {
+        lab.value(&format!("pod/{pod}"), "{.status.podIPs[1].ip}")
+            .unwrap()
+    };
+    for (from, to) in [("web1", "web2"), ("web1", "neighbour"), ("n1", "web2")] {
+        // More than once: a first packet may go another way than those that follow.
+        for _ in 0..5 {
+            let answer = lab.curl(from, &format!("http://[{}]/hostname", v6(to)));
+            assert_eq!(answer.text(), to, "from {from}");
+        }
+    }
+    let seen = lab.curl("web1", &format!("http://[{}]/clientip", v6("web2")));
+    assert!(seen.text().starts_with(&format!("[{}]:", v6("web1"))), "{seen:?}");
+    let service = lab.value("svc/nginx", "{.spec.clusterIPs[1]}").unwrap();
+    let name = "nginx.default.svc.cluster.local";
+    assert_eq!(lab.dig("web2", &["AAAA", name]).concat(), service);
+    let over_v6 = lab.exec("web2", &["dig", "@fd00:10:96::a", "+short", "AAAA", name]);
+    assert_eq!(over_v6.text(), service);
+    lab.reaches("neighbour", &format!("http://[{service}]/"), &["web1", "web2"]);
+    let ping = lab.exec("web1", &["ping", "-c", "1", "-W", "5", "fd00:172:30::100"]);
+    assert!(
+        ping.ok,
+        "the outside knows no way back but through the node: {ping:?}"
+    );
+}
+
 /// Scenario 28, the plugin called as a container runtime calls it.
 #[test]
 fn a_cni_call_makes_a_pod() {

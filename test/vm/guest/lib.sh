@@ -26,7 +26,7 @@ $2" ;;
   esac
 }
 
-# until_true WHAT COMMAND…: tries for a minute; emulated machines are slow, and a busy host makes them slower.
+# until_true WHAT COMMAND…: tries for a minute and more; emulated machines are slow, and a busy host makes them slower.
 until_true() {
   echo "$1" >/tmp/waiting
   shift

@@ -147,6 +147,10 @@ pub(crate) struct ProxyFlags {
     /// neither it is userspace. The ConfigMap kube-proxy in kube-system goes before this flag
     #[arg(long, value_name = "MODE", help_heading = "Proxy", default_value_t = Mode::default().to_string())]
     proxy_mode: String,
+    /// In ipvs mode, keep links from answering ARP for addresses of others, from when the mode begins (true or false)
+    #[arg(long, value_name = "BOOL", help_heading = "Proxy", num_args = 0..=1, require_equals = true,
+          default_value = "false", default_missing_value = "true", hide_default_value = true)]
+    strict_arp: String,
     /// Answer /healthz and /livez of the proxy here, for load balancers; empty for nowhere
     #[arg(
         long,
@@ -182,6 +186,7 @@ pub(crate) struct ProxyFlags {
 #[derive(Debug, Clone)]
 pub(crate) struct Proxying {
     mode: Mode,
+    strict_arp: bool,
     healthz: Option<SocketAddr>,
     scheduler: Scheduler,
     node_ports: NodePortAddresses,
@@ -202,6 +207,7 @@ impl ProxyFlags {
         let healthz = Some(&self.healthz_bind_address).filter(|text| !text.trim().is_empty());
         Proxying {
             mode: problems.parse("proxy-mode", &self.proxy_mode).unwrap_or_default(),
+            strict_arp: problems.parse("strict-arp", &self.strict_arp).unwrap_or_default(),
             healthz: healthz.and_then(|text| {
                 problems.parse_with("healthz-bind-address", text, |text| {
                     text.parse()
@@ -281,6 +287,7 @@ pub(crate) fn start_proxy(
         service_cidrs: cluster.service_cidr.iter().collect(),
         node_local: node_local.to_vec(),
         mode: proxying.mode,
+        strict_arp: proxying.strict_arp,
         healthz: proxying.healthz,
         scheduler: proxying.scheduler,
         external_ranges: proxying.external_ranges.clone(),

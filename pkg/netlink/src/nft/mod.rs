@@ -25,7 +25,7 @@ mod expr;
 mod object;
 mod rule;
 mod ruleset;
-mod socket;
+pub(crate) mod socket;
 mod userdata;
 mod watch;
 

@@ -120,19 +120,7 @@ impl Field {
             ),
             Self::RandomBelow(modulus) => (numbered(Numgen::Random, modulus, 0, reg), 1),
             Self::Choice { by, modulus, offset } => {
-                let expr = match by {
-                    ChosenBy::Random => numbered(Numgen::Random, modulus, offset, reg),
-                    ChosenBy::Turn => numbered(Numgen::Incremental, modulus, offset, reg),
-                    ChosenBy::Source => Expr::Hash {
-                        source: reg.plus(1),
-                        len: u32::from(words) * 4,
-                        modulus,
-                        seed: SOURCE_SEED,
-                        offset,
-                        reg,
-                    },
-                };
-                (expr, 1)
+                (by.number(u32::from(words) * 4, modulus, offset, reg), 1)
             }
         }
     }
@@ -144,6 +132,24 @@ impl Field {
                 by: ChosenBy::Source, ..
             } => Some(Self::Saddr.load(family, reg.plus(1)).0),
             _ => None,
+        }
+    }
+}
+
+impl ChosenBy {
+    /// The expression that makes the number; an address of `len` bytes lies in the register behind it.
+    fn number(self, len: u32, modulus: u32, offset: u32, reg: Reg) -> Expr {
+        match self {
+            Self::Random => numbered(Numgen::Random, modulus, offset, reg),
+            Self::Turn => numbered(Numgen::Incremental, modulus, offset, reg),
+            Self::Source => Expr::Hash {
+                source: reg.plus(1),
+                len,
+                modulus,
+                seed: SOURCE_SEED,
+                offset,
+                reg,
+            },
         }
     }
 }

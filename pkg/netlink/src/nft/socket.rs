@@ -10,8 +10,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use super::attr;
 use super::batch::{self, Batch};
 
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
+pub(crate) const NLMSG_ERROR: u16 = 2;
+pub(crate) const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_CAPPED: u16 = 0x100;
@@ -367,8 +367,8 @@ impl Socket {
 /// One netlink message.
 pub(crate) struct Received<'a> {
     pub(crate) kind: u16,
-    flags: u16,
-    sequence: u32,
+    pub(crate) flags: u16,
+    pub(crate) sequence: u32,
     /// Who asked for the change that a notification tells of.
     pub(crate) port: u32,
     pub(crate) body: &'a [u8],
@@ -383,7 +383,7 @@ impl Received<'_> {
     }
 
     /// Error number and words; nothing for an acknowledgement.
-    fn error(&self) -> Option<(Errno, Option<String>)> {
+    pub(crate) fn error(&self) -> Option<(Errno, Option<String>)> {
         const NLMSGERR_ATTR_MSG: u16 = 1;
         let code = self.code();
         if code == 0 {

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use super::{Choice, in_turn};
 use crate::backend::{Backend, Mode};
 use crate::engine::Engine;
+use crate::ipvs::{self, Ipvs};
 use crate::nftables::{self, Nftables};
 use crate::sysctls::Sysctls;
 use crate::userspace::{self, Relays, Userspace};
@@ -22,6 +23,8 @@ pub(crate) struct Openers {
     pub(crate) sysctls: Sysctls,
     /// Whether node ports are to answer on 127.0.0.1.
     pub(crate) on_loopback: bool,
+    /// Whether ipvs mode keeps links from answering ARP for addresses of others.
+    pub(crate) strict_arp: bool,
     /// Threads that relay, once there were any: connections of an earlier userspace mode go on in them.
     pub(crate) relays: Option<Arc<Relays>>,
 }
@@ -37,7 +40,17 @@ impl Openers {
                 self.route_loopback();
                 Ok(Box::new(backend))
             }
-            Mode::Ipvs => Err("this build of svcnet has no IPVS".to_string()),
+            Mode::Ipvs => {
+                ipvs::probe().map_err(|why| why.to_string())?;
+                let config = ipvs::Config {
+                    pod_networks: self.cluster_cidrs.clone(),
+                    service_networks: self.service_cidrs.clone(),
+                    strict_arp: self.strict_arp,
+                    ..ipvs::Config::default()
+                };
+                let backend = Ipvs::open(&config).map_err(|error| error.to_string())?;
+                Ok(Box::new(backend))
+            }
             Mode::Userspace => {
                 let relays = match &self.relays {
                     Some(relays) => relays.clone(),
@@ -75,7 +88,7 @@ impl Openers {
                 }
                 Ok(cleared)
             }
-            Mode::Ipvs => Ok(false),
+            Mode::Ipvs => ipvs::cleanup().map_err(|error| error.to_string()),
             // While there are relays, they look after their addresses themselves.
             Mode::Userspace if self.relays.is_some() => Ok(false),
             Mode::Userspace => userspace::cleanup(&self.sysctls).map_err(|error| error.to_string()),
@@ -101,7 +114,7 @@ pub fn cleanup(sysctls: &Sysctls) -> Result<Vec<Mode>, String> {
     for mode in Mode::ALL {
         let result = match mode {
             Mode::Nftables => clear_nftables(sysctls),
-            Mode::Ipvs => Ok(false),
+            Mode::Ipvs => ipvs::cleanup().map_err(|error| error.to_string()),
             Mode::Userspace => userspace::cleanup(sysctls).map_err(|error| error.to_string()),
         };
         match result {
@@ -156,6 +169,11 @@ impl Modes {
             .map(|(mode, why)| format!("{mode}: {why}"))
             .collect();
         Err(reasons.join("; "))
+    }
+
+    /// Whether ipvs mode keeps links from answering ARP for addresses of others, from when it begins.
+    pub(crate) fn strict_arp(&mut self, wanted: bool) {
+        self.openers.strict_arp = wanted;
     }
 
     /// Whether node ports are to answer on 127.0.0.1.

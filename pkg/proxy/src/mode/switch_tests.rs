@@ -118,6 +118,7 @@ fn openers(dir: &std::path::Path) -> Openers {
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
         sysctls: Sysctls::new(dir),
         on_loopback: true,
+        strict_arp: false,
         relays: None,
     }
 }

@@ -18,6 +18,7 @@ pub(crate) struct Wish {
     pub(crate) mode: Option<Mode>,
     pub(crate) scheduler: Option<Scheduler>,
     pub(crate) node_ports: Option<NodePortAddresses>,
+    pub(crate) strict_arp: Option<bool>,
     /// It says iptables, for which nftables stands in.
     pub(crate) iptables: bool,
 }
@@ -55,6 +56,8 @@ struct File {
 #[serde(rename_all = "camelCase", default)]
 struct Ipvs {
     scheduler: Option<String>,
+    #[serde(rename = "strictARP")]
+    strict_arp: Option<bool>,
 }
 
 impl Wish {
@@ -74,12 +77,15 @@ impl Wish {
         } else {
             mode.map(|mode| mode.parse()).transpose()?
         };
-        let scheduler = said(file.ipvs.unwrap_or_default().scheduler);
+        let ipvs = file.ipvs.unwrap_or_default();
+        let scheduler = said(ipvs.scheduler);
         let node_ports = file.node_port_addresses.filter(|all| !all.is_empty());
         Ok(Self {
             mode,
             scheduler: scheduler.map(|scheduler| scheduler.parse()).transpose()?,
             node_ports: node_ports.map(|all| all.join(",").parse()).transpose()?,
+            // false is what kubeadm writes where nobody asked for anything: the flag may ask for it.
+            strict_arp: ipvs.strict_arp.filter(|strict| *strict),
             iptables,
         })
     }
@@ -90,6 +96,7 @@ impl Wish {
             mode: self.mode.or(other.mode),
             scheduler: self.scheduler.or(other.scheduler),
             node_ports: self.node_ports.or_else(|| other.node_ports.clone()),
+            strict_arp: self.strict_arp.or(other.strict_arp),
             iptables: self.iptables,
         }
     }
@@ -138,6 +145,10 @@ nodePortAddresses: null
         let wish = parse("iptables", "").unwrap();
         assert_eq!((wish.mode, wish.iptables), (Some(Mode::Nftables), true));
         assert_eq!(Wish::parse("").unwrap(), Wish::default());
+        assert_eq!(
+            Wish::parse("ipvs: {strictARP: true}").unwrap().strict_arp,
+            Some(true)
+        );
         let wish = Wish::parse("nodePortAddresses: [10.0.0.0/8, primary]").unwrap();
         assert_eq!(wish.node_ports.unwrap().to_string(), "primary,10.0.0.0/8");
     }

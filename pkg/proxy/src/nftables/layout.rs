@@ -86,50 +86,52 @@ pub(crate) const fn table(family: Family) -> Table {
     Table::new(family, TABLE)
 }
 
+/// Where our table listens.
+const BASE_CHAINS: [(&str, ChainKind, Hook, i32); 8] = [
+    ("prerouting", ChainKind::Nat, Hook::Prerouting, PRIORITY_DSTNAT),
+    ("output", ChainKind::Nat, Hook::Output, PRIORITY_DSTNAT),
+    // Before other tables' masquerading: the first that translates a connection is the last to see it.
+    (
+        "postrouting",
+        ChainKind::Nat,
+        Hook::Postrouting,
+        PRIORITY_SRCNAT - 1,
+    ),
+    ("input", ChainKind::Nat, Hook::Input, PRIORITY_SRCNAT),
+    (
+        "refuse-prerouting",
+        ChainKind::Filter,
+        Hook::Prerouting,
+        PRIORITY_DSTNAT + 10,
+    ),
+    (
+        "refuse-output",
+        ChainKind::Filter,
+        Hook::Output,
+        PRIORITY_DSTNAT + 10,
+    ),
+    // Before the translation: afterwards nobody knows where a packet was to go.
+    (
+        "restrict-prerouting",
+        ChainKind::Filter,
+        Hook::Prerouting,
+        PRIORITY_DSTNAT - 10,
+    ),
+    (
+        "restrict-output",
+        ChainKind::Filter,
+        Hook::Output,
+        PRIORITY_DSTNAT - 10,
+    ),
+];
+
 /// The declaration of our table of a family.
 pub(crate) fn ruleset(family: Family, networks: &Networks) -> Ruleset {
-    let base = |name, kind, hook, priority| Chain::base(name, kind, hook, priority);
-    let mut ruleset = Ruleset::new(table(family), "svcnet proxy")
-        .chain(base(
-            "prerouting",
-            ChainKind::Nat,
-            Hook::Prerouting,
-            PRIORITY_DSTNAT,
-        ))
-        .chain(base("output", ChainKind::Nat, Hook::Output, PRIORITY_DSTNAT))
-        // Before other tables' masquerading: the first that translates a connection is the last to see it.
-        .chain(base(
-            "postrouting",
-            ChainKind::Nat,
-            Hook::Postrouting,
-            PRIORITY_SRCNAT - 1,
-        ))
-        .chain(base("input", ChainKind::Nat, Hook::Input, PRIORITY_SRCNAT))
-        .chain(base(
-            "refuse-prerouting",
-            ChainKind::Filter,
-            Hook::Prerouting,
-            PRIORITY_DSTNAT + 10,
-        ))
-        .chain(base(
-            "refuse-output",
-            ChainKind::Filter,
-            Hook::Output,
-            PRIORITY_DSTNAT + 10,
-        ))
-        // Before the translation: afterwards nobody knows where a packet was to go.
-        .chain(base(
-            "restrict-prerouting",
-            ChainKind::Filter,
-            Hook::Prerouting,
-            PRIORITY_DSTNAT - 10,
-        ))
-        .chain(base(
-            "restrict-output",
-            ChainKind::Filter,
-            Hook::Output,
-            PRIORITY_DSTNAT - 10,
-        ))
+    let mut ruleset = Ruleset::new(table(family), "svcnet proxy");
+    for (name, kind, hook, priority) in BASE_CHAINS {
+        ruleset = ruleset.chain(Chain::base(name, kind, hook, priority));
+    }
+    ruleset = ruleset
         .chain(Chain::regular("restrict"))
         .chain(Chain::regular(TURN_AWAY))
         .chain(Chain::regular("refuse"))

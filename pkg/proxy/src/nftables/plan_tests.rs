@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::Protocol;
+use crate::scheduler::Scheduler;
 
 fn key(number: u8) -> FrontendKey {
     // The same numbers in both families and places, so that frontends share shapes and hairpins.
@@ -80,14 +81,21 @@ fn choices() -> impl Strategy<Value = Choices> {
         proptest::option::of(some()),
         proptest::option::of(1u32..4),
         0u8..3,
-        0u8..2,
+        0u8..5,
     )
 }
 
 fn frontend(key: FrontendKey, (all, outside, affinity_seconds, masquerade, name): &Choices) -> Frontend {
     let family = key.family();
     let none = all.is_empty();
-    Frontend {
+    let scheduler = [
+        Scheduler::Random,
+        Scheduler::Rr,
+        Scheduler::Wrr,
+        Scheduler::Sh,
+        Scheduler::Random,
+    ][usize::from(*name)];
+    let mut frontend = Frontend {
         key,
         name: format!("ns/service-{name}").into(),
         fate: if none {
@@ -99,7 +107,7 @@ fn frontend(key: FrontendKey, (all, outside, affinity_seconds, masquerade, name)
             .as_ref()
             .filter(|_| !none)
             .map(|numbers| fate(family, numbers)),
-        scheduler: crate::Scheduler::Random,
+        scheduler,
         affinity_seconds: *affinity_seconds,
         masquerade: [
             Masquerade::ByServiceNetwork,
@@ -110,7 +118,16 @@ fn frontend(key: FrontendKey, (all, outside, affinity_seconds, masquerade, name)
         sources: (*name == 1 && matches!(key, FrontendKey::Address { .. }))
             .then(|| [source(family, *masquerade)].into()),
         draining: Box::default(),
+    };
+    let pools = [Some(&mut frontend.fate), frontend.outside.as_mut()];
+    for fate in pools.into_iter().flatten().filter(|_| *name >= 2) {
+        if let Fate::Balance(endpoints) = fate {
+            endpoints
+                .iter_mut()
+                .for_each(|e| e.weight = e.at.to_string().len() as u16 % 3 + 1);
+        }
     }
+    frontend
 }
 
 /// A kernel that refuses what the real one refuses: adding what is there, removing what is not, jumping to nothing.

@@ -14,6 +14,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 use svcnet_netlink::netns::OwnedNetNs;
 use svcnet_proxy::userspace::Relays;
@@ -29,6 +30,7 @@ pub(crate) struct World {
     pub(crate) a: OwnedNetNs,
     pub(crate) b: OwnedNetNs,
     pub(crate) c: OwnedNetNs,
+    open: fn(&str) -> Box<dyn Backend>,
     engine: Option<Engine>,
     relays: Option<Arc<Relays>>,
     #[allow(dead_code, reason = "removed with it")]
@@ -61,19 +63,24 @@ pub(crate) fn sysctl(ns: &OwnedNetNs, name: &str, value: &str) {
 
 impl World {
     pub(crate) fn new() -> Self {
-        Self::bare().with_engine()
+        Self::with(nftables)
     }
 
-    /// The same, with a proxy that relays on sockets.
+    /// With a proxy that relays on sockets.
     pub(crate) fn userspace() -> Self {
-        let mut world = Self::bare();
+        let mut world = Self::bare(nftables);
         let sysctls = Sysctls::new(world.run_dir.path());
         let pods = ["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()];
         world.relays = Some(world.node.run(|| Relays::start(&pods, sysctls).unwrap()).unwrap());
         world.with_engine()
     }
 
-    fn bare() -> Self {
+    /// With another backend, opened in the node's namespace.
+    pub(crate) fn with(open: fn(&str) -> Box<dyn Backend>) -> Self {
+        Self::bare(open).with_engine()
+    }
+
+    fn bare(open: fn(&str) -> Box<dyn Backend>) -> Self {
         let ns = || OwnedNetNs::unique("svcnet-px").unwrap();
         let world = Self {
             node: ns(),
@@ -81,6 +88,7 @@ impl World {
             a: ns(),
             b: ns(),
             c: ns(),
+            open,
             engine: None,
             relays: None,
             run_dir: tempfile::tempdir().unwrap(),
@@ -137,12 +145,9 @@ impl World {
     /// The same with `--nodeport-addresses`.
     pub(crate) fn restart_with_node_ports_on(&mut self, addresses: &str) {
         let relays = self.relays.clone();
-        let open = || -> Box<dyn Backend> {
-            let pods = ["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()];
-            match relays {
-                Some(relays) => Box::new(Userspace::open(&relays)),
-                None => Box::new(Nftables::open(&pods, &settings().service_cidrs).unwrap()),
-            }
+        let open = || match relays {
+            Some(relays) => Box::new(Userspace::open(&relays)),
+            None => (self.open)(addresses),
         };
         let backend = self.node.run(open).unwrap();
         let mut engine = Engine::new("n1", settings(), backend);
@@ -167,7 +172,9 @@ impl World {
     /// Clears away what changes left, as the proxy does when a second or two have gone by.
     pub(crate) fn tidy(&mut self) {
         for _ in 0..2 {
-            self.engine().tidy().unwrap_or_else(|error| panic!("{error}"));
+            let engine = self.engine.as_mut().unwrap();
+            let tidied = self.node.run(|| engine.tidy()).unwrap();
+            tidied.unwrap_or_else(|error| panic!("{error}"));
         }
     }
 
@@ -205,6 +212,15 @@ impl World {
         run(&self.node, "nft", &["-j", "list", "ruleset"]);
         run(&self.node, "nft", &["list", "ruleset"])
     }
+}
+
+pub(crate) fn pod_networks() -> [IpNet; 2] {
+    ["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()]
+}
+
+fn nftables(node_ports_on: &str) -> Box<dyn Backend> {
+    let backend = Nftables::open(&pod_networks(), &settings().service_cidrs).unwrap();
+    Box::new(backend.with_node_ports_on(node_ports_on.parse().unwrap()))
 }
 
 /// What the overlay and CNI roles make of a node.

@@ -16,3 +16,4 @@ mod probe;
 mod protocols;
 mod stage;
 mod table;
+mod topology;

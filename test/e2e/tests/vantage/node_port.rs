@@ -52,8 +52,8 @@ fn node_ports() {
         n1       | n1 | web2 by n1, web3 by n1
         n2       | n2 | web2 by n2, web3 by n2
         n1       | n2 | web2 by n2, web3 by n2
-        n1       | lo | web2 by n1, web3 by n1 | v4
-        n2       | lo | web2 by n2, web3 by n2 | v4
+        n1       | lo | web2 by n1, web3 by n1
+        n2       | lo | web2 by n2, web3 by n2
         ",
     );
     // Who comes from outside is seen as he is, and served only where an endpoint is; pods and nodes go anywhere.
@@ -72,8 +72,8 @@ fn node_ports() {
         n2       | n2 | web2 by n2, web3 by n2
         n1       | n2 | web2 kept
         n2       | n1 | dropped
-        n1       | lo | web2 by n1, web3 by n1 | v4
-        n2       | lo | web2 by n2, web3 by n2 | v4
+        n1       | lo | web2 by n1, web3 by n1
+        n2       | lo | web2 by n2, web3 by n2
         ",
     );
     for service in ["nobody", "nobody-here"] {

@@ -67,7 +67,7 @@ fn two_protocols_on_one_port() {
             client   | lb@n1  | web2 by n1, web3 by n1
             near     | n1     | web2 by n1, web3 by n1
             n1       | n1     | web2 by n1, web3 by n1
-            n1       | lo     | web2 by n1, web3 by n1 | v4
+            n1       | lo     | web2 by n1, web3 by n1
             near n1  | vip:81 | refused
             ",
         );

@@ -1,0 +1,537 @@
+//! The backend on IPVS, the kernel's own load balancer: what kube-proxy's mode of that name does, without `ipvsadm`.
+//!
+//! A dummy link (`kube-ipvs0`, down and without ARP, as kube-proxy makes it) holds every service address, so that packets
+//! to it are this host's and pass IPVS. Each frontend is a virtual service whose destinations are reached by address
+//! translation; a node port is one for each address of the node. `layout.rs` says what our tables do beside that,
+//! `desired.rs` how frontends become virtual services, `plan.rs` decides, `observe.rs` and `apply.rs` talk to the
+//! kernel, `stale.rs` clears what a change leaves in conntrack.
+//!
+//! What the kernel's load balancer can not do, other than the tables of `../nftables`:
+//! - node ports do not answer on loopback addresses (IPVS does not send on what comes from there);
+//! - with policy `Local`, pods and this node go to local endpoints where there are some, as everyone does;
+//! - a Service that goes takes its connections along.
+//!
+//! With `net.ipv4.vs.conn_reuse_mode` left alone, as kube-proxy does since Linux 5.9: a client's port that is used again
+//! soon gets a new endpoint.
+
+mod apply;
+mod desired;
+mod layout;
+mod observe;
+mod plan;
+mod schedule;
+mod slot;
+mod stale;
+mod wake;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use nix::errno::Errno;
+use svcnet_netlink::ipvs::{self as kernel, Flags, Identity, Op, Service, Timeouts};
+use svcnet_netlink::monitor::{self, Group, Happened, Listener};
+use svcnet_netlink::nft::{self, Batch, Family, Socket, Table, Watch};
+use svcnet_netlink::{Rtnl, rt, sysctl};
+
+pub use desired::{Host, Wanted};
+pub use plan::{Balancer, Elements, Held, Plan, State, Tables};
+pub use slot::{List, Slot};
+
+use crate::backend::{self, Backend, Report};
+use crate::model::{Frontend, FrontendKey};
+use crate::node_ports::NodePortAddresses;
+use crate::scheduler::Scheduler;
+use apply::Kernel;
+use layout::Networks;
+use schedule::Lacking;
+use stale::Suspects;
+use wake::Wake;
+
+/// The link that holds service addresses. The name is kube-proxy's: other programs know to leave it alone.
+pub const LINK: &str = "kube-ipvs0";
+/// Link that is made and removed again to see whether the kernel has such.
+const PROBE_LINK: &str = "svcnet-probe";
+/// Mark of the service that is made and removed again to see whether the kernel has a scheduler.
+const PROBE_MARK: u32 = 0x7376_6e70;
+/// IPVS tells nobody of changes, so all of it is looked at so often; and no more than a hundredth of the time.
+const VERIFY: Duration = Duration::from_secs(1);
+const VERIFY_SHARE: u32 = 100;
+/// What IPVS needs to work as a Service should: conntrack for masquerading; connections and clients of removed and
+/// drained endpoints do not wait for their timeout.
+const SYSCTLS: &[(&str, &str)] = &[
+    ("net/ipv4/vs/conntrack", "1"),
+    ("net/ipv4/vs/expire_nodest_conn", "1"),
+    ("net/ipv4/vs/expire_quiescent_template", "1"),
+];
+/// Each link answers ARP for its own addresses alone, and asks with them alone.
+const STRICT_ARP: &[(&str, &str)] = &[
+    ("net/ipv4/conf/all/arp_ignore", "1"),
+    ("net/ipv4/conf/all/arp_announce", "2"),
+];
+
+/// How the backend is to work.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// Networks of pods (`--cluster-cidr`): their addresses are kept on the way to services.
+    pub pod_networks: Vec<IpNet>,
+    /// Networks of ClusterIPs (`--service-cluster-ip-range`).
+    pub service_networks: Vec<IpNet>,
+    /// Addresses of the node that node ports answer on (`--nodeport-addresses`).
+    pub node_ports: NodePortAddresses,
+    /// Keep links from answering ARP for addresses of others (`--strict-arp`): a service's address is on every node, and
+    /// an announcer wants to be the only one that answers for it.
+    pub strict_arp: bool,
+    /// How long idle connections are kept, where the kernel's own times do not do.
+    pub timeouts: Option<Timeouts>,
+}
+
+/// Why IPVS can not be used on this host.
+#[derive(Debug, thiserror::Error)]
+pub enum Unavailable {
+    /// No load balancer.
+    #[error("this kernel has no IPVS (load the module ip_vs; CONFIG_IP_VS)")]
+    NoIpvs,
+    /// It does not work with conntrack.
+    #[error("IPVS of this kernel does not know conntrack (CONFIG_IP_VS_NFCT)")]
+    NoConntrack,
+    /// No link to put addresses on.
+    #[error("this kernel has no dummy links (load the module dummy; CONFIG_DUMMY)")]
+    NoDummy,
+    /// Not allowed.
+    #[error("IPVS needs root (CAP_NET_ADMIN)")]
+    NotPermitted,
+    /// Something else, which says itself.
+    #[error(transparent)]
+    Kernel(Box<Error>),
+}
+
+/// What can go wrong with IPVS and what is around it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// IPVS can not be used here.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// IPVS refused.
+    #[error(transparent)]
+    Balancer(#[from] kernel::Error),
+    /// nf_tables refused.
+    #[error(transparent)]
+    Tables(#[from] nft::Error),
+    /// A link or address.
+    #[error(transparent)]
+    Links(#[from] rt::Error),
+    /// A kernel parameter.
+    #[error(transparent)]
+    Sysctl(#[from] sysctl::Error),
+    /// No way to be woken.
+    #[error("wait for foreign changes: {0}")]
+    Wake(#[source] Errno),
+}
+
+/// IPVS, the link and the tables of the network namespace that it was opened in.
+pub struct Ipvs {
+    kernel: Kernel,
+    families: Vec<Family>,
+    strict_arp: bool,
+    node_ports: NodePortAddresses,
+    /// The networks of those, where they are not all.
+    node_port_networks: Option<Vec<IpNet>>,
+    networks: Networks,
+    watch: Watch,
+    listener: Listener,
+    wake: Wake,
+    state: State,
+    link: Option<u32>,
+    schedulers: Schedulers,
+    /// When all is looked at next; nothing before the first convergence.
+    verify_at: Option<Instant>,
+}
+
+/// What is known about the kernel's schedulers.
+#[derive(Debug, Default)]
+struct Schedulers {
+    known: BTreeSet<&'static str>,
+    lacking: Lacking,
+}
+
+impl Ipvs {
+    /// Opens sockets to the kernel, and sets the timeouts if they are given; changes nothing else yet.
+    ///
+    /// # Errors
+    /// When IPVS can not be used here: [`Error::Unavailable`] says why.
+    pub fn open(config: &Config) -> Result<Self, Error> {
+        let mut balancer = kernel::Socket::open()?.ok_or(Unavailable::NoIpvs)?;
+        if let Some(timeouts) = config.timeouts {
+            balancer.set_timeouts(timeouts)?;
+        }
+        let mut tables = Socket::open()?;
+        let families = families(&mut tables)?;
+        let watch = Watch::open()?;
+        let listener = Listener::open(&[Group::Link, Group::Address])?;
+        Ok(Self {
+            wake: Wake::new(&[&watch, &listener]).map_err(Error::Wake)?,
+            kernel: Kernel {
+                tables,
+                links: Rtnl::open()?,
+                balancer,
+            },
+            families,
+            networks: Networks {
+                pods: config.pod_networks.clone(),
+                services: config.service_networks.clone(),
+            },
+            strict_arp: config.strict_arp,
+            node_port_networks: config.node_ports.networks(&[]),
+            node_ports: config.node_ports.clone(),
+            watch,
+            listener,
+            state: State::default(),
+            link: None,
+            schedulers: Schedulers::default(),
+            verify_at: None,
+        })
+    }
+
+    /// What the kernel should hold.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Reads back what the kernel holds.
+    ///
+    /// # Errors
+    /// When the kernel can not be asked.
+    pub fn observe(&mut self) -> Result<(Balancer, Tables, Host), Error> {
+        let addresses = observe::addresses(&mut self.kernel.links)?;
+        self.link = addresses.link;
+        let host = self.host(&addresses);
+        let balancer = observe::balancer(&mut self.kernel.balancer, &addresses)?;
+        let tables = observe::tables(&mut self.kernel.tables, &self.families, &self.networks)?;
+        Ok((balancer, tables, host))
+    }
+
+    fn host(&self, addresses: &observe::Addresses) -> Host {
+        let networks = self.node_port_networks.as_deref();
+        observe::host(
+            addresses,
+            networks,
+            &self.networks,
+            self.schedulers.lacking.clone(),
+        )
+    }
+
+    /// The kernel parameters that are not as they should be.
+    fn wrong_sysctls(&self) -> Result<Vec<(&'static str, &'static str)>, Error> {
+        let strict = if self.strict_arp { STRICT_ARP } else { &[] };
+        let mut wrong = Vec::new();
+        for (name, value) in SYSCTLS.iter().chain(strict) {
+            if sysctl::read(name)? != *value {
+                wrong.push((*name, *value));
+            }
+        }
+        Ok(wrong)
+    }
+
+    fn carry_out(&mut self, plan: &Plan, suspects: &Suspects) -> Result<Report, Error> {
+        if plan.is_empty() {
+            return Ok(Report::default());
+        }
+        let begin = Instant::now();
+        let mut report = Report {
+            operations: plan.len(),
+            bytes: self.kernel.apply(plan, &self.networks)?,
+            ..Report::default()
+        };
+        if plan.add_link {
+            self.link = self.kernel.links.link(LINK)?.map(|link| link.index);
+        }
+        report.commit = begin.elapsed();
+        // The new state is in force; what is left of the old one is looked after, but is no reason to fail.
+        match suspects.clear(&mut self.kernel.tables) {
+            Ok(cleared) => report.cleared = cleared,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "stale connections stay");
+            }
+        }
+        Ok(report)
+    }
+
+    /// Looks at IPVS and our link, and repairs what differs.
+    fn verify(&mut self) -> Result<Report, Error> {
+        let begin = Instant::now();
+        let addresses = observe::addresses(&mut self.kernel.links)?;
+        let balancer = observe::balancer(&mut self.kernel.balancer, &addresses)?;
+        let (plan, suspects) = self
+            .state
+            .balance(&balancer, |at| balancer.bound.contains(&at.ip));
+        self.verify_at = Some(Instant::now() + VERIFY.max(begin.elapsed() * VERIFY_SHARE));
+        let drained = |op: &Op| matches!(op, Op::DeleteDestination(..));
+        let only_drained = plan.ops.iter().all(drained) && plan.len() == plan.ops.len();
+        if !only_drained {
+            tracing::info!(
+                plan.ops = plan.len(),
+                "somebody else changed IPVS or the link of the service addresses, repairing it"
+            );
+        }
+        tracing::debug!(%plan, "verify");
+        self.carry_out(&plan, &suspects)
+    }
+
+    /// Removes endpoints whose last connection has ended.
+    fn remove_drained(&mut self) -> Result<Report, Error> {
+        let mut plan = Plan::default();
+        for at in self.state.draining().collect::<Vec<_>>() {
+            let observed = self.kernel.balancer.destinations(Identity::Address(at))?;
+            plan.ops.extend(self.state.drained(at, &observed));
+        }
+        self.carry_out(&plan, &Suspects::default())
+    }
+
+    /// Finds out which schedulers the kernel has, of those that frontends ask for, and says once what it lacks.
+    fn learn<'a>(&mut self, frontends: impl Iterator<Item = &'a Frontend>) -> Result<bool, Error> {
+        let before = self.schedulers.lacking.len();
+        for frontend in frontends {
+            let wanted = frontend.scheduler;
+            if wanted == Scheduler::Random || !self.schedulers.known.insert(wanted.name()) {
+                continue;
+            }
+            if !has_scheduler(&mut self.kernel.balancer, wanted.name())? {
+                self.schedulers.lacking.insert(wanted.name());
+                tracing::warn!(
+                    object.name = %frontend.name, scheduler = %wanted,
+                    "this kernel lacks the scheduler (module ip_vs_NAME), endpoints take turns instead"
+                );
+            }
+        }
+        Ok(self.schedulers.lacking.len() != before)
+    }
+
+    fn concerns(&self, event: &monitor::Event) -> bool {
+        use monitor::Event;
+        match event {
+            Event::Link(Happened::Deleted, link) => link.name == LINK,
+            Event::Address(happened, address) => {
+                let ip = address.net.addr();
+                let known = if Some(address.link) == self.link {
+                    self.state.binds(ip)
+                } else {
+                    self.state.host().addresses.contains(&ip)
+                };
+                // Our own changes make true what is known already.
+                known != (*happened == Happened::Set)
+            }
+            Event::Lost => true,
+            _ => false,
+        }
+    }
+}
+
+impl Backend for Ipvs {
+    fn name(&self) -> &'static str {
+        "ipvs"
+    }
+
+    fn converge(
+        &mut self,
+        frontends: &mut dyn Iterator<Item = Frontend>,
+        from_scratch: bool,
+    ) -> Result<Report, backend::Error> {
+        let families = &self.families;
+        let frontends: Vec<Frontend> = frontends
+            .filter(|frontend| families.contains(&frontend.key.family()))
+            .collect();
+        self.learn(frontends.iter())?;
+        let (balancer, mut tables, host) = self.observe()?;
+        if from_scratch {
+            tables.rebuild = self.families.iter().copied().collect();
+            tables.elements.clear();
+        }
+        let mut state = State::new(frontends.into_iter(), host);
+        let (mut plan, suspects) = state.converge(&balancer, tables, &self.state);
+        plan.sysctls = self.wrong_sysctls()?;
+        self.state = state;
+        tracing::debug!(plan = %Shortened(&plan), "converge");
+        let report = self.carry_out(&plan, &suspects)?;
+        self.verify_at = Some(Instant::now() + VERIFY);
+        Ok(report)
+    }
+
+    fn change(
+        &mut self,
+        mut changes: Vec<(FrontendKey, Option<Frontend>)>,
+    ) -> Result<Report, backend::Error> {
+        changes.retain(|(key, _)| self.families.contains(&key.family()));
+        if self.learn(changes.iter().filter_map(|(_, frontend)| frontend.as_ref()))? {
+            self.state.learn(&self.schedulers.lacking);
+        }
+        let (plan, suspects) = self.state.change(changes);
+        tracing::debug!(plan = %Shortened(&plan), "change");
+        Ok(self.carry_out(&plan, &suspects)?)
+    }
+
+    fn nearest(&self, scheduler: Scheduler) -> Scheduler {
+        let lacks = self.schedulers.lacking.contains(scheduler.name());
+        if lacks || scheduler == Scheduler::Random {
+            Scheduler::Rr
+        } else {
+            scheduler
+        }
+    }
+
+    fn node_ports_on(&mut self, addresses: &NodePortAddresses, node: &[IpAddr]) -> bool {
+        self.node_ports = addresses.clone();
+        self.node_addresses(node)
+    }
+
+    fn node_addresses(&mut self, addresses: &[IpAddr]) -> bool {
+        let networks = self.node_ports.networks(addresses);
+        let changed = networks != self.node_port_networks;
+        self.node_port_networks = networks;
+        changed
+    }
+
+    fn is_untidy(&self) -> bool {
+        self.verify_at.is_some()
+    }
+
+    fn tidy(&mut self) -> Result<Report, backend::Error> {
+        match self.verify_at {
+            Some(at) if at <= Instant::now() => Ok(self.verify()?),
+            _ => Ok(self.remove_drained()?),
+        }
+    }
+
+    fn touched(&mut self) -> Result<bool, backend::Error> {
+        let (port, mut touched) = (self.kernel.tables.port(), false);
+        self.watch
+            .drain(|event| match event {
+                nft::Event::Changed { table, port: by } => {
+                    touched |= table.name == layout::TABLE && by != port;
+                }
+                nft::Event::Overrun => touched = true,
+            })
+            .map_err(Error::Tables)?;
+        let mut events = Vec::new();
+        self.listener
+            .drain(|event| events.push(event))
+            .map_err(Error::Links)?;
+        Ok(touched || events.iter().any(|event| self.concerns(event)))
+    }
+
+    fn wake(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.wake.as_fd())
+    }
+}
+
+/// The families that the kernel has tables of.
+fn families(socket: &mut Socket) -> Result<Vec<Family>, nft::Error> {
+    let mut families = vec![Family::Ip];
+    let mut batch = Batch::new();
+    batch.remove_table(&Table::new(Family::Ip6, PROBE_LINK));
+    match socket.commit(batch) {
+        Ok(()) => families.push(Family::Ip6),
+        Err(error) if matches!(error.errno(), Some(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT)) => {
+            tracing::warn!("no nf_tables for IPv6 in this kernel, services have IPv4 frontends only");
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(families)
+}
+
+/// Tries a scheduler with a service for a mark that nothing carries.
+fn has_scheduler(socket: &mut kernel::Socket, name: &'static str) -> Result<bool, kernel::Error> {
+    let identity = Identity::Mark {
+        family: Family::Ip,
+        mark: PROBE_MARK,
+    };
+    let service = Service {
+        identity,
+        scheduler: name.into(),
+        flags: Flags::default(),
+        persistence: None,
+    };
+    match socket.apply(&[Op::AddService(service)]) {
+        Ok(_) => socket.apply(&[Op::DeleteService(identity)]).map(|_| true),
+        Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A plan for the log: all of a short one.
+struct Shortened<'a>(&'a Plan);
+
+impl std::fmt::Display for Shortened<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0.len() > 50 {
+            write!(f, "{} operations", self.0.len())
+        } else {
+            self.0.fmt(f)
+        }
+    }
+}
+
+/// Whether IPVS can be used here. Makes a link for a moment; leaves nothing.
+///
+/// # Errors
+/// Why it can not.
+pub fn probe() -> Result<(), Unavailable> {
+    let other = |error: Error| match &error {
+        Error::Balancer(refused) if refused.errno() == Some(Errno::EPERM) => Unavailable::NotPermitted,
+        _ => Unavailable::Kernel(Box::new(error)),
+    };
+    let mut socket = kernel::Socket::open()
+        .map_err(|e| other(e.into()))?
+        .ok_or(Unavailable::NoIpvs)?;
+    socket.info().map_err(|e| other(e.into()))?;
+    match sysctl::read(SYSCTLS[0].0) {
+        Err(error) if error.is_gone() => return Err(Unavailable::NoConntrack),
+        result => drop(result.map_err(|e| other(e.into()))?),
+    }
+    let mut links = Rtnl::open().map_err(|e| other(e.into()))?;
+    if links.link(LINK).map_err(|e| other(e.into()))?.is_none() {
+        match links.add_dummy(PROBE_LINK) {
+            Ok(()) => {}
+            Err(error) if error.is_exists() => {}
+            Err(error) if error.is_unsupported() => return Err(Unavailable::NoDummy),
+            Err(error) => return Err(other(error.into())),
+        }
+        links.delete_link_named(PROBE_LINK).map_err(|e| other(e.into()))?;
+    }
+    let mut tables = Socket::open().map_err(|e| other(e.into()))?;
+    families(&mut tables).map_err(|e| other(e.into()))?;
+    Ok(())
+}
+
+/// Removes our virtual services, our link and our tables, and says whether any was there. Services of others stay, and so
+/// do kernel parameters: what they were before is not known.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn cleanup() -> Result<bool, Error> {
+    let (mut links, mut tables) = (Rtnl::open()?, Socket::open()?);
+    let mut any = false;
+    if let Some(mut socket) = kernel::Socket::open()? {
+        let bound = observe::addresses(&mut links)?.bound;
+        let mut listed = observe::listed(&mut tables, Family::Ip)?;
+        listed.extend(observe::listed(&mut tables, Family::Ip6)?);
+        let services = socket.services()?.into_iter().map(|service| service.identity);
+        let ours = services.filter(|identity| match identity {
+            Identity::Address(at) => bound.contains(&at.ip) || listed.contains(at),
+            Identity::Mark { mark, .. } => *mark == PROBE_MARK,
+        });
+        let ops: Vec<Op> = ours.map(Op::DeleteService).collect();
+        any |= !ops.is_empty();
+        socket.apply(&ops)?;
+    }
+    if links.link(LINK)?.is_some() {
+        links.delete_link_named(LINK)?;
+        any = true;
+    }
+    for family in [Family::Ip, Family::Ip6] {
+        any |= tables.remove(&layout::table(family))?;
+    }
+    Ok(any)
+}
