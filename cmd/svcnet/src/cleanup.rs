@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use svcnet_api::wellknown::{BRIDGE_NAME, VXLAN_NAME};
-use svcnet_netlink::Rtnl;
 use svcnet_netlink::addr::Address;
+use svcnet_netlink::local::LocalFor;
 use svcnet_netlink::nft::{Batch, Family, Socket, Table};
 use svcnet_netlink::route::{PROTOCOL_SVCNET, Route, RouteFilter};
+use svcnet_netlink::{Rtnl, sysctl};
+use svcnet_proxy::Sysctls;
 
 /// The nftables tables that the roles own.
 const TABLES: [(Family, &str); 6] = [
@@ -38,13 +40,17 @@ pub(crate) struct Extent {
 pub(crate) enum Operation {
     Table(Table),
     Route(Route),
-    /// An address that is this host's by a route of ours alone.
-    LocalRoute(IpAddr),
     Link {
         index: u32,
         name: String,
     },
     Address(Address),
+    /// An address that is this host's by a route of ours alone.
+    Local(LocalFor, IpAddr),
+    Sysctl {
+        name: String,
+        value: String,
+    },
     File(PathBuf),
     Directory(PathBuf),
 }
@@ -54,9 +60,10 @@ impl fmt::Display for Operation {
         match self {
             Self::Table(table) => write!(f, "delete nftables table {table}"),
             Self::Route(route) => write!(f, "delete route {route}"),
-            Self::LocalRoute(address) => write!(f, "delete local route {address}"),
             Self::Link { name, .. } => write!(f, "delete link {name}"),
             Self::Address(address) => write!(f, "delete address {}", address.net.addr()),
+            Self::Local(_, ip) => write!(f, "delete local route {ip}"),
+            Self::Sysctl { name, value } => write!(f, "set {} to {value} again", name.replace('/', ".")),
             Self::File(path) => write!(f, "delete {}", path.display()),
             Self::Directory(path) => write!(f, "delete {} with all that is in it", path.display()),
         }
@@ -82,6 +89,11 @@ impl fmt::Display for Plan {
 /// Looks at what is there of svcnet's.
 pub(crate) fn plan(extent: &Extent) -> anyhow::Result<Plan> {
     let mut plan = Plan::default();
+    // Before the tables: one of their rules guards what one of the parameters opens.
+    let sysctls = Sysctls::new(&extent.run_dir);
+    let former = sysctls.former().into_iter();
+    plan.0
+        .extend(former.map(|(name, value)| Operation::Sysctl { name, value }));
     plan.0.extend(tables()?.into_iter().map(Operation::Table));
     let mut rtnl = Rtnl::open()?;
     let links = rtnl.links()?;
@@ -105,8 +117,6 @@ pub(crate) fn plan(extent: &Extent) -> anyhow::Result<Plan> {
         .into_iter()
         .filter(|route| ours.iter().all(|link| link.index != route.link));
     plan.0.extend(stray.map(Operation::Route));
-    plan.0
-        .extend(rtnl.replaced_locals()?.into_iter().map(Operation::LocalRoute));
     plan.0.extend(ours.iter().map(|link| Operation::Link {
         index: link.index,
         name: link.name.clone(),
@@ -117,10 +127,18 @@ pub(crate) fn plan(extent: &Extent) -> anyhow::Result<Plan> {
         .into_iter()
         .filter(|address| extent.cluster_dns.contains(&address.net.addr()));
     plan.0.extend(dns.map(Operation::Address));
-    let socket = extent.run_dir.join("cni.sock");
-    if socket.exists() {
-        plan.0.push(Operation::File(socket));
+    for purpose in [LocalFor::Relays, LocalFor::Loopback] {
+        let addresses = rtnl.local_addresses(purpose)?;
+        plan.0
+            .extend(addresses.into_iter().map(|ip| Operation::Local(purpose, ip)));
     }
+    let files = [extent.run_dir.join("cni.sock"), sysctls.path().to_path_buf()];
+    plan.0.extend(
+        files
+            .into_iter()
+            .filter(|file| file.exists())
+            .map(Operation::File),
+    );
     if let Some(dir) = extent.data_dir.as_ref().filter(|dir| dir.exists()) {
         plan.0.push(Operation::Directory(dir.clone()));
     }
@@ -128,9 +146,15 @@ pub(crate) fn plan(extent: &Extent) -> anyhow::Result<Plan> {
 }
 
 fn tables() -> anyhow::Result<Vec<Table>> {
-    let mut socket = Socket::open().context("open nf_tables")?;
-    let mut there = socket.tables(Family::Ip)?;
-    there.extend(socket.tables(Family::Ip6)?);
+    let mut there = Vec::new();
+    for family in [Family::Ip, Family::Ip6] {
+        match Socket::open().and_then(|mut socket| socket.tables(family)) {
+            Ok(found) => there.extend(found),
+            // A kernel without nf_tables has no tables of ours.
+            Err(error) if error.is_unsupported() => {}
+            Err(error) => return Err(error).context("ask nf_tables"),
+        }
+    }
     let ours = TABLES.map(|(family, name)| Table::new(family, name));
     Ok(ours
         .into_iter()
@@ -159,9 +183,10 @@ fn carry_out(operation: &Operation, rtnl: &mut Rtnl) -> anyhow::Result<()> {
             Socket::open()?.commit(batch)?;
         }
         Operation::Route(route) => rtnl.delete_route(*route)?,
-        Operation::LocalRoute(address) => rtnl.delete_local(*address)?,
         Operation::Link { index, .. } => rtnl.delete_link(*index)?,
         Operation::Address(address) => rtnl.delete_address(*address)?,
+        Operation::Local(purpose, ip) => rtnl.delete_local_address(*purpose, *ip)?,
+        Operation::Sysctl { name, value } => _ = sysctl::set(name, value)?,
         Operation::File(path) => gone(std::fs::remove_file(path))?,
         Operation::Directory(path) => remove_state(path)?,
     }
@@ -220,9 +245,12 @@ mod tests {
             .run(|| {
                 let made = Command::new("sh").args(["-c", script]).status().unwrap();
                 assert!(made.success());
+                Rtnl::open().unwrap().add_local_address(LocalFor::Relays, [10, 96, 0, 9].into(), None).unwrap();
+                let sysctls = Sysctls::new(dir.path());
+                sysctls.set("net/ipv4/conf/all/arp_ignore", "1").unwrap();
                 let planned = plan(&extent).unwrap();
                 let text = planned.to_string();
-                let golden = "delete nftables table ip svcnet\ndelete nftables table ip svcnet-overlay\n";
+                let golden = "set net.ipv4.conf.all.arp_ignore to 0 again\ndelete nftables table ip svcnet\ndelete nftables table ip svcnet-overlay\n";
                 assert!(text.starts_with(golden), "{text}");
                 apply(&planned, &mut |_| {}).unwrap();
                 assert!(plan(&extent).unwrap().is_empty(), "nothing is left to do");
@@ -239,8 +267,11 @@ mod tests {
                     routes.contains("10.8.0.0/24") && !routes.contains("10.7.0.0/24"),
                     "{routes}"
                 );
-                let local = shown("ip", &["-6", "route", "show", "table", "local"]);
-                assert!(local.contains("::1") && !local.contains("fd73:"), "{local}");
+                let local6 = shown("ip", &["-6", "route", "show", "table", "local"]);
+                assert!(local6.contains("::1") && !local6.contains("fd73:"), "{local6}");
+                assert_eq!(sysctl::read("net/ipv4/conf/all/arp_ignore").unwrap(), "0");
+                let local = shown("ip", &["route", "show", "table", "local"]);
+                assert!(!local.contains("10.96.0.9"), "{local}");
                 let lo = shown("ip", &["-o", "address", "show", "dev", "lo"]);
                 assert!(lo.contains("10.1.1.1") && !lo.contains("10.96.0.10"), "{lo}");
             })

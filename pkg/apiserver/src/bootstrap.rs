@@ -28,6 +28,17 @@ const NAMESPACES: [&str; 5] = [
     NAMESPACE_METALLB,
 ];
 
+/// As kubeadm writes it, without what svcnet does not read.
+const PROXY_CONFIG: &str = "\
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+# nftables, ipvs or userspace. Empty is what each node's --proxy-mode says: nftables, if nothing else.
+mode: \"\"
+ipvs:
+  # For Services that name no scheduler: random, rr, wrr, lc, wlc, dh, sh, sed, nq, mh. Empty is random.
+  scheduler: \"\"
+";
+
 /// Parts of an object that must be as given, and nothing else of it.
 struct Wanted {
     group: &'static str,
@@ -37,6 +48,8 @@ struct Wanted {
     object: Value,
     /// Made anew, rather than changed, when this differs: a field that cannot be changed.
     fixed: Option<&'static str>,
+    /// Put in where it is missing, and the user's from then on.
+    yielded: bool,
 }
 
 /// Puts in what is missing and repairs what differs. `port` is that of the API.
@@ -76,6 +89,7 @@ fn desired(server: &Server, port: u16) -> Vec<Wanted> {
             name,
             object: json!({"metadata": {"labels": {"kubernetes.io/metadata.name": name}}}),
             fixed: None,
+            yielded: false,
         })
         .collect();
     if let Some(first) = config.service_cidrs.first().and_then(|c| pki::first_host(*c)) {
@@ -88,7 +102,24 @@ fn desired(server: &Server, port: u16) -> Vec<Wanted> {
     if let Some(dns) = config.cluster_dns.first() {
         wanted.push(service(NAMESPACE_SYSTEM, "kube-dns", *dns, dns_service()));
     }
+    wanted.push(proxy_config());
     wanted
+}
+
+/// For users to edit: every node's proxy follows it.
+fn proxy_config() -> Wanted {
+    Wanted {
+        group: "",
+        plural: "configmaps",
+        namespace: NAMESPACE_SYSTEM,
+        name: "kube-proxy",
+        object: json!({
+            "metadata": {"labels": {"app": "kube-proxy"}},
+            "data": {"config.conf": PROXY_CONFIG},
+        }),
+        fixed: None,
+        yielded: true,
+    }
 }
 
 fn service(namespace: &'static str, name: &'static str, address: IpAddr, mut object: Value) -> Wanted {
@@ -100,6 +131,7 @@ fn service(namespace: &'static str, name: &'static str, address: IpAddr, mut obj
         name,
         object,
         fixed: Some("clusterIP"),
+        yielded: false,
     }
 }
 
@@ -143,6 +175,7 @@ fn api_endpoints(address: IpAddr, port: u16) -> [Wanted; 2] {
             }],
         }),
         fixed: None,
+        yielded: false,
     };
     let slice = Wanted {
         group: "discovery.k8s.io",
@@ -156,6 +189,7 @@ fn api_endpoints(address: IpAddr, port: u16) -> [Wanted; 2] {
             "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
         }),
         fixed: Some("addressType"),
+        yielded: false,
     };
     [endpoints, slice]
 }
@@ -176,6 +210,9 @@ async fn ensure(server: &Server, wanted: &Wanted) -> Result<(), ApiError> {
     let Some(entry) = server.get(kind, wanted.namespace, wanted.name) else {
         return create(server, place("create"), kind, &wanted.object).await;
     };
+    if wanted.yielded {
+        return Ok(());
+    }
     let is = object::parse(&entry)?;
     if holds(&is, &wanted.object) || object::is_terminating(&is) {
         return Ok(());

@@ -13,6 +13,7 @@ pub mod conntrack;
 pub mod genl;
 pub mod ipvs;
 pub mod link;
+pub mod local;
 pub mod monitor;
 pub mod neigh;
 pub mod netns;

@@ -19,6 +19,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::addr::Address;
 use crate::link::Link;
+use crate::local;
 use crate::neigh::{self, FdbEntry, Neighbour};
 use crate::route::Route;
 use crate::rt::{Error, Frame, Refusal};
@@ -68,6 +69,8 @@ pub enum Event {
     Address(Happened, Address),
     /// Of a unicast route of the main table.
     Route(Happened, Route),
+    /// An address that svcnet had made local ([`crate::local`]) is so no longer.
+    LocalDeleted(IpAddr),
     /// Of a neighbour, by link and address: set when it is permanent now, deleted when it is not or no more.
     Neighbour(Happened, u32, IpAddr),
     /// Of a forwarding entry with a tunnel endpoint.
@@ -88,7 +91,10 @@ impl Event {
             M::NewAddress(m) => Address::from_message(&m).map(|a| Self::Address(Set, a)),
             M::DelAddress(m) => Address::from_message(&m).map(|a| Self::Address(Deleted, a)),
             M::NewRoute(m) => Route::from_message(&m).map(|r| Self::Route(Set, r)),
-            M::DelRoute(m) => Route::from_message(&m).map(|r| Self::Route(Deleted, r)),
+            M::DelRoute(m) => match local::address_of(local::LocalFor::Relays, &m) {
+                Some(address) => Some(Self::LocalDeleted(address)),
+                None => Route::from_message(&m).map(|r| Self::Route(Deleted, r)),
+            },
             M::NewNeighbour(m) => match FdbEntry::from_message(&m) {
                 Some(entry) => Some(Self::Fdb(Set, entry)),
                 None => {

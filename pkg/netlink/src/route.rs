@@ -48,34 +48,6 @@ pub struct Route {
     pub metric: u32,
 }
 
-/// `RT_TABLE_LOCAL`
-const TABLE_LOCAL: u8 = 255;
-/// Index of the link `lo`, in every namespace.
-const LOOPBACK: u32 = 1;
-
-/// The protocol number on addresses of [`Rtnl::replace_local`]: another, so that nobody takes them back who takes back
-/// svcnet's routes.
-const PROTOCOL_STAND_IN: u8 = PROTOCOL_SVCNET + 1;
-
-/// The address that a route leads to.
-fn destination(message: &RouteMessage) -> Option<IpAddr> {
-    message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
-        RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
-        _ => None,
-    })
-}
-
-/// `local ADDRESS dev lo table local`
-fn local(address: IpAddr) -> RouteMessage {
-    let mut message = Route::on_link(IpNet::from(address), LOOPBACK).message();
-    message.header.protocol = RouteProtocol::from(PROTOCOL_STAND_IN);
-    message.header.table = TABLE_LOCAL;
-    message.header.kind = RouteType::Local;
-    message.header.scope = RouteScope::Host;
-    message
-}
-
 impl Route {
     /// A route of svcnet's to what lies directly on a link.
     pub fn on_link(destination: IpNet, link: u32) -> Self {
@@ -307,52 +279,6 @@ impl Rtnl {
         let message = RouteNetlinkMessage::NewRoute(route.message());
         self.request(message, NLM_F_CREATE | NLM_F_REPLACE)
             .map_err(|e| e.about("set route", route))
-    }
-
-    /// Makes an address one of this host's without putting it on a link: packets to it come in over loopback, and none
-    /// is ever sent from it unasked. The route is in the table `local`.
-    ///
-    /// # Errors
-    /// When the link `lo` is down, or the kernel refuses.
-    pub fn replace_local(&mut self, address: IpAddr) -> Result<(), Error> {
-        let message = RouteNetlinkMessage::NewRoute(local(address));
-        self.request(message, NLM_F_CREATE | NLM_F_REPLACE)
-            .map_err(|e| e.about("set local route", address))
-    }
-
-    /// The addresses that [`Self::replace_local`] made this host's.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn replaced_locals(&mut self) -> Result<Vec<IpAddr>, Error> {
-        let stand_in = RouteProtocol::from(PROTOCOL_STAND_IN);
-        let mut found = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut message = RouteMessage::default();
-            message.header.address_family = family;
-            message.header.table = TABLE_LOCAL;
-            message.header.kind = RouteType::Local;
-            message.header.protocol = stand_in;
-            let keep = |answer| match answer {
-                RouteNetlinkMessage::NewRoute(m) if m.header.protocol == stand_in => destination(&m),
-                _ => None,
-            };
-            let routes = self.dump(&RouteNetlinkMessage::GetRoute(message), keep);
-            found.extend(routes.map_err(|e| e.about("list routes of", "the local table"))?);
-        }
-        Ok(found)
-    }
-
-    /// Takes back [`Self::replace_local`]; that there is no such route is fine.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn delete_local(&mut self, address: IpAddr) -> Result<(), Error> {
-        let message = RouteNetlinkMessage::DelRoute(local(address));
-        deleted(
-            self.request(message, 0)
-                .map_err(|e| e.about("delete local route", address)),
-        )
     }
 
     /// Deletes a route; that there is none is fine.

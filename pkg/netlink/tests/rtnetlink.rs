@@ -14,6 +14,7 @@ use serde_json::Value;
 use svcnet_netlink::Rtnl;
 use svcnet_netlink::addr::Address;
 use svcnet_netlink::link::{Change, Kind, Port, VethEnd, Vxlan};
+use svcnet_netlink::local::LocalFor;
 use svcnet_netlink::monitor::{Event, Group, Happened, Listener, Monitor};
 use svcnet_netlink::neigh::{FdbEntry, Neighbour};
 use svcnet_netlink::netns::OwnedNetNs;
@@ -335,6 +336,61 @@ fn sysctls_are_those_of_the_thread() {
             .unwrap_err()
             .is_gone()
     );
+}
+
+/// Addresses of no link: sockets bind to them, packets are delivered, and what others made local stays theirs.
+#[test]
+fn addresses_are_made_local_and_taken_back() {
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    let ns = OwnedNetNs::unique("svcnet-rt").unwrap();
+    ns.run(|| {
+        let mut rt = Rtnl::open().unwrap();
+        rt.set_loopback_up().unwrap();
+        let (v4, v6): (IpAddr, IpAddr) = ("10.96.0.9".parse().unwrap(), "fd00:96::9".parse().unwrap());
+        let source: IpAddr = "127.0.0.7".parse().unwrap();
+        for (address, source) in [(v4, Some(source)), (v6, None), (v4, None)] {
+            rt.add_local_address(LocalFor::Relays, address, source).unwrap();
+        }
+        let mut there = rt.local_addresses(LocalFor::Relays).unwrap();
+        there.sort();
+        assert_eq!(there, [v4, v6]);
+        for address in [v4, v6] {
+            let domain = socket2::Domain::for_address(SocketAddr::new(address, 0));
+            let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
+            if address.is_ipv6() {
+                socket.set_freebind_v6(true).unwrap();
+            }
+            socket.bind(&SocketAddr::new(address, 80).into()).unwrap();
+            socket.listen(1).unwrap();
+            let listener = TcpListener::from(socket);
+            let stream = TcpStream::connect(SocketAddr::new(address, 80)).unwrap();
+            if address.is_ipv4() {
+                assert_eq!(stream.local_addr().unwrap().ip(), source);
+            }
+            let (served, _) = listener.accept().unwrap();
+            assert_eq!(served.local_addr().unwrap().ip(), address);
+        }
+        let own: IpAddr = "10.96.0.7".parse().unwrap();
+        assert!(
+            Command::new("ip")
+                .args(["address", "add", "10.96.0.7/32", "dev", "lo"])
+                .status()
+                .unwrap()
+                .success()
+        );
+        rt.add_local_address(LocalFor::Relays, own, None).unwrap();
+        rt.delete_local_address(LocalFor::Relays, own).unwrap();
+        assert!(
+            TcpListener::bind(SocketAddr::new(own, 80)).is_ok(),
+            "the host's own stays"
+        );
+        for address in [v4, v6, v4] {
+            rt.delete_local_address(LocalFor::Relays, address).unwrap();
+        }
+        assert!(rt.local_addresses(LocalFor::Relays).unwrap().is_empty());
+        assert!(TcpListener::bind(SocketAddr::new(v4, 80)).is_err());
+    })
+    .unwrap();
 }
 
 #[test]

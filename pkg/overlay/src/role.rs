@@ -203,6 +203,7 @@ impl State {
         };
         match event {
             Event::Lost | Event::Address(..) => true,
+            Event::LocalDeleted(_) => false,
             Event::Link(_, link) => {
                 [LINK_NAMES.vxlan, LINK_NAMES.bridge, &facts.underlay.name].contains(&link.name.as_str())
             }

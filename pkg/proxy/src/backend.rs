@@ -10,7 +10,9 @@ use svcnet_netlink::nft;
 
 use crate::ipvs;
 use crate::model::{Frontend, FrontendKey};
+use crate::node_ports::NodePortAddresses;
 use crate::scheduler::Scheduler;
+use crate::userspace;
 
 /// Which backend there is to be (`--proxy-mode`, and `mode` in the ConfigMap `kube-proxy`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -67,6 +69,9 @@ pub enum Error {
     /// IPVS, or what is around it.
     #[error(transparent)]
     Ipvs(#[from] ipvs::Error),
+    /// Relays on sockets could not be started or looked after.
+    #[error(transparent)]
+    Userspace(#[from] userspace::Error),
 }
 
 /// What a change came to.
@@ -128,6 +133,12 @@ pub trait Backend: Send {
     /// The scheduler that is used where this one is asked for: itself, or the nearest that there is.
     fn nearest(&self, scheduler: Scheduler) -> Scheduler {
         scheduler
+    }
+
+    /// Hears which addresses node ports are to answer on, and the node's own main ones; whether [`Self::converge`] has
+    /// something to do then.
+    fn node_ports_on(&mut self, _addresses: &NodePortAddresses, _node: &[IpAddr]) -> bool {
+        false
     }
 
     /// Hears the node's own main addresses, for `--nodeport-addresses primary`; whether [`Self::converge`] has

@@ -24,8 +24,12 @@ use svcnet_runtime::Change;
 
 use crate::backend::{Backend, Error, Report};
 use crate::desired::{Settings, frontends};
+use crate::health::Checks;
+use crate::local::{Lack, Locals};
 use crate::model::{Frontend, FrontendKey};
+use crate::node_ports::NodePortAddresses;
 use crate::notices::{Notice, Notices};
+use crate::scheduler::Scheduler;
 use crate::view::{Name, View};
 
 /// Annotation of a slice: when what made it change happened (`v1.EndpointsLastChangeTriggerTime`).
@@ -49,7 +53,9 @@ pub struct Engine {
     dirty: BTreeSet<Name>,
     triggers: Vec<Timestamp>,
     claims: Claims,
+    locals: Locals,
     notices: Notices,
+    node_ports: NodePortAddresses,
     backend: Box<dyn Backend>,
     trust: Trust,
 }
@@ -74,7 +80,9 @@ impl Engine {
             dirty: BTreeSet::new(),
             triggers: Vec::new(),
             claims: Claims::default(),
+            locals: Locals::default(),
             notices: Notices::default(),
+            node_ports: NodePortAddresses::default(),
             backend,
             trust: Trust::Unknown,
         }
@@ -164,6 +172,49 @@ impl Engine {
         result
     }
 
+    /// Hands everything to another backend, and gives the former one back when that has taken it. Until then, and when
+    /// it refuses, the former one serves.
+    ///
+    /// # Errors
+    /// When the new backend does not take it.
+    pub fn switch(&mut self, mut backend: Box<dyn Backend>) -> Result<Box<dyn Backend>, Error> {
+        backend.node_ports_on(&self.node_ports, &self.view.node().addresses);
+        if self.is_complete() {
+            let missed = !self.changes().is_empty();
+            let mut desired = desired(&self.view, &self.settings, &self.claims);
+            if let Err(error) = backend.converge(&mut desired, false) {
+                if missed && self.trust == Trust::Synced {
+                    self.trust = Trust::Unknown;
+                }
+                return Err(error);
+            }
+            drop(desired);
+            self.trust = Trust::Synced;
+        } else {
+            self.trust = Trust::Unknown;
+        }
+        Ok(std::mem::replace(&mut self.backend, backend))
+    }
+
+    /// How endpoints are chosen for Services that do not say it; the next [`Self::sync`] brings it into force.
+    pub fn set_scheduler(&mut self, scheduler: Scheduler) {
+        if self.settings.scheduler != scheduler {
+            self.settings.scheduler = scheduler;
+            self.dirty.extend(self.view.service_names().cloned());
+        }
+    }
+
+    /// Which addresses of the node its node ports answer on; the next [`Self::sync`] brings it into force.
+    pub fn set_node_ports(&mut self, addresses: NodePortAddresses) {
+        if self
+            .backend
+            .node_ports_on(&addresses, &self.view.node().addresses)
+        {
+            self.trust = self.trust.max(Trust::Unknown);
+        }
+        self.node_ports = addresses;
+    }
+
     /// Whether [`Self::tidy`] may find something, now or the next time.
     pub fn is_untidy(&self) -> bool {
         self.trust == Trust::Synced && self.backend.is_untidy()
@@ -187,6 +238,16 @@ impl Engine {
     /// When the changes that are in force now were caused, as far as their objects say.
     pub fn take_triggers(&mut self) -> Vec<Timestamp> {
         std::mem::take(&mut self.triggers)
+    }
+
+    /// What health checks of Services are to be answered, if that has changed since the last call.
+    pub(crate) fn take_checks(&mut self) -> Option<Checks> {
+        self.locals.take_checks()
+    }
+
+    /// How many ports of Services are to use endpoints of this node alone, and find none.
+    pub fn lack(&self) -> Lack {
+        self.locals.lack()
     }
 
     /// Looks whether somebody else has changed what is ours; if so, the next [`Self::sync`] repairs it.
@@ -224,6 +285,7 @@ impl Engine {
                 None => self.notices.forget(&name),
             }
             let wanted = frontends(&name, &self.view, &self.settings);
+            self.locals.update(&name, &self.view, &wanted);
             for key in self.claims.release(&name, &wanted) {
                 match self.claims.next_owner(&key) {
                     Some(heir) => drop(self.dirty.insert(heir)),

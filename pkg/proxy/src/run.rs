@@ -3,8 +3,9 @@
 //! The kernel is told on a blocking thread. While it commits, changes queue up and become one batch: churn is
 //! coalesced by exactly the time that a commit takes, and a lone change waits for nothing.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -12,18 +13,20 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use svcnet_netlink::nft;
 use svcnet_runtime::{Change, Component, Context, Scope};
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
+use crate::backend::Mode;
 use crate::desired::Settings;
 use crate::engine::{Engine, Update};
-use crate::nftables::Nftables;
+use crate::health::{self, Board, Checks};
+use crate::mode::{Choice, Condition, Modes, Notice, Openers, Source, Teller, Wish};
 use crate::node_ports::NodePortAddresses;
 use crate::scheduler::Scheduler;
+use crate::sysctls::Sysctls;
 
 /// Changes that may wait for the kernel before the watches wait for us.
 const QUEUE_LENGTH: usize = 4096;
@@ -34,6 +37,13 @@ const TIDY: Duration = Duration::from_secs(1);
 /// A foreign change often is one of many (a firewall that reloads): look when it is quiet for so long.
 const SETTLE: Duration = Duration::from_millis(50);
 
+/// Where node ports answer only if the kernel routes loopback addresses.
+const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// Events that may wait to be written.
+const NOTICES_MAX: usize = 64;
+/// How long is waited for what the ConfigMap says, before anything is done. Not at all where it is known from before.
+const FIRST_WISH: Duration = Duration::from_secs(2);
+
 /// How a proxy is run.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
@@ -43,6 +53,12 @@ pub struct Config {
     pub service_cidrs: Vec<IpNet>,
     /// Service addresses that this node answers itself, as the DNS role does: nothing is programmed for them.
     pub node_local: Vec<IpAddr>,
+    /// The mode where the ConfigMap does not say one (`--proxy-mode`).
+    pub mode: Mode,
+    /// Whether ipvs mode keeps links from answering ARP for addresses of others (`--strict-arp`).
+    pub strict_arp: bool,
+    /// Where /healthz and /livez are answered (`--healthz-bind-address`).
+    pub healthz: Option<SocketAddr>,
     /// How endpoints are chosen for Services that do not say it (`--scheduler`).
     pub scheduler: Scheduler,
     /// Networks that `externalIPs` may lie in (`--external-ip-range`); without any, none is served.
@@ -54,9 +70,9 @@ pub struct Config {
 /// Why a proxy can not run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No access to nf_tables.
-    #[error("{0}; svcnet proxy needs root and a kernel with nf_tables (CONFIG_NF_TABLES, CONFIG_NFT_NAT)")]
-    Kernel(#[source] nft::Error),
+    /// This host can not have any mode.
+    #[error("no proxy mode is possible: {0}")]
+    NoMode(String),
     /// No thread for the kernel's side.
     #[error("start the proxy's thread: {0}")]
     Thread(#[source] std::io::Error),
@@ -67,91 +83,185 @@ pub enum Error {
 
 /// The proxy of a node.
 pub struct Proxy {
-    engine: Engine,
+    config: Config,
+    ctx: Context,
     services: mpsc::Receiver<Change<Service>>,
     slices: mpsc::Receiver<Change<EndpointSlice>>,
     node: mpsc::Receiver<Change<Node>>,
-    route_loopback: bool,
     health: Component,
-    shutdown: CancellationToken,
 }
 
 /// What the thread is told.
 enum Work {
     Update(Update),
+    Wish(Wish),
     Touched,
 }
 
 impl Proxy {
-    /// Opens the way to the kernel and subscribes to Services, EndpointSlices and this node's Node. Changes nothing yet.
-    ///
-    /// # Errors
-    /// When the kernel has no nf_tables or permission is lacking.
-    pub fn new(config: Config, ctx: &Context) -> Result<Self, Error> {
-        let backend = Nftables::open(&config.cluster_cidrs, &config.service_cidrs).map_err(Error::Kernel)?;
-        let settings = Settings {
-            service_cidrs: config.service_cidrs,
-            node_local: config.node_local,
-            scheduler: config.scheduler,
-            external_ranges: config.external_ranges,
-        };
-        let own_node = Scope {
+    /// Subscribes to Services, EndpointSlices and this Node. Changes nothing yet.
+    pub fn new(config: Config, ctx: &Context) -> Self {
+        let this_node = Scope {
             fields: Some(format!("metadata.name={}", ctx.node_name)),
             ..Scope::default()
         };
-        let route_loopback = config.node_ports.answers_on([127, 0, 0, 1].into());
-        let backend = backend.with_node_ports_on(config.node_ports);
-        Ok(Self {
-            engine: Engine::new(&ctx.node_name, settings, Box::new(backend)).awaiting_node(),
+        Self {
             services: ctx.informers.subscribe(Scope::default()),
             slices: ctx.informers.subscribe(Scope::default()),
-            node: ctx.informers.subscribe(own_node),
-            route_loopback,
+            node: ctx.informers.subscribe(this_node),
             health: ctx.health.component("proxy"),
-            shutdown: ctx.shutdown.clone(),
-        })
+            config,
+            ctx: ctx.clone(),
+        }
     }
 
     /// Works until shutdown, and then leaves the data plane as it is.
     ///
     /// # Errors
-    /// When its thread can not be started or dies.
+    /// When no mode is possible, or its thread can not be started or dies.
     pub async fn run(mut self) -> Result<(), Error> {
-        if self.route_loopback {
-            route_loopback();
+        // What runs beside the loop ends with it.
+        let mut beside = JoinSet::new();
+        let (notices, to_tell) = mpsc::channel(NOTICES_MAX);
+        let (client, data_dir) = (self.ctx.client.clone(), &self.ctx.data_dir);
+        let (source, mut wishes) = Source::new(client.clone(), data_dir, notices.clone());
+        beside.spawn(source.follow());
+        // Not long: without a server, flags decide.
+        _ = timeout(FIRST_WISH, wishes.wait_for(Option::is_some)).await;
+        let wish = wishes.borrow_and_update().clone().unwrap_or_default();
+        let (choice, chosen) = watch::channel(None);
+        let (there, is_there) = watch::channel(None);
+        let teller = Teller {
+            client,
+            node: self.ctx.node_name.clone(),
+            choice: chosen,
+            there: is_there,
+            notices: to_tell,
+        };
+        beside.spawn(teller.run());
+        let board = Board::default();
+        let (checks, to_check) = watch::channel(Checks::default());
+        beside.spawn(health::keep(to_check, board.clone()));
+        if let Some(at) = self.config.healthz {
+            beside.spawn(health::serve_proxy(at, board.clone()));
         }
-        let wake = self
-            .engine
-            .wake()
-            .map(|fd| fd.try_clone_to_owned())
-            .transpose()
-            .map_err(Error::Thread)?;
         let (sender, receiver) = mpsc::channel(QUEUE_LENGTH);
-        let (engine, health) = (self.engine, self.health);
-        let (ended, mut has_ended) = tokio::sync::oneshot::channel::<()>();
-        let worker = Worker::new(engine, health, RETRY.0).map_err(Error::Thread)?;
-        spawn("proxy", move || {
-            let _ended = ended;
-            worker.work(receiver);
-        })?;
-        if let Some(wake) = wake {
-            let sender = sender.clone().downgrade();
-            spawn("proxy-watch", move || wake_on_foreign_changes(&wake, &sender))?;
-        }
+        let out = Out {
+            health: self.health.clone(),
+            board: board.clone(),
+            checks,
+            choice,
+            notices,
+        };
+        let mut has_ended = self.start(wish, &sender, receiver, out)?;
         loop {
             let work = tokio::select! {
-                () = self.shutdown.cancelled() => return Ok(()),
+                () = self.ctx.shutdown.cancelled() => return Ok(()),
                 _ = &mut has_ended => return Err(Error::ThreadEnded),
-                Some(change) = self.services.recv() => Work::Update(Update::Services(change)),
-                Some(change) = self.slices.recv() => Work::Update(Update::Slices(change)),
-                Some(change) = self.node.recv() => Work::Update(Update::Node(change)),
+                Some(change) = self.services.recv() => {
+                    changes_come("service", &change);
+                    Work::Update(Update::Services(change))
+                }
+                Some(change) = self.slices.recv() => {
+                    changes_come("endpoint", &change);
+                    Work::Update(Update::Slices(change))
+                }
+                Some(change) = self.node.recv() => {
+                    hear_node(&change, &board, &there);
+                    Work::Update(Update::Node(change))
+                }
+                Ok(()) = wishes.changed() => {
+                    Work::Wish(wishes.borrow_and_update().clone().unwrap_or_default())
+                }
                 else => return Ok(()),
             };
+            board.queued(Timestamp::now());
             if sender.send(work).await.is_err() {
                 return Err(Error::ThreadEnded);
             }
         }
     }
+
+    /// Starts the thread that tells the kernel. What is returned is done when it ends.
+    fn start(
+        &self,
+        wish: Wish,
+        sender: &mpsc::Sender<Work>,
+        receiver: mpsc::Receiver<Work>,
+        out: Out,
+    ) -> Result<oneshot::Receiver<()>, Error> {
+        let openers = Openers {
+            cluster_cidrs: self.config.cluster_cidrs.clone(),
+            service_cidrs: self.config.service_cidrs.clone(),
+            sysctls: Sysctls::new(&self.ctx.run_dir),
+            on_loopback: wish
+                .node_ports
+                .as_ref()
+                .unwrap_or(&self.config.node_ports)
+                .answers_on(LOCALHOST),
+            strict_arp: wish.strict_arp.unwrap_or(self.config.strict_arp),
+            relays: None,
+        };
+        let settings = Settings {
+            service_cidrs: self.config.service_cidrs.clone(),
+            node_local: self.config.node_local.clone(),
+            scheduler: self.config.scheduler,
+            external_ranges: self.config.external_ranges.clone(),
+        };
+        let flags = Wish {
+            mode: Some(self.config.mode),
+            scheduler: Some(self.config.scheduler),
+            node_ports: Some(self.config.node_ports.clone()),
+            strict_arp: Some(self.config.strict_arp),
+            iptables: false,
+        };
+        let wish = wish.or(&flags);
+        let asked = wish.mode.unwrap_or_default();
+        let (modes, backend) = Modes::start(openers, asked).map_err(Error::NoMode)?;
+        let mut engine = Engine::new(&self.ctx.node_name, settings, backend).awaiting_node();
+        engine.set_scheduler(wish.scheduler.unwrap_or_default());
+        engine.set_node_ports(wish.node_ports.unwrap_or_default());
+        let (ended, has_ended) = oneshot::channel::<()>();
+        let mut worker = Worker::new(engine, out, RETRY.0).map_err(Error::Thread)?;
+        worker.switching = Some(Switching {
+            modes,
+            flags,
+            sender: sender.downgrade(),
+            watcher: None,
+        });
+        worker.tell_choice(None);
+        worker.watch()?;
+        spawn("proxy", move || {
+            let _ended = ended;
+            worker.work(receiver);
+        })?;
+        Ok(has_ended)
+    }
+}
+
+/// Counts changes as kube-proxy does: those that have come, and those that wait to be in force.
+fn changes_come<K>(of: &'static str, change: &Change<K>) {
+    let count = match change {
+        Change::Reset(all) => all.len(),
+        Change::Apply(_) | Change::Delete(_) => 1,
+    };
+    metrics::counter!(format!("kubeproxy_sync_proxy_rules_{of}_changes_total")).increment(count as u64);
+    metrics::gauge!(format!("kubeproxy_sync_proxy_rules_{of}_changes_pending")).increment(gauge(count));
+    metrics::gauge!("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds")
+        .set(seconds(Timestamp::now()));
+}
+
+/// What the Node says of its future, and of our condition.
+fn hear_node(change: &Change<Node>, board: &Board, there: &watch::Sender<Option<Option<Condition>>>) {
+    let node = match change {
+        Change::Reset(all) => all.first(),
+        Change::Apply(node) => Some(node),
+        Change::Delete(_) => None,
+    };
+    if let Some(node) = node {
+        board.hear_node(node);
+    }
+    there.send_replace(node.map(|node| Condition::of(node)));
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Error> {
@@ -164,9 +274,9 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Error> 
 
 /// Wakes the worker when somebody else may have changed our tables. The worker reads the socket; until it does, this
 /// wakes it again.
-fn wake_on_foreign_changes(wake: &OwnedFd, sender: &mpsc::WeakSender<Work>) {
+fn wake_on_foreign_changes(wake: &OwnedFd, sender: &mpsc::WeakSender<Work>, needed: &Weak<()>) {
     // The worker ends when the last sender is gone, so none is held while waiting.
-    while sender.upgrade().is_some_and(|sender| !sender.is_closed()) {
+    while needed.strong_count() > 0 && sender.upgrade().is_some_and(|sender| !sender.is_closed()) {
         let mut fds = [PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
         // The timeout is for noticing that the worker is gone.
         if !matches!(poll(&mut fds, PollTimeout::from(500u16)), Ok(1..)) {
@@ -180,10 +290,30 @@ fn wake_on_foreign_changes(wake: &OwnedFd, sender: &mpsc::WeakSender<Work>) {
     }
 }
 
+/// What is told about the work.
+struct Out {
+    health: Component,
+    board: Board,
+    checks: watch::Sender<Checks>,
+    choice: watch::Sender<Option<Choice>>,
+    notices: mpsc::Sender<Notice>,
+}
+
+/// For going over to another mode.
+struct Switching {
+    modes: Modes,
+    /// What the flags say.
+    flags: Wish,
+    sender: mpsc::WeakSender<Work>,
+    /// While it is there, a thread watches for foreign changes.
+    watcher: Option<Arc<()>>,
+}
+
 /// The side of the kernel.
 struct Worker {
     engine: Engine,
-    health: Component,
+    out: Out,
+    switching: Option<Switching>,
     retry: Duration,
     tidied: Instant,
     /// For waiting no longer than until it is time to tidy.
@@ -191,10 +321,11 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(engine: Engine, health: Component, retry: Duration) -> std::io::Result<Self> {
+    fn new(engine: Engine, out: Out, retry: Duration) -> std::io::Result<Self> {
         Ok(Self {
             engine,
-            health,
+            out,
+            switching: None,
             retry,
             tidied: Instant::now(),
             clock: tokio::runtime::Builder::new_current_thread()
@@ -220,6 +351,17 @@ impl Worker {
                 if receiver.is_closed() && receiver.is_empty() {
                     return;
                 }
+            }
+            self.settle();
+        }
+    }
+
+    /// Nothing that has come waits any more.
+    fn settle(&self) {
+        if self.engine.is_complete() && !self.engine.is_pending() {
+            self.out.board.updated(Timestamp::now());
+            for of in ["service", "endpoint"] {
+                metrics::gauge!(format!("kubeproxy_sync_proxy_rules_{of}_changes_pending")).set(0.0);
             }
         }
     }
@@ -268,6 +410,7 @@ impl Worker {
                 metrics::counter!("svcnet_proxy_changes_total").increment(1);
                 self.engine.apply_change(update);
             }
+            Work::Wish(wish) => self.switch(wish),
             Work::Touched => match self.engine.check() {
                 Ok(true) => tracing::info!("somebody else changed our tables, verifying them"),
                 Ok(false) => {}
@@ -281,22 +424,100 @@ impl Worker {
         }
     }
 
+    /// Follows what is asked for now.
+    fn switch(&mut self, wish: Wish) {
+        let Some(switching) = &mut self.switching else {
+            return;
+        };
+        let wish = wish.or(&switching.flags);
+        let node_ports = wish.node_ports.unwrap_or_default();
+        switching
+            .modes
+            .node_ports_on_loopback(node_ports.answers_on(LOCALHOST));
+        switching.modes.strict_arp(wish.strict_arp.unwrap_or_default());
+        self.engine.set_scheduler(wish.scheduler.unwrap_or_default());
+        self.engine.set_node_ports(node_ports);
+        let former = switching.modes.choice().used;
+        let asked = wish.mode.unwrap_or_default();
+        if switching.modes.switch(asked, &mut self.engine) {
+            if self.engine.is_complete() {
+                switching.modes.clear(&self.engine);
+            }
+            if let Err(error) = self.watch() {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "can not watch for foreign changes"
+                );
+            }
+        }
+        self.tell_choice(Some(former));
+    }
+
+    /// Tells the cluster which mode there is, where that is news.
+    fn tell_choice(&self, former: Option<Mode>) {
+        let Some(switching) = &self.switching else { return };
+        let choice = switching.modes.choice().clone();
+        let former = former.filter(|former| *former != choice.used);
+        let fell_back = choice.asked != choice.used;
+        let known = self.out.choice.send_replace(Some(choice.clone()));
+        if known.as_ref() != Some(&choice) && (former.is_some() || fell_back) {
+            // Full: whoever looks at events has enough to read.
+            _ = self.out.notices.try_send(Notice::Mode { former, choice });
+        }
+    }
+
+    /// Has a thread watch for foreign changes of what the backend made, and the one for the former backend end.
+    fn watch(&mut self) -> Result<(), Error> {
+        let Some(switching) = &mut self.switching else {
+            return Ok(());
+        };
+        switching.watcher = None;
+        let Some(wake) = self.engine.wake() else {
+            return Ok(());
+        };
+        let wake = wake.try_clone_to_owned().map_err(Error::Thread)?;
+        let needed = Arc::new(());
+        let (sender, watched) = (switching.sender.clone(), Arc::downgrade(&needed));
+        switching.watcher = Some(needed);
+        spawn("proxy-watch", move || {
+            wake_on_foreign_changes(&wake, &sender, &watched)
+        })
+    }
+
+    /// Tells what is in force now.
+    fn tell(&mut self) {
+        let now = Timestamp::now();
+        self.out.health.ready();
+        if let Some(checks) = self.engine.take_checks() {
+            self.out.checks.send_replace(checks);
+        }
+        metrics::gauge!("kubeproxy_sync_proxy_rules_last_timestamp_seconds").set(seconds(now));
+        for trigger in self.engine.take_triggers() {
+            // Clocks of two machines: a moment that has not come yet is now.
+            let waited = now.duration_since(trigger).as_secs_f64().max(0.0);
+            metrics::histogram!("kubeproxy_network_programming_duration_seconds").record(waited);
+        }
+        let lack = self.engine.lack();
+        for (policy, count) in [("internal", lack.internal), ("external", lack.external)] {
+            let name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
+            metrics::gauge!(name, "traffic_policy" => policy).set(gauge(count));
+        }
+        metrics::gauge!("svcnet_proxy_services").set(gauge(self.engine.service_count()));
+        metrics::gauge!("svcnet_proxy_frontends").set(gauge(self.engine.frontend_count()));
+    }
+
     /// Whether the kernel took it.
     fn sync(&mut self, begin: Instant) -> bool {
         let sync_begin = Instant::now();
         match self.engine.sync() {
             Ok(report) => {
                 self.retry = RETRY.0;
-                self.health.ready();
-                metrics::histogram!("sync_proxy_rules_duration_seconds").record(sync_begin.elapsed());
-                let now = Timestamp::now();
-                for trigger in self.engine.take_triggers() {
-                    // Clocks of two machines: a moment that has not come yet is now.
-                    let waited = now.duration_since(trigger).as_secs_f64().max(0.0);
-                    metrics::histogram!("network_programming_duration_seconds").record(waited);
+                metrics::histogram!("kubeproxy_sync_proxy_rules_duration_seconds")
+                    .record(sync_begin.elapsed());
+                self.tell();
+                if let Some(switching) = &mut self.switching {
+                    switching.modes.clear(&self.engine);
                 }
-                metrics::gauge!("svcnet_proxy_services").set(gauge(self.engine.service_count()));
-                metrics::gauge!("svcnet_proxy_frontends").set(gauge(self.engine.frontend_count()));
                 if report.operations > 0 {
                     metrics::counter!("svcnet_proxy_operations_total").increment(report.operations as u64);
                     metrics::counter!("svcnet_proxy_stale_entries_cleared_total")
@@ -313,7 +534,7 @@ impl Worker {
             }
             Err(error) => {
                 metrics::counter!("svcnet_proxy_sync_failures_total").increment(1);
-                self.health.not_ready(error.to_string());
+                self.out.health.not_ready(error.to_string());
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
                     "services not programmed, trying again"
@@ -332,15 +553,9 @@ fn gauge(count: usize) -> f64 {
     count as f64
 }
 
-/// Node ports answer on 127.0.0.1, from where packets leave with another source only if the kernel lets loopback
-/// addresses be routed. A rule of ours keeps others from loopback.
-fn route_loopback() {
-    if let Err(error) = svcnet_netlink::sysctl::set("net/ipv4/conf/all/route_localnet", "1") {
-        tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "node ports will not answer on 127.0.0.1"
-        );
-    }
+#[expect(clippy::cast_precision_loss, reason = "milliseconds fit for 285,000 years")]
+fn seconds(at: Timestamp) -> f64 {
+    at.as_millisecond() as f64 / 1000.0
 }
 
 #[cfg(test)]

@@ -18,7 +18,15 @@ fn until(what: &str, mut so: impl FnMut() -> bool) {
 fn worker() -> (Fake, Health, mpsc::Sender<Work>, std::thread::JoinHandle<()>) {
     let (fake, health) = (Fake::default(), Health::default());
     let engine = Engine::new("n1", Settings::default(), Box::new(fake.clone()));
-    let worker = Worker::new(engine, health.component("proxy"), Duration::from_millis(1)).unwrap();
+    let (notices, _) = mpsc::channel(1);
+    let out = Out {
+        health: health.component("proxy"),
+        board: Board::default(),
+        checks: watch::Sender::default(),
+        choice: watch::Sender::default(),
+        notices,
+    };
+    let worker = Worker::new(engine, out, Duration::from_millis(1)).unwrap();
     let (sender, receiver) = mpsc::channel(QUEUE_LENGTH);
     let thread = std::thread::spawn(move || worker.work(receiver));
     (fake, health, sender, thread)

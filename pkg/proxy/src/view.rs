@@ -63,6 +63,8 @@ pub struct Service {
     pub weights: Option<Box<Weights>>,
     /// `sessionAffinity: ClientIP` with its time.
     pub affinity_seconds: Option<u32>,
+    /// `healthCheckNodePort`, where load balancers ask for endpoints of this node.
+    pub health_port: Option<u16>,
     /// `loadBalancerSourceRanges`, if there are any.
     pub source_ranges: Option<Box<[IpNet]>>,
     /// What makes no sense in it and is left aside, in words.
@@ -118,6 +120,7 @@ impl Service {
             scheduler: annotation(service, ANNOTATION_SCHEDULER, str::parse, &mut complaints),
             weights: annotation(service, ANNOTATION_WEIGHTS, Weights::parse, &mut complaints).map(Box::new),
             affinity_seconds: affinity_seconds(spec),
+            health_port: health_port(spec),
             source_ranges: source_ranges(service, &mut complaints),
             complaints: complaints.into(),
         })
@@ -152,6 +155,15 @@ fn affinity_seconds(spec: &core::ServiceSpec) -> Option<u32> {
         .and_then(|client_ip| client_ip.timeout_seconds)
         .and_then(|seconds| u32::try_from(seconds).ok());
     Some(seconds.filter(|s| *s > 0).unwrap_or(AFFINITY_SECONDS_DEFAULT))
+}
+
+/// Only a LoadBalancer with policy `Local` has one.
+fn health_port(spec: &core::ServiceSpec) -> Option<u16> {
+    let local = spec.external_traffic_policy.as_deref() == Some("Local");
+    let port = spec
+        .health_check_node_port
+        .and_then(|port| u16::try_from(port).ok());
+    port.filter(|port| *port != 0 && local && spec.type_.as_deref() == Some("LoadBalancer"))
 }
 
 /// Of the field, or else of the annotation that it had before. What does not parse allows nobody.

@@ -11,6 +11,7 @@ pub mod join;
 mod journal;
 pub mod ops;
 mod resolve;
+pub mod serve;
 pub mod telemetry;
 
 use std::path::PathBuf;

@@ -1,18 +1,16 @@
 //! The process's own HTTP listener: `/healthz`, `/livez`, `/readyz` and `/metrics`.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 
 use http::{Response, StatusCode, header};
 use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper::body::Bytes;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::health::Health;
+use crate::serve::serve;
 
 /// The listener could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -43,29 +41,9 @@ impl OpsServer {
 
     /// Answers until shutdown.
     pub async fn run(self, health: Health, metrics: PrometheusHandle, shutdown: CancellationToken) {
-        loop {
-            let stream = tokio::select! {
-                () = shutdown.cancelled() => return,
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
-                    Err(error) => {
-                        tracing::debug!(%error, "accepting a health or metrics connection failed");
-                        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                        continue;
-                    }
-                },
-            };
-            let (health, metrics) = (health.clone(), metrics.clone());
-            tokio::spawn(async move {
-                let service = service_fn(move |request: http::Request<Incoming>| {
-                    let response = answer(request.uri().path(), &health, &metrics);
-                    async move { Ok::<_, Infallible>(response) }
-                });
-                let connection = hyper::server::conn::http1::Builder::new();
-                if let Err(error) = connection.serve_connection(TokioIo::new(stream), service).await {
-                    tracing::debug!(%error, "a health or metrics connection broke");
-                }
-            });
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = serve(self.listener, move |path| answer(path, &health, &metrics)) => {}
         }
     }
 }

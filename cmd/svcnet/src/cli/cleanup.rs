@@ -9,7 +9,8 @@ use crate::settings::{Given, Problems};
 
 /// Remove from this host all that svcnet made in its network, and nothing else
 ///
-/// Its links with their addresses and routes, its nftables tables, the cluster DNS address on lo, its sockets. Not state and
+/// Its links with their addresses and routes, its nftables tables, the cluster DNS address on lo, its sockets; kernel parameters
+/// of the proxy are as they were before. Not state and
 /// settings: --data takes the state too.
 ///
 /// Stop svcnet first. What was never made, or is gone already, is no error.

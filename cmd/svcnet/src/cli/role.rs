@@ -12,7 +12,7 @@ use svcnet_cni::CniDaemon;
 use svcnet_dns::Dns;
 use svcnet_node::{Machine, NodeRole};
 use svcnet_overlay::Overlay;
-use svcnet_proxy::{NodePortAddresses, Proxy, Scheduler};
+use svcnet_proxy::{Mode, NodePortAddresses, Proxy, Scheduler, Sysctls};
 use svcnet_runtime::Context;
 
 use super::flags::{Cluster, ClusterFlags, KubeconfigFlags, NodeFlags, OpsFlags, ProcessFlags};
@@ -143,6 +143,22 @@ impl AnnouncerFlags {
 /// Flags of the proxy.
 #[derive(Debug, Args)]
 pub(crate) struct ProxyFlags {
+    /// How Services are implemented: nftables, ipvs or userspace. Where the kernel has no ipvs it is nftables, where it has
+    /// neither it is userspace. The ConfigMap kube-proxy in kube-system goes before this flag
+    #[arg(long, value_name = "MODE", help_heading = "Proxy", default_value_t = Mode::default().to_string())]
+    proxy_mode: String,
+    /// In ipvs mode, keep links from answering ARP for addresses of others, from when the mode begins (true or false)
+    #[arg(long, value_name = "BOOL", help_heading = "Proxy", num_args = 0..=1, require_equals = true,
+          default_value = "false", default_missing_value = "true", hide_default_value = true)]
+    strict_arp: String,
+    /// Answer /healthz and /livez of the proxy here, for load balancers; empty for nowhere
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        help_heading = "Proxy",
+        default_value = "0.0.0.0:10256"
+    )]
+    healthz_bind_address: String,
     /// How endpoints are chosen for Services without the annotation svcnet.io/scheduler: random, rr, wrr, lc, wlc, dh, sh,
     /// sed, nq, lblc, lblcr or mh; a mode that lacks one takes its nearest and says so
     #[arg(
@@ -169,6 +185,9 @@ pub(crate) struct ProxyFlags {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Proxying {
+    mode: Mode,
+    strict_arp: bool,
+    healthz: Option<SocketAddr>,
     scheduler: Scheduler,
     node_ports: NodePortAddresses,
     external_ranges: Vec<IpNet>,
@@ -185,7 +204,16 @@ impl ProxyFlags {
             })
         });
         let external_ranges = ranges.collect();
+        let healthz = Some(&self.healthz_bind_address).filter(|text| !text.trim().is_empty());
         Proxying {
+            mode: problems.parse("proxy-mode", &self.proxy_mode).unwrap_or_default(),
+            strict_arp: problems.parse("strict-arp", &self.strict_arp).unwrap_or_default(),
+            healthz: healthz.and_then(|text| {
+                problems.parse_with("healthz-bind-address", text, |text| {
+                    text.parse()
+                        .map_err(|_| format!("{text:?} is not ADDRESS:PORT, as in 0.0.0.0:10256"))
+                })
+            }),
             scheduler: problems.parse("scheduler", &self.scheduler).unwrap_or_default(),
             node_ports: node_ports.unwrap_or_default(),
             external_ranges,
@@ -253,17 +281,19 @@ pub(crate) fn start_proxy(
     cluster: &Cluster,
     proxying: &Proxying,
     node_local: &[IpAddr],
-) -> anyhow::Result<()> {
+) {
     let config = svcnet_proxy::Config {
         cluster_cidrs: cluster.cluster_cidr.iter().collect(),
         service_cidrs: cluster.service_cidr.iter().collect(),
         node_local: node_local.to_vec(),
+        mode: proxying.mode,
+        strict_arp: proxying.strict_arp,
+        healthz: proxying.healthz,
         scheduler: proxying.scheduler,
         external_ranges: proxying.external_ranges.clone(),
         node_ports: proxying.node_ports.clone(),
     };
-    process.spawn("proxy", Proxy::new(config, ctx)?.run());
-    Ok(())
+    process.spawn("proxy", Proxy::new(config, ctx).run());
 }
 
 /// Starts the DNS server.
@@ -409,11 +439,12 @@ pub(crate) fn announcer(args: &AnnouncerArgs, given: &Given) -> anyhow::Result<(
     })
 }
 
-/// The proxy alone: Services as nftables maps.
+/// The proxy alone: what kube-proxy does.
 ///
 /// ClusterIPs, node ports, LoadBalancer and external addresses are translated in the kernel; a change of a Service is a
 /// few map elements, whatever the number of Services. `nft list ruleset` shows all of it, in the tables ip svcnet and
-/// ip6 svcnet.
+/// ip6 svcnet. Other modes: ipvs, and userspace for a kernel with neither. The ConfigMap kube-proxy in kube-system is
+/// followed: editing its mode switches, without an interruption.
 #[derive(Debug, Args)]
 pub(crate) struct ProxyArgs {
     #[command(flatten)]
@@ -422,15 +453,36 @@ pub(crate) struct ProxyArgs {
     cluster: ClusterFlags,
     #[command(flatten)]
     proxy: ProxyFlags,
+    /// Remove from this host what the proxy made in any mode, and nothing else, and end (true or false)
+    #[arg(long, value_name = "BOOL", help_heading = "Proxy", num_args = 0..=1, require_equals = true,
+          default_value = "false", default_missing_value = "true", hide_default_value = true)]
+    cleanup: String,
 }
 
 pub(crate) fn proxy(args: &ProxyArgs, given: &Given) -> anyhow::Result<()> {
     let mut problems = Problems::new(given);
+    if problems.parse::<bool>("cleanup", &args.cleanup) == Some(true) {
+        problems.check()?;
+        return clean_up_proxy(args);
+    }
     let cluster = args.cluster.parse(&mut problems);
     let proxying = args.proxy.parse(&mut problems);
-    args.alone
-        .start(PROXY_OPS_PORT, problems, |process, ctx| match &cluster {
-            Some(cluster) => start_proxy(process, ctx, cluster, &proxying, &[]),
-            None => Ok(()),
-        })
+    args.alone.start(PROXY_OPS_PORT, problems, |process, ctx| {
+        if let Some(cluster) = &cluster {
+            start_proxy(process, ctx, cluster, &proxying, &[]);
+        }
+        Ok(())
+    })
+}
+
+fn clean_up_proxy(args: &ProxyArgs) -> anyhow::Result<()> {
+    let sysctls = Sysctls::new(&args.alone.process.places().run_dir);
+    let cleared = svcnet_proxy::cleanup(&sysctls).map_err(|why| anyhow::anyhow!("clean up: {why}"))?;
+    for mode in &cleared {
+        println!("removed what {mode} mode had made");
+    }
+    if cleared.is_empty() {
+        println!("nothing of the proxy is left on this host");
+    }
+    Ok(())
 }

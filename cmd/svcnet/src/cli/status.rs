@@ -109,6 +109,10 @@ impl Cluster {
         rows.extend(self.nodes.iter().map(node_row));
         writeln!(out)?;
         print_table(out, &rows)?;
+        // It works, if not as it was asked for: no reason to call anything broken.
+        for line in self.nodes.iter().filter_map(proxy_mode) {
+            writeln!(out, "  {line}")?;
+        }
         let nodes_well = rows.iter().skip(1).all(|row| row[1] == "Ready");
         let troubled: Vec<String> = self
             .services
@@ -172,6 +176,19 @@ impl Cluster {
         };
         Some(format!("{namespace}/{name} {why}"))
     }
+}
+
+/// What a node says of its proxy, where that has not the mode that is asked for.
+fn proxy_mode(node: &Node) -> Option<String> {
+    let conditions = node.status.as_ref()?.conditions.as_ref()?;
+    let mode = conditions
+        .iter()
+        .find(|condition| condition.type_ == svcnet_proxy::CONDITION && condition.status != "True")?;
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    Some(format!(
+        "{name}: proxy mode: {}",
+        mode.message.as_deref().unwrap_or_default()
+    ))
 }
 
 fn node_row(node: &Node) -> [String; 4] {

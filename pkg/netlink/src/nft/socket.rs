@@ -61,6 +61,19 @@ impl Error {
             _ => None,
         }
     }
+
+    /// Whether the kernel has no nf_tables, or not for that family.
+    pub fn is_unsupported(&self) -> bool {
+        let errno = match self {
+            Self::Open(error) => error.raw_os_error().map(Errno::from_raw),
+            // A kernel with netfilter's netlink and without nf_tables does not know the subsystem: EINVAL.
+            other => other.errno(),
+        };
+        matches!(
+            errno,
+            Some(Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP | Errno::EINVAL)
+        )
+    }
 }
 
 /// A socket to nf_tables, in the network namespace of the thread that opened it.

@@ -381,6 +381,11 @@ impl Backend for Ipvs {
         }
     }
 
+    fn node_ports_on(&mut self, addresses: &NodePortAddresses, node: &[IpAddr]) -> bool {
+        self.node_ports = addresses.clone();
+        self.node_addresses(node)
+    }
+
     fn node_addresses(&mut self, addresses: &[IpAddr]) -> bool {
         let networks = self.node_ports.networks(addresses);
         let changed = networks != self.node_port_networks;

@@ -9,6 +9,7 @@
 use std::net::Ipv6Addr;
 
 use svcnet_netlink::Rtnl;
+use svcnet_netlink::local::LocalFor;
 use svcnet_netlink::nft::{Chain, ChainKind, Family, Hook, PRIORITY_RAW, PRIORITY_SRCNAT, Rule, Ruleset};
 
 use super::shape::Place;
@@ -18,7 +19,7 @@ const STAND_IN: Ipv6Addr = Ipv6Addr::new(0xfd73, 0x7663, 0x6e65, 0, 0, 0, 0, 1);
 
 /// Makes the stand-in an address of this host.
 pub(crate) fn prepare(links: &mut Rtnl) {
-    if let Err(error) = links.replace_local(STAND_IN.into()) {
+    if let Err(error) = links.add_local_address(LocalFor::Loopback, STAND_IN.into(), None) {
         // A host without IPv6 on loopback has no ::1 either.
         tracing::debug!(
             error = &error as &dyn std::error::Error,
@@ -29,7 +30,7 @@ pub(crate) fn prepare(links: &mut Rtnl) {
 
 /// Takes it back.
 pub(crate) fn clean_up(links: &mut Rtnl) {
-    if let Err(error) = links.delete_local(STAND_IN.into()) {
+    if let Err(error) = links.delete_local_address(LocalFor::Loopback, STAND_IN.into()) {
         tracing::warn!(
             error = &error as &dyn std::error::Error,
             "the local route to {STAND_IN} stays"

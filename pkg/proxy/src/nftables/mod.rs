@@ -192,6 +192,11 @@ impl Backend for Nftables {
         choice::nearest(scheduler)
     }
 
+    fn node_ports_on(&mut self, addresses: &NodePortAddresses, node: &[IpAddr]) -> bool {
+        self.node_ports = addresses.clone();
+        self.node_addresses(node)
+    }
+
     fn node_addresses(&mut self, addresses: &[IpAddr]) -> bool {
         let networks = self.node_ports.networks(addresses);
         let changed = networks != self.networks.node_ports;
@@ -244,6 +249,15 @@ impl std::fmt::Display for Shortened<'_> {
             self.0.fmt(f)
         }
     }
+}
+
+/// Deletes what the kernel remembers of datagrams to these frontends: where they were sent is not looked after any more.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn forget(frontends: impl Iterator<Item = FrontendKey>) -> Result<usize, Error> {
+    let mut links = Rtnl::open().map_err(|error| Error::Open(error.source))?;
+    stale::forget(&frontends.collect(), &mut Socket::open()?, &mut links)
 }
 
 /// Removes our tables, and says whether any was there.

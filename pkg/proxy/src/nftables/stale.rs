@@ -230,6 +230,39 @@ impl Suspects {
     }
 }
 
+/// Deletes what the kernel remembers of translated connections to these frontends, of protocols that would go on by it
+/// whatever becomes of the endpoints.
+pub(crate) fn forget(
+    frontends: &HashSet<FrontendKey>,
+    socket: &mut Socket,
+    links: &mut Rtnl,
+) -> Result<usize, Error> {
+    let ours = node_addresses(links).unwrap_or_default();
+    let mut cleared = 0;
+    for family in [Family::Ip, Family::Ip6] {
+        for protocol in Protocol::ALL.into_iter().filter(|p| p.outlives_endpoints()) {
+            let to_ours = |entry: &Entry| {
+                let to = entry.original.destination;
+                let (ip, port) = (to.ip(), to.port());
+                let at_address = frontends.contains(&FrontendKey::Address { ip, protocol, port });
+                let at_port = || {
+                    let key = FrontendKey::NodePort {
+                        family,
+                        protocol,
+                        port,
+                    };
+                    (ip.is_loopback() || ours.contains(&ip)) && frontends.contains(&key)
+                };
+                entry.reply.source != to && (at_address || at_port())
+            };
+            for entry in conntrack::list(socket, family, protocol.number(), to_ours)? {
+                cleared += usize::from(conntrack::delete(socket, &entry)?);
+            }
+        }
+    }
+    Ok(cleared)
+}
+
 /// The addresses that node ports answer on.
 fn node_addresses(links: &mut Rtnl) -> Result<HashSet<IpAddr>, rt::Error> {
     Ok(links

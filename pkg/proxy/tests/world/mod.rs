@@ -17,7 +17,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use svcnet_netlink::netns::OwnedNetNs;
-use svcnet_proxy::{Backend, Engine, Nftables, Report, Settings, Update};
+use svcnet_proxy::userspace::Relays;
+use svcnet_proxy::{Backend, Engine, Nftables, Report, Settings, Sysctls, Update, Userspace};
 use svcnet_runtime::Change;
 
 /// Longest wait for something that happens: generous, machines can be busy.
@@ -31,6 +32,9 @@ pub(crate) struct World {
     pub(crate) c: OwnedNetNs,
     open: fn(&str) -> Box<dyn Backend>,
     engine: Option<Engine>,
+    relays: Option<Arc<Relays>>,
+    #[allow(dead_code, reason = "removed with it")]
+    run_dir: tempfile::TempDir,
 }
 
 pub(crate) const A: &str = "10.244.1.5";
@@ -62,8 +66,21 @@ impl World {
         Self::with(nftables)
     }
 
+    /// With a proxy that relays on sockets.
+    pub(crate) fn userspace() -> Self {
+        let mut world = Self::bare(nftables);
+        let sysctls = Sysctls::new(world.run_dir.path());
+        let pods = ["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()];
+        world.relays = Some(world.node.run(|| Relays::start(&pods, sysctls).unwrap()).unwrap());
+        world.with_engine()
+    }
+
     /// With another backend, opened in the node's namespace.
     pub(crate) fn with(open: fn(&str) -> Box<dyn Backend>) -> Self {
+        Self::bare(open).with_engine()
+    }
+
+    fn bare(open: fn(&str) -> Box<dyn Backend>) -> Self {
         let ns = || OwnedNetNs::unique("svcnet-px").unwrap();
         let world = Self {
             node: ns(),
@@ -73,6 +90,8 @@ impl World {
             c: ns(),
             open,
             engine: None,
+            relays: None,
+            run_dir: tempfile::tempdir().unwrap(),
         };
         for ns in [&world.node, &world.client, &world.a, &world.b, &world.c] {
             ip(ns, "link set lo up");
@@ -109,7 +128,7 @@ impl World {
         serve(&world.a, "a", A);
         serve(&world.b, "b", B);
         serve(&world.c, "c", C);
-        world.with_engine()
+        world
     }
 
     fn with_engine(mut self) -> Self {
@@ -125,8 +144,15 @@ impl World {
 
     /// The same with `--nodeport-addresses`.
     pub(crate) fn restart_with_node_ports_on(&mut self, addresses: &str) {
-        let backend = self.node.run(|| (self.open)(addresses)).unwrap();
-        self.engine = Some(Engine::new("n1", settings(), backend));
+        let relays = self.relays.clone();
+        let open = || match relays {
+            Some(relays) => Box::new(Userspace::open(&relays)),
+            None => (self.open)(addresses),
+        };
+        let backend = self.node.run(open).unwrap();
+        let mut engine = Engine::new("n1", settings(), backend);
+        engine.set_node_ports(addresses.parse().unwrap());
+        self.engine = Some(engine);
     }
 
     pub(crate) fn engine(&mut self) -> &mut Engine {

@@ -102,6 +102,19 @@ fn load_balancer_addresses() {
         near far n1 n2   | lb    | refused
         ",
     );
+    source_ranges(&stage);
+    assert_eq!(stage.service("without-node-port").node_port, None);
+    stage.check(
+        "without-node-port",
+        "
+        client   | lb@n1 | web2 by n1, web3 by n1
+        near far | lb    | web2 kept, web3 kept
+        n1       | lb    | web2 by n1, web3 by n1
+        ",
+    );
+}
+
+fn source_ranges(stage: &Stage) {
     // The ranges bind who asks a LoadBalancer address, and nobody who asks another address of the Service.
     stage.check(
         "for-client",
@@ -129,15 +142,6 @@ fn load_balancer_addresses() {
         n1          | lb    | web2 by n1, web3 by n1
         n2 near far | lb    | dropped
         client      | lb@n1 | dropped
-        ",
-    );
-    assert_eq!(stage.service("without-node-port").node_port, None);
-    stage.check(
-        "without-node-port",
-        "
-        client   | lb@n1 | web2 by n1, web3 by n1
-        near far | lb    | web2 kept, web3 kept
-        n1       | lb    | web2 by n1, web3 by n1
         ",
     );
 }

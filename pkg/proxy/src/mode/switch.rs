@@ -1,0 +1,259 @@
+//! Opening backends, one taking over from another, and removing what the former has made.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::{Choice, in_turn};
+use crate::backend::{Backend, Mode};
+use crate::engine::Engine;
+use crate::ipvs::{self, Ipvs};
+use crate::nftables::{self, Nftables};
+use crate::sysctls::Sysctls;
+use crate::userspace::{self, Relays, Userspace};
+
+/// Node ports answer on 127.0.0.1, from where packets leave with another source only if the kernel lets loopback
+/// addresses be routed. A rule of ours keeps others from loopback.
+pub(crate) const ROUTE_LOCALNET: &str = "net/ipv4/conf/all/route_localnet";
+
+/// What it takes to open a backend.
+pub(crate) struct Openers {
+    pub(crate) cluster_cidrs: Vec<IpNet>,
+    pub(crate) service_cidrs: Vec<IpNet>,
+    pub(crate) sysctls: Sysctls,
+    /// Whether node ports are to answer on 127.0.0.1.
+    pub(crate) on_loopback: bool,
+    /// Whether ipvs mode keeps links from answering ARP for addresses of others.
+    pub(crate) strict_arp: bool,
+    /// Threads that relay, once there were any: connections of an earlier userspace mode go on in them.
+    pub(crate) relays: Option<Arc<Relays>>,
+}
+
+impl Openers {
+    /// Opens a backend, or says why this host can not have it.
+    fn open(&mut self, mode: Mode) -> Result<Box<dyn Backend>, String> {
+        match mode {
+            Mode::Nftables => {
+                let backend = Nftables::open(&self.cluster_cidrs, &self.service_cidrs).map_err(|error| {
+                    format!("{error}; it needs root and a kernel with nf_tables (CONFIG_NF_TABLES, CONFIG_NFT_NAT)")
+                })?;
+                self.route_loopback();
+                Ok(Box::new(backend))
+            }
+            Mode::Ipvs => {
+                ipvs::probe().map_err(|why| why.to_string())?;
+                let config = ipvs::Config {
+                    pod_networks: self.cluster_cidrs.clone(),
+                    service_networks: self.service_cidrs.clone(),
+                    strict_arp: self.strict_arp,
+                    ..ipvs::Config::default()
+                };
+                let backend = Ipvs::open(&config).map_err(|error| error.to_string())?;
+                Ok(Box::new(backend))
+            }
+            Mode::Userspace => {
+                let relays = match &self.relays {
+                    Some(relays) => relays.clone(),
+                    None => Relays::start(&self.cluster_cidrs, self.sysctls.clone())
+                        .map_err(|error| error.to_string())?,
+                };
+                self.relays = Some(relays.clone());
+                Ok(Box::new(Userspace::open(&relays)))
+            }
+        }
+    }
+
+    fn route_loopback(&self) {
+        let result = if self.on_loopback {
+            self.sysctls.set(ROUTE_LOCALNET, "1")
+        } else {
+            self.sysctls.restore(&[ROUTE_LOCALNET]).map(drop)
+        };
+        if let Err(error) = result {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "node ports will not answer on 127.0.0.1 as they should"
+            );
+        }
+    }
+
+    /// Removes what a mode has made and nothing needs any more.
+    fn clear(&self, mode: Mode, engine: &Engine) -> Result<bool, String> {
+        match mode {
+            Mode::Nftables => {
+                let cleared = clear_nftables(&self.sysctls)?;
+                if cleared {
+                    let keys = engine.desired().map(|frontend| frontend.key);
+                    nftables::forget(keys).map_err(|error| error.to_string())?;
+                }
+                Ok(cleared)
+            }
+            Mode::Ipvs => ipvs::cleanup().map_err(|error| error.to_string()),
+            // While there are relays, they look after their addresses themselves.
+            Mode::Userspace if self.relays.is_some() => Ok(false),
+            Mode::Userspace => userspace::cleanup(&self.sysctls).map_err(|error| error.to_string()),
+        }
+    }
+}
+
+/// Removes what the nftables mode has made, and says whether there was anything.
+fn clear_nftables(sysctls: &Sysctls) -> Result<bool, String> {
+    // While the rule that keeps others from loopback is still there.
+    let restored = sysctls
+        .restore(&[ROUTE_LOCALNET])
+        .map_err(|error| error.to_string())?;
+    Ok(nftables::cleanup().map_err(|error| error.to_string())? || restored)
+}
+
+/// Removes what every mode has made, and says of which there was anything. Not while a proxy runs.
+///
+/// # Errors
+/// Why something could not be removed; the rest is.
+pub fn cleanup(sysctls: &Sysctls) -> Result<Vec<Mode>, String> {
+    let (mut cleared, mut failed) = (Vec::new(), Vec::new());
+    for mode in Mode::ALL {
+        let result = match mode {
+            Mode::Nftables => clear_nftables(sysctls),
+            Mode::Ipvs => ipvs::cleanup().map_err(|error| error.to_string()),
+            Mode::Userspace => userspace::cleanup(sysctls).map_err(|error| error.to_string()),
+        };
+        match result {
+            Ok(true) => cleared.push(mode),
+            Ok(false) => {}
+            Err(why) => failed.push(format!("{mode}: {why}")),
+        }
+    }
+    if failed.is_empty() {
+        Ok(cleared)
+    } else {
+        Err(failed.join("; "))
+    }
+}
+
+/// The mode that there is.
+pub(crate) struct Modes {
+    openers: Openers,
+    choice: Choice,
+    /// Modes of which something may be left.
+    left: Vec<Mode>,
+}
+
+impl Modes {
+    /// Opens the first backend; nothing is changed yet.
+    pub(crate) fn start(mut openers: Openers, asked: Mode) -> Result<(Self, Box<dyn Backend>), String> {
+        let mut refused = Vec::new();
+        for mode in in_turn(asked) {
+            match openers.open(*mode) {
+                Ok(backend) => {
+                    let choice = Choice {
+                        asked,
+                        used: *mode,
+                        refused,
+                    };
+                    let left = Mode::ALL.into_iter().filter(|other| other != mode).collect();
+                    tell(&choice);
+                    return Ok((
+                        Self {
+                            openers,
+                            choice,
+                            left,
+                        },
+                        backend,
+                    ));
+                }
+                Err(why) => refused.push((*mode, why)),
+            }
+        }
+        let reasons: Vec<String> = refused
+            .iter()
+            .map(|(mode, why)| format!("{mode}: {why}"))
+            .collect();
+        Err(reasons.join("; "))
+    }
+
+    /// Whether ipvs mode keeps links from answering ARP for addresses of others, from when it begins.
+    pub(crate) fn strict_arp(&mut self, wanted: bool) {
+        self.openers.strict_arp = wanted;
+    }
+
+    /// Whether node ports are to answer on 127.0.0.1.
+    pub(crate) fn node_ports_on_loopback(&mut self, wanted: bool) {
+        if self.openers.on_loopback != wanted {
+            self.openers.on_loopback = wanted;
+            if self.choice.used == Mode::Nftables {
+                self.openers.route_loopback();
+            }
+        }
+    }
+
+    pub(crate) fn choice(&self) -> &Choice {
+        &self.choice
+    }
+
+    /// Has the mode that is asked for take over, or the next that is possible. Whether it is another than before.
+    pub(crate) fn switch(&mut self, asked: Mode, engine: &mut Engine) -> bool {
+        if asked == self.choice.asked {
+            return false;
+        }
+        let mut refused = Vec::new();
+        for mode in in_turn(asked) {
+            let former = self.choice.used;
+            if *mode != former {
+                let taken = self
+                    .openers
+                    .open(*mode)
+                    .and_then(|backend| engine.switch(backend).map_err(|error| error.to_string()));
+                match taken {
+                    Ok(backend) => drop(backend),
+                    Err(why) => {
+                        // It may have got half way.
+                        self.left.push(*mode);
+                        refused.push((*mode, why));
+                        continue;
+                    }
+                }
+                self.left.retain(|left| left != mode);
+                self.left.push(former);
+                tracing::info!(from = %former, to = %mode, "proxy mode changed");
+            }
+            self.choice = Choice {
+                asked,
+                used: *mode,
+                refused,
+            };
+            tell(&self.choice);
+            return *mode != former;
+        }
+        self.choice.refused = refused;
+        tracing::error!(%asked, used = %self.choice.used, "no mode takes over, the former one stays");
+        false
+    }
+
+    /// Removes what other modes have left. To be called when the mode that there is has everything in force.
+    pub(crate) fn clear(&mut self, engine: &Engine) {
+        for mode in std::mem::take(&mut self.left) {
+            if mode == self.choice.used {
+                continue;
+            }
+            match self.openers.clear(mode, engine) {
+                Ok(true) => tracing::info!(%mode, "what another proxy mode had made is removed"),
+                Ok(false) => {}
+                // A kernel that does not know of a mode can not be asked about it either.
+                Err(reason) => tracing::debug!(%mode, reason, "what another proxy mode had made may be left"),
+            }
+        }
+    }
+}
+
+fn tell(choice: &Choice) {
+    if choice.asked != choice.used {
+        tracing::warn!(
+            asked = %choice.asked, used = %choice.used, reason = %choice,
+            "this host can not have the proxy mode that is asked for"
+        );
+    }
+}
+
+#[cfg(test)]
+#[path = "switch_tests.rs"]
+mod tests;

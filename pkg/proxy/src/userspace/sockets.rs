@@ -1,0 +1,127 @@
+//! Opening sockets for frontends.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, SockRef, Socket, Type};
+use svcnet_netlink::nft::Family;
+
+use super::door::Door;
+use crate::model::{FrontendKey, Protocol};
+
+/// Connections that may wait to be taken; the kernel cuts it to net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+/// Of the files that may be open, the rest of the process has so many.
+const FILES_OTHER: u64 = 512;
+
+/// A socket for a frontend, bound, and listening if it is of TCP. With `anywhere` the address need not be there.
+pub(crate) fn open(key: FrontendKey, door: &Door, anywhere: bool) -> io::Result<Socket> {
+    let at = match key {
+        FrontendKey::Address { ip, port, .. } => SocketAddr::new(ip, port),
+        FrontendKey::NodePort {
+            family: Family::Ip,
+            port,
+            ..
+        } => SocketAddr::new(IpAddr::from([0; 4]), port),
+        FrontendKey::NodePort {
+            family: Family::Ip6,
+            port,
+            ..
+        } => SocketAddr::new(IpAddr::from([0; 16]), port),
+    };
+    let kind = match key.protocol() {
+        Protocol::Udp => Type::DGRAM,
+        Protocol::Tcp | Protocol::Sctp => Type::STREAM,
+    };
+    let socket = Socket::new(Domain::for_address(at), kind.nonblocking(), None)?;
+    if at.is_ipv6() {
+        socket.set_only_v6(true)?;
+        socket.set_freebind_v6(anywhere)?;
+    } else {
+        socket.set_freebind_v4(anywhere)?;
+    }
+    socket.set_reuse_address(true)?;
+    // A node port and the same port of an address beside each other, and a socket that is closing beside its heir.
+    socket.set_reuse_port(true)?;
+    guard(&socket, door, at.is_ipv6())?;
+    socket.bind(&at.into())?;
+    if kind == Type::DGRAM {
+        // An answer leaves with the address that the question came to.
+        if at.is_ipv6() {
+            setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+        } else {
+            setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+        }
+    } else {
+        socket.listen(BACKLOG)?;
+    }
+    Ok(socket)
+}
+
+/// Sets who is let in.
+pub(crate) fn guard<'a>(socket: impl Into<SockRef<'a>>, door: &Door, ipv6: bool) -> io::Result<()> {
+    let socket = socket.into();
+    match door.filter(ipv6) {
+        Some(filter) => socket.attach_filter(&filter),
+        None => match socket.detach_filter() {
+            // None is there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        },
+    }
+}
+
+/// How the files that this process may open are shared out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Frontends with a socket.
+    pub(crate) sockets: usize,
+    /// TCP connections, of two sockets each.
+    pub(crate) connections: usize,
+    /// UDP clients.
+    pub(crate) sessions: usize,
+}
+
+impl Limits {
+    /// Half for frontends, a quarter each for TCP and UDP.
+    fn of(files: u64) -> Self {
+        let quarter = usize::try_from(files.saturating_sub(FILES_OTHER) / 4).unwrap_or(usize::MAX / 4);
+        Self {
+            sockets: quarter * 2,
+            connections: quarter / 2,
+            sessions: quarter,
+        }
+    }
+
+    /// Asks the kernel for as many files as it gives.
+    pub(crate) fn raise() -> Self {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+        // More than this many sockets are more memory than a host of this kind has.
+        let most = hard.min(1 << 20);
+        if soft < most && setrlimit(Resource::RLIMIT_NOFILE, most, hard).is_ok() {
+            return Self::of(most);
+        }
+        Self::of(soft.min(most))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_shared_out() {
+        let limits = Limits::of(20_512);
+        assert_eq!(
+            limits,
+            Limits {
+                sockets: 10_000,
+                connections: 2_500,
+                sessions: 5_000
+            }
+        );
+        assert_eq!(Limits::of(100).sockets, 0);
+    }
+}

@@ -1,0 +1,339 @@
+//! Real connections through relays on sockets, from each place that a client can be in.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+#[allow(dead_code, reason = "shared by several tests")]
+mod world;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use svcnet_netlink::Rtnl;
+use svcnet_netlink::local::LocalFor;
+use world::{
+    A, B, C, CLIENT, NODE, PATIENCE, World, ask, ask_on, ask_udp, connect, names, node_ports, service, slice,
+    udp,
+};
+
+const VIP: &str = "10.96.1.1:80";
+/// Long enough that an answer would have come.
+const A_WHILE: Duration = Duration::from_millis(700);
+
+fn local_addresses(world: &World) -> Vec<String> {
+    let found = world
+        .node
+        .run(|| Rtnl::open().unwrap().local_addresses(LocalFor::Relays).unwrap())
+        .unwrap();
+    found.into_iter().map(|ip| ip.to_string()).collect()
+}
+
+fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A port that is not open says so.
+fn refused(error: &std::io::Error) -> bool {
+    error.kind() == ErrorKind::ConnectionRefused
+}
+
+/// Whether pod b is refused. A socket that is closing may take one more.
+fn is_refused(world: &World) -> bool {
+    connect(&world.b, VIP, PATIENCE).is_err_and(|error| refused(&error))
+}
+
+#[test]
+fn a_cluster_address_reaches_every_endpoint_from_everywhere() {
+    let mut world = World::userspace();
+    world.service(service("web", "10.96.1.1", json!({})));
+    world.slice(slice("web", &[A, B, C]));
+    assert_eq!(local_addresses(&world), ["10.96.1.1"]);
+    world::ip(&world.client, &format!("route add 10.96.0.0/12 via {NODE}"));
+    for (from, who) in [
+        (&world.a, "a pod"),
+        (&world.node, "the node"),
+        (&world.client, "outside"),
+    ] {
+        assert_eq!(names(from, VIP), ["a", "b", "c"], "from {who}");
+        let mut heard: Vec<String> = (0..40)
+            .map(|_| ask_udp(&udp(from, VIP), PATIENCE).unwrap().0)
+            .collect();
+        heard.sort();
+        heard.dedup();
+        assert_eq!(heard, ["a", "b", "c"], "over UDP from {who}");
+    }
+    assert_eq!(ask(&world.a, VIP).unwrap().1.split('.').count(), 4);
+    let other = connect(&world.a, "10.96.1.1:81", PATIENCE).unwrap_err();
+    assert!(refused(&other), "a port that no Service has: {other}");
+    // Nobody but the owner answers for it by ARP.
+    let arp = world
+        .node
+        .run(|| svcnet_netlink::sysctl::read("net/ipv4/conf/all/arp_ignore").unwrap());
+    assert_eq!(arp.unwrap(), "1");
+}
+
+#[test]
+fn node_ports_answer_on_every_address_of_the_node() {
+    let mut world = World::userspace();
+    world.service(service(
+        "web",
+        "10.96.1.1",
+        node_ports(json!({ "type": "NodePort" })),
+    ));
+    world.slice(slice("web", &[A]));
+    for (from, to) in [
+        (&world.client, format!("{NODE}:30080")),
+        (&world.node, "127.0.0.1:30080".into()),
+        (&world.node, format!("{NODE}:30080")),
+        (&world.b, "10.244.1.1:30080".into()),
+    ] {
+        assert_eq!(ask(from, &to).unwrap().0, "a", "{to}");
+        // Connected sockets take answers only from the address that they asked.
+        assert_eq!(
+            ask_udp(&udp(from, &to), PATIENCE).unwrap().0,
+            "a",
+            "{to} over UDP"
+        );
+    }
+}
+
+#[test]
+fn ipv6_is_the_same() {
+    let mut world = World::userspace();
+    let (pod, vip) = ("fd00:244:1::5", "[fd00:96::1]:80");
+    world::serve(&world.a, "a", pod);
+    let spec = node_ports(json!({ "type": "NodePort", "clusterIPs": ["fd00:96::1"] }));
+    world.service(service("web", "fd00:96::1", spec));
+    world.slice(slice("web", &[pod]));
+    assert_eq!(ask(&world.b, vip).unwrap().0, "a");
+    assert_eq!(ask_udp(&udp(&world.b, vip), PATIENCE).unwrap().0, "a");
+    assert_eq!(ask(&world.node, "[::1]:30080").unwrap().0, "a");
+    assert_eq!(
+        ask_udp(&udp(&world.node, "[::1]:30080"), PATIENCE).unwrap().0,
+        "a"
+    );
+}
+
+#[test]
+fn without_endpoints_it_is_refused_and_elsewhere_is_dropped() {
+    let mut world = World::userspace();
+    world.service(service(
+        "web",
+        "10.96.1.1",
+        json!({ "internalTrafficPolicy": "Local" }),
+    ));
+    let error = connect(&world.a, VIP, PATIENCE).unwrap_err();
+    assert!(refused(&error), "{error}");
+    assert!(refused(&ask_udp(&udp(&world.a, VIP), PATIENCE).unwrap_err()));
+    world.slice(slice("web", &[C]));
+    let error = connect(&world.a, VIP, A_WHILE).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    let error = ask_udp(&udp(&world.a, VIP), A_WHILE).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
+    world.slice(slice("web", &[A, C]));
+    assert_eq!(names(&world.b, VIP), ["a"]);
+    assert_eq!(ask_udp(&udp(&world.b, VIP), PATIENCE).unwrap().0, "a");
+    world.slice(slice("web", &[]));
+    until("it is refused", || is_refused(&world));
+}
+
+/// Policy `Local`: pods and the node go anywhere, others only to what is here.
+#[test]
+fn others_are_dropped_where_no_endpoint_is_local() {
+    let mut world = World::userspace();
+    let spec = json!({ "type": "NodePort", "externalTrafficPolicy": "Local" });
+    world.service(service("web", "10.96.1.1", node_ports(spec)));
+    world.slice(slice("web", &[C]));
+    let port = format!("{NODE}:30080");
+    assert_eq!(ask(&world.node, &port).unwrap().0, "c");
+    assert_eq!(ask(&world.a, "10.244.1.1:30080").unwrap().0, "c");
+    let error = connect(&world.client, &port, A_WHILE).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    world.slice(slice("web", &[B, C]));
+    assert_eq!(names(&world.client, &port), ["b"]);
+    assert_eq!(names(&world.a, "10.244.1.1:30080"), ["b", "c"]);
+}
+
+#[test]
+fn source_ranges_let_in_only_who_is_in_them() {
+    let mut world = World::userspace();
+    let of = |range: &str| {
+        let spec = json!({ "type": "LoadBalancer", "loadBalancerSourceRanges": [range] });
+        service("web", "10.96.1.1", spec)
+    };
+    world.service(of("192.0.2.0/24"));
+    world.slice(slice("web", &[A]));
+    let error = connect(&world.client, "203.0.113.7:80", A_WHILE).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    assert!(ask_udp(&udp(&world.client, "203.0.113.7:80"), A_WHILE).is_err());
+    world.service(of(&format!("{CLIENT}/32")));
+    assert_eq!(ask(&world.client, "203.0.113.7:80").unwrap().0, "a");
+    assert_eq!(
+        ask_udp(&udp(&world.client, "203.0.113.7:80"), PATIENCE)
+            .unwrap()
+            .0,
+        "a"
+    );
+    assert_eq!(
+        ask(&world.b, VIP).unwrap().0,
+        "a",
+        "the cluster address has no ranges"
+    );
+}
+
+#[test]
+fn connections_outlive_their_endpoint_and_their_service() {
+    let mut world = World::userspace();
+    world.service(service("web", "10.96.1.1", json!({})));
+    world.slice(slice("web", &[A]));
+    let mut stream = connect(&world.b, VIP, PATIENCE).unwrap();
+    assert_eq!(ask_on(&mut stream).unwrap().0, "a");
+    let datagrams = udp(&world.b, VIP);
+    assert_eq!(ask_udp(&datagrams, PATIENCE).unwrap().0, "a");
+    world.slice(slice("web", &[C]));
+    assert_eq!(ask_on(&mut stream).unwrap().0, "a", "it drains");
+    assert_eq!(names(&world.b, VIP), ["c"]);
+    assert_eq!(
+        ask_udp(&datagrams, PATIENCE).unwrap().0,
+        "c",
+        "datagrams go where they belong now"
+    );
+    world.apply_all(Vec::new(), Vec::new());
+    assert_eq!(ask_on(&mut stream).unwrap().0, "a");
+    assert_eq!(local_addresses(&world), ["10.96.1.1"], "as long as it is needed");
+    until("it is refused", || is_refused(&world));
+    drop(stream);
+    until("the address goes with its last connection", || {
+        local_addresses(&world).is_empty()
+    });
+}
+
+#[test]
+fn each_direction_ends_by_itself_and_a_reset_is_one() {
+    let mut world = World::userspace();
+    let server = world
+        .a
+        .run(|| std::net::TcpListener::bind((A, 8080)).err())
+        .unwrap();
+    assert!(server.is_some(), "the usual server of the pod is there");
+    let own = world
+        .b
+        .run(|| std::net::TcpListener::bind((B, 9000)).unwrap())
+        .unwrap();
+    let mut to_own = slice("web", &[B]);
+    to_own["ports"] = json!([{ "name": "http", "port": 9000, "protocol": "TCP" }]);
+    world.service(service("web", "10.96.1.1", json!({})));
+    world.slice(to_own);
+    let mut client = connect(&world.a, VIP, PATIENCE).unwrap();
+    client.write_all(b"all").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let (mut served, _) = own.accept().unwrap();
+    let mut text = String::new();
+    served.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "all");
+    served.write_all(b"and back").unwrap();
+    drop(served);
+    text.clear();
+    client.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "and back");
+    // Closing with data unread is a reset.
+    let mut client = connect(&world.a, VIP, PATIENCE).unwrap();
+    client.write_all(b"unread").unwrap();
+    let (mut served, _) = own.accept().unwrap();
+    served.read_exact(&mut [0]).unwrap();
+    drop(served);
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let error = client.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    // An endpoint that does not answer is passed over.
+    drop(own);
+    let other: Value = {
+        let mut slice = slice("web", &[B, A]);
+        slice["ports"] = json!([{ "name": "http", "port": 8080, "protocol": "TCP" }]);
+        slice
+    };
+    world.slice(other);
+    world::ip(&world.b, "addr del 10.244.1.6/32 dev eth0");
+    assert_eq!(names(&world.node, VIP), ["a"]);
+}
+
+#[test]
+fn clients_stay_with_their_endpoint_until_it_goes() {
+    let mut world = World::userspace();
+    let spec = json!({ "sessionAffinity": "ClientIP" });
+    world.service(service("web", "10.96.1.1", spec));
+    world.slice(slice("web", &[A, C]));
+    let first = names(&world.b, VIP);
+    assert_eq!(first.len(), 1);
+    let (left, name) = if first == ["a"] { (C, "c") } else { (A, "a") };
+    world.slice(slice("web", &[left]));
+    assert_eq!(names(&world.b, VIP), [name]);
+    world.slice(slice("web", &[A, C]));
+    assert_eq!(names(&world.b, VIP), [name]);
+}
+
+/// Somebody removes the addresses; another process has a port, and gives it up.
+#[test]
+fn what_others_disturb_is_mended() {
+    let mut world = World::userspace();
+    let thief = world
+        .node
+        .run(|| std::net::TcpListener::bind("0.0.0.0:30080").unwrap())
+        .unwrap();
+    world.service(service(
+        "web",
+        "10.96.1.1",
+        node_ports(json!({ "type": "NodePort" })),
+    ));
+    world.slice(slice("web", &[A]));
+    assert_eq!(
+        ask_udp(&udp(&world.client, &format!("{NODE}:30080")), PATIENCE)
+            .unwrap()
+            .0,
+        "a"
+    );
+    drop(thief);
+    until("the port is served", || {
+        connect(&world.client, &format!("{NODE}:30080"), PATIENCE)
+            .is_ok_and(|mut stream| ask_on(&mut stream).is_ok())
+    });
+    world::ip(&world.node, "route del local 10.96.1.1 dev lo table local");
+    until("the address is back", || local_addresses(&world) == ["10.96.1.1"]);
+    assert_eq!(ask(&world.b, VIP).unwrap().0, "a");
+}
+
+/// A process that ended leaves addresses behind; the next takes them over, and away.
+#[test]
+fn what_an_earlier_process_left_is_taken_over() {
+    let mut world = World::userspace();
+    let place = |ip: &str| {
+        let ip = ip.parse().unwrap();
+        world
+            .node
+            .run(|| {
+                Rtnl::open()
+                    .unwrap()
+                    .add_local_address(LocalFor::Relays, ip, None)
+                    .unwrap()
+            })
+            .unwrap();
+    };
+    place("10.96.1.1");
+    place("10.96.1.2");
+    world.restart();
+    let web = service("web", "10.96.1.1", json!({}));
+    world.apply_all(vec![web.clone()], vec![slice("web", &[A])]);
+    assert_eq!(local_addresses(&world), ["10.96.1.1"]);
+    assert_eq!(ask(&world.b, VIP).unwrap().0, "a");
+    let again = world.apply_all(vec![web], vec![slice("web", &[A])]);
+    assert_eq!(again.operations, 0);
+}
