@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use svcnet_netlink::nft;
 
 use crate::ipvs;
@@ -13,7 +14,8 @@ use crate::model::{Frontend, FrontendKey};
 use crate::scheduler::Scheduler;
 
 /// Which backend there is to be (`--proxy-mode`, and `mode` in the ConfigMap `kube-proxy`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Rules and maps of nf_tables.
     #[default]

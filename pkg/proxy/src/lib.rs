@@ -12,6 +12,7 @@ pub mod desired;
 mod engine;
 #[cfg(test)]
 mod fake;
+pub mod inspect;
 pub mod ipvs;
 mod model;
 pub mod nftables;

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
 use svcnet_netlink::nft;
 use svcnet_runtime::{Change, Component, Context, Scope};
 use tokio::runtime::Runtime;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::desired::Settings;
 use crate::engine::{Engine, Update};
+use crate::inspect::Facts;
 use crate::nftables::Nftables;
 use crate::node_ports::NodePortAddresses;
 use crate::scheduler::Scheduler;
@@ -35,7 +37,8 @@ const TIDY: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_millis(50);
 
 /// How a proxy is run.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 pub struct Config {
     /// Networks of pods (`--cluster-cidr`): their addresses are kept on the way to services.
     pub cluster_cidrs: Vec<IpNet>,
@@ -49,6 +52,27 @@ pub struct Config {
     pub external_ranges: Vec<IpNet>,
     /// Which addresses node ports answer on (`--nodeport-addresses`).
     pub node_ports: NodePortAddresses,
+}
+
+impl Config {
+    /// What of it decides about frontends.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            service_cidrs: self.service_cidrs.clone(),
+            node_local: self.node_local.clone(),
+            scheduler: self.scheduler,
+            external_ranges: self.external_ranges.clone(),
+        }
+    }
+
+    /// The tables of this network namespace, as this configuration has them.
+    ///
+    /// # Errors
+    /// When the kernel has no nf_tables or permission is lacking.
+    pub fn open_tables(&self) -> Result<Nftables, nft::Error> {
+        let tables = Nftables::open(&self.cluster_cidrs, &self.service_cidrs)?;
+        Ok(tables.with_node_ports_on(self.node_ports.clone()))
+    }
 }
 
 /// Why a proxy can not run.
@@ -68,6 +92,7 @@ pub enum Error {
 /// The proxy of a node.
 pub struct Proxy {
     engine: Engine,
+    facts: Facts,
     services: mpsc::Receiver<Change<Service>>,
     slices: mpsc::Receiver<Change<EndpointSlice>>,
     node: mpsc::Receiver<Change<Node>>,
@@ -88,21 +113,22 @@ impl Proxy {
     /// # Errors
     /// When the kernel has no nf_tables or permission is lacking.
     pub fn new(config: Config, ctx: &Context) -> Result<Self, Error> {
-        let backend = Nftables::open(&config.cluster_cidrs, &config.service_cidrs).map_err(Error::Kernel)?;
-        let settings = Settings {
-            service_cidrs: config.service_cidrs,
-            node_local: config.node_local,
-            scheduler: config.scheduler,
-            external_ranges: config.external_ranges,
+        let backend = config.open_tables().map_err(Error::Kernel)?;
+        let engine = Engine::new(&ctx.node_name, config.settings(), Box::new(backend)).awaiting_node();
+        let route_loopback = config.node_ports.answers_on([127, 0, 0, 1].into());
+        let facts = Facts {
+            node: ctx.node_name.clone(),
+            data_dir: ctx.data_dir.clone(),
+            config,
+            ..Facts::default()
         };
         let own_node = Scope {
             fields: Some(format!("metadata.name={}", ctx.node_name)),
             ..Scope::default()
         };
-        let route_loopback = config.node_ports.answers_on([127, 0, 0, 1].into());
-        let backend = backend.with_node_ports_on(config.node_ports);
         Ok(Self {
-            engine: Engine::new(&ctx.node_name, settings, Box::new(backend)).awaiting_node(),
+            engine,
+            facts,
             services: ctx.informers.subscribe(Scope::default()),
             slices: ctx.informers.subscribe(Scope::default()),
             node: ctx.informers.subscribe(own_node),
@@ -127,9 +153,13 @@ impl Proxy {
             .transpose()
             .map_err(Error::Thread)?;
         let (sender, receiver) = mpsc::channel(QUEUE_LENGTH);
-        let (engine, health) = (self.engine, self.health);
+        let (engine, facts, health) = (self.engine, self.facts, self.health);
+        health.tell(&facts);
         let (ended, mut has_ended) = tokio::sync::oneshot::channel::<()>();
-        let worker = Worker::new(engine, health, RETRY.0).map_err(Error::Thread)?;
+        let worker = Worker {
+            facts,
+            ..Worker::new(engine, health, RETRY.0).map_err(Error::Thread)?
+        };
         spawn("proxy", move || {
             let _ended = ended;
             worker.work(receiver);
@@ -183,6 +213,7 @@ fn wake_on_foreign_changes(wake: &OwnedFd, sender: &mpsc::WeakSender<Work>) {
 /// The side of the kernel.
 struct Worker {
     engine: Engine,
+    facts: Facts,
     health: Component,
     retry: Duration,
     tidied: Instant,
@@ -194,6 +225,7 @@ impl Worker {
     fn new(engine: Engine, health: Component, retry: Duration) -> std::io::Result<Self> {
         Ok(Self {
             engine,
+            facts: Facts::default(),
             health,
             retry,
             tidied: Instant::now(),
@@ -281,6 +313,15 @@ impl Worker {
         }
     }
 
+    fn tell(&mut self, now: Timestamp) {
+        let (engine, facts) = (&self.engine, &mut self.facts);
+        facts.mode = engine.mode().parse().unwrap_or_default();
+        facts.services = engine.service_count();
+        facts.frontends = engine.frontend_count();
+        facts.last_sync = Some(now);
+        self.health.tell(&*facts);
+    }
+
     /// Whether the kernel took it.
     fn sync(&mut self, begin: Instant) -> bool {
         let sync_begin = Instant::now();
@@ -295,6 +336,7 @@ impl Worker {
                     let waited = now.duration_since(trigger).as_secs_f64().max(0.0);
                     metrics::histogram!("network_programming_duration_seconds").record(waited);
                 }
+                self.tell(now);
                 metrics::gauge!("svcnet_proxy_services").set(gauge(self.engine.service_count()));
                 metrics::gauge!("svcnet_proxy_frontends").set(gauge(self.engine.frontend_count()));
                 if report.operations > 0 {

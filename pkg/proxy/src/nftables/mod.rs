@@ -101,6 +101,21 @@ impl Nftables {
         observe::observe(&mut self.socket, &self.families, &self.networks)
     }
 
+    /// What the kernel would have to be told for it to hold these frontends and nothing else. Changes nothing, neither
+    /// there nor here.
+    ///
+    /// # Errors
+    /// When the kernel can not be asked.
+    pub fn diff(&mut self, frontends: impl IntoIterator<Item = Frontend>) -> Result<Plan, Error> {
+        let observed = self.observe()?;
+        let families = &self.families;
+        let frontends = frontends
+            .into_iter()
+            .filter(|frontend| families.contains(&frontend.key.family()));
+        let (_, plan, _) = plan::converge(observed, frontends);
+        Ok(plan)
+    }
+
     /// Commits while nobody listens; what others did meanwhile shows in the generation.
     fn commit_unheard(&mut self, batch: Batch) -> Result<(), Error> {
         self.watch.pause()?;

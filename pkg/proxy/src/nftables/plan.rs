@@ -57,6 +57,13 @@ impl Plan {
         *self == Self::default()
     }
 
+    /// Whether the frontend is not as it should be, its table included.
+    pub fn concerns(&self, key: FrontendKey) -> bool {
+        self.rebuild.contains(&key.family())
+            || self.deletes.iter().any(|slot| slot.is_of(key))
+            || self.adds.iter().any(|(slot, _, _)| slot.is_of(key))
+    }
+
     /// How many operations there are.
     pub fn len(&self) -> usize {
         self.rebuild.len()
