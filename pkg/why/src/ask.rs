@@ -202,8 +202,7 @@ impl fmt::Display for TargetAsk {
         if let Some(port) = &self.port {
             write!(f, ":{port}")?;
         }
-        self.protocol
-            .map_or(Ok(()), |protocol| write!(f, "/{protocol}"))
+        self.protocol.map_or(Ok(()), |protocol| write!(f, "/{protocol}"))
     }
 }
 

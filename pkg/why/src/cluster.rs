@@ -96,9 +96,7 @@ impl Cluster {
 
     /// The pod of that name.
     pub fn pod(&self, namespace: &str, name: &str) -> Option<&Pod> {
-        self.pods
-            .iter()
-            .find(|pod| is(&pod.metadata, namespace, name))
+        self.pods.iter().find(|pod| is(&pod.metadata, namespace, name))
     }
 
     /// The pod with that address. One on the node's own network has the node's, which is not its alone.
@@ -167,7 +165,9 @@ fn contains(nets: &[IpNet], address: IpAddr) -> bool {
 /// A pod's addresses.
 pub(crate) fn pod_addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
     let status = pod.status.as_ref();
-    let all = status.and_then(|status| status.pod_ips.as_deref()).unwrap_or_default();
+    let all = status
+        .and_then(|status| status.pod_ips.as_deref())
+        .unwrap_or_default();
     let first = status.and_then(|status| status.pod_ip.as_deref()).into_iter();
     let rest = all.iter().map(|ip| ip.ip.as_str());
     let mut seen: Vec<IpAddr> = Vec::new();

@@ -106,7 +106,10 @@ fn matching<'a>(cluster: &'a Cluster, service: &Service) -> Vec<&'a Pod> {
 }
 
 fn labels_text(labels: &BTreeMap<String, String>) -> String {
-    let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let labels: Vec<String> = labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
     labels.join(",")
 }
 
@@ -118,7 +121,10 @@ fn almost(cluster: &Cluster, service: &Service, wanted: &BTreeMap<String, String
         let labels = pod.metadata.labels.clone().unwrap_or_default();
         let here = namespace(&pod.metadata) == of_namespace;
         if !here && LabelSelector::from_labels(wanted).matches_labels(Some(&labels)) {
-            near.push((0, format!("{} has them, in another namespace", key(&pod.metadata))));
+            near.push((
+                0,
+                format!("{} has them, in another namespace", key(&pod.metadata)),
+            ));
         }
         for (label, value) in labels.iter().filter(|_| here) {
             let Some(meant) = wanted.get(label).filter(|meant| *meant != value) else {
@@ -139,7 +145,11 @@ fn wrong_target_port(service: &str, port: &ServicePort, ready: &[&Pod]) -> Optio
     };
     let protocol = port.protocol.as_deref().unwrap_or("TCP");
     let mut names: Vec<String> = Vec::new();
-    for container in ready.iter().flat_map(|pod| pod.spec.iter()).flat_map(|spec| &spec.containers) {
+    for container in ready
+        .iter()
+        .flat_map(|pod| pod.spec.iter())
+        .flat_map(|spec| &spec.containers)
+    {
         for there in container.ports.iter().flatten() {
             let of_protocol = there.protocol.as_deref().unwrap_or("TCP") == protocol;
             if of_protocol && there.name.as_ref() == Some(target) {

@@ -125,9 +125,7 @@ impl fmt::Display for Endpoint {
             Some(pod) => write!(f, "{}", pod.rsplit('/').next().unwrap_or(pod))?,
             None => self.at.fmt(f)?,
         }
-        self.node
-            .as_ref()
-            .map_or(Ok(()), |node| write!(f, " on {node}"))
+        self.node.as_ref().map_or(Ok(()), |node| write!(f, " on {node}"))
     }
 }
 
@@ -207,7 +205,11 @@ fn write_reached(f: &mut fmt::Formatter<'_>, endpoints: &[Endpoint], broken: &[B
     /// Endpoints that are named one by one.
     const NAMED_MAX: usize = 4;
     let total = endpoints.len() + broken.len();
-    let named: Vec<String> = endpoints.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+    let named: Vec<String> = endpoints
+        .iter()
+        .take(NAMED_MAX)
+        .map(ToString::to_string)
+        .collect();
     f.write_str("reaches ")?;
     f.write_str(&named.join(" or "))?;
     if endpoints.len() > NAMED_MAX {

@@ -29,4 +29,5 @@ pub use cluster::Cluster;
 pub use explain::{Explanation, Mark, Outcome, Step, What};
 pub use reason::NotReached;
 
+pub use seen::Seen;
 pub use trace::{Trace, trace};

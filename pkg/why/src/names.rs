@@ -108,7 +108,10 @@ fn nearest(called: &str, candidates: impl Iterator<Item = (usize, usize, String)
     let limit = 1 + called.chars().count() / 3;
     let mut near: Vec<_> = candidates.filter(|(far, _, _)| *far <= limit).collect();
     near.sort();
-    near.into_iter().take(NEAR_MAX).map(|(_, _, shown)| shown).collect()
+    near.into_iter()
+        .take(NEAR_MAX)
+        .map(|(_, _, shown)| shown)
+        .collect()
 }
 
 /// Edits from one word to the other (Levenshtein).

@@ -333,9 +333,7 @@ impl fmt::Display for NotReached {
         match self {
             Self::UnknownSource { name, .. } => write!(f, "there is no pod and no node {name:?}"),
             Self::SourceWithoutAddress { pod } => write!(f, "the pod {pod} has no address yet"),
-            Self::UnknownName {
-                name, namespace, ..
-            } => write!(
+            Self::UnknownName { name, namespace, .. } => write!(
                 f,
                 "there is no Service {name:?} in the namespace {namespace}, and no node or pod of that name"
             ),
@@ -355,11 +353,7 @@ impl fmt::Display for NotReached {
             Self::UnknownAddress { address, .. } => {
                 write!(f, "{address} is no Service's, pod's or node's address")
             }
-            Self::NoSuchPort {
-                service,
-                port,
-                ports,
-            } => write!(
+            Self::NoSuchPort { service, port, ports } => write!(
                 f,
                 "the Service {service} has no port {port}; it has {}",
                 list(ports)
@@ -413,11 +407,9 @@ impl NotReached {
                 f,
                 "the Service {service} has no endpoints: it selects no pods, and nobody wrote endpoints for it"
             ),
-            Self::NoReadyPod { service, pods } => write!(
-                f,
-                "the Service {service} has no ready endpoint: {}",
-                list(pods)
-            ),
+            Self::NoReadyPod { service, pods } => {
+                write!(f, "the Service {service} has no ready endpoint: {}", list(pods))
+            }
             Self::TargetPortName {
                 service,
                 target_port,
@@ -463,7 +455,10 @@ impl NotReached {
                 list(wanted)
             ),
             Self::ProbeFailed { to, why } => {
-                write!(f, "all is as it should be, but a connection to {to} failed: {why}")
+                write!(
+                    f,
+                    "all is as it should be, but a connection to {to} failed: {why}"
+                )
             }
             _ => self.fmt_in_the_kernel(f),
         }
@@ -498,7 +493,10 @@ impl NotReached {
             } => write!(f, "the link {link} has no carrier"),
             Self::LinkDown { link, .. } => write!(f, "the link {link} is down"),
             Self::RouteMissing { to, link: Some(link) } => {
-                write!(f, "this node has no route to {to} (there should be one over {link})")
+                write!(
+                    f,
+                    "this node has no route to {to} (there should be one over {link})"
+                )
             }
             Self::RouteMissing { to, link: None } => write!(f, "this node has no route to {to}"),
             Self::RouteAstray { to, route, link } => {
@@ -506,7 +504,10 @@ impl NotReached {
             }
             Self::RouteRefuses { to } => write!(f, "a route of this node refuses packets to {to}"),
             Self::NeighbourMissing { address, link } => {
-                write!(f, "{link} has no neighbour entry for {address}, and learns none by itself")
+                write!(
+                    f,
+                    "{link} has no neighbour entry for {address}, and learns none by itself"
+                )
             }
             Self::NeighbourFailed { address, who, link } => {
                 write!(f, "{who} does not answer: nobody has {address} on {link}")
@@ -514,11 +515,9 @@ impl NotReached {
             Self::ForwardingMissing { node, mac, link } => {
                 write!(f, "{link} does not know that {mac} is behind the node {node}")
             }
-            Self::ForwardingAstray {
-                node,
-                sends,
-                wanted,
-            } => write!(f, "packets for {node} are sent to {sends}, and it is at {wanted}"),
+            Self::ForwardingAstray { node, sends, wanted } => {
+                write!(f, "packets for {node} are sent to {sends}, and it is at {wanted}")
+            }
             _ => Ok(()),
         }
     }

@@ -65,11 +65,7 @@ impl Origin {
 
     fn text(&self) -> String {
         match self {
-            Self::Pod {
-                key,
-                addresses,
-                node,
-            } => {
+            Self::Pod { key, addresses, node } => {
                 let address = addresses.first().map(|ip| format!(" ({ip})")).unwrap_or_default();
                 format!("the pod {key}{address} on {node}")
             }

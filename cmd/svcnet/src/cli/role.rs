@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::Args;
 use ipnet::IpNet;
@@ -15,7 +16,9 @@ use svcnet_overlay::Overlay;
 use svcnet_proxy::{NodePortAddresses, Proxy, Scheduler};
 use svcnet_runtime::Context;
 
+use super::beside::Instead;
 use super::flags::{Cluster, ClusterFlags, KubeconfigFlags, NodeFlags, OpsFlags, ProcessFlags};
+use super::inspect::Look;
 use crate::process::{self, Logging, Process};
 use crate::settings::{Given, Problems};
 
@@ -415,7 +418,14 @@ pub(crate) fn announcer(args: &AnnouncerArgs, given: &Given) -> anyhow::Result<(
 /// few map elements, whatever the number of Services. `nft list ruleset` shows all of it, in the tables ip svcnet and
 /// ip6 svcnet.
 #[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = false,
+    subcommand_value_name = "LOOK",
+    subcommand_help_heading = "Looks"
+)]
 pub(crate) struct ProxyArgs {
+    #[command(subcommand)]
+    look: Option<Look>,
     #[command(flatten)]
     alone: Alone,
     #[command(flatten)]
@@ -424,8 +434,17 @@ pub(crate) struct ProxyArgs {
     proxy: ProxyFlags,
 }
 
-pub(crate) fn proxy(args: &ProxyArgs, given: &Given) -> anyhow::Result<()> {
+pub(crate) fn proxy(args: &ProxyArgs, given: &Given) -> anyhow::Result<ExitCode> {
     let mut problems = Problems::new(given);
+    if let Some(look) = &args.look {
+        let instead = Instead {
+            node_name: args.alone.node.name(&mut problems),
+            cluster: &args.cluster,
+            data_dir: args.alone.process.places().data_dir,
+            given,
+        };
+        return look.run(problems, &instead);
+    }
     let cluster = args.cluster.parse(&mut problems);
     let proxying = args.proxy.parse(&mut problems);
     args.alone
@@ -433,4 +452,5 @@ pub(crate) fn proxy(args: &ProxyArgs, given: &Given) -> anyhow::Result<()> {
             Some(cluster) => start_proxy(process, ctx, cluster, &proxying, &[]),
             None => Ok(()),
         })
+        .map(|()| ExitCode::SUCCESS)
 }

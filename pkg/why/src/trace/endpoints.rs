@@ -122,7 +122,10 @@ impl Tracer<'_> {
         frontend: &Frontend,
         arrives: bool,
     ) -> Result<(), Stopped> {
-        let mut text = match (arrives && frontend.outside.is_some(), is_internal_local(service, frontend)) {
+        let mut text = match (
+            arrives && frontend.outside.is_some(),
+            is_internal_local(service, frontend),
+        ) {
             (true, _) => "externalTrafficPolicy Local: only endpoints of that node".to_string(),
             (_, true) => "internalTrafficPolicy Local: only endpoints of that node".to_string(),
             _ => "any endpoint".to_string(),
@@ -372,7 +375,11 @@ impl Tracer<'_> {
             // A Service without ports names none: any will do.
             let number = match (ports.is_empty(), &ask.port) {
                 (true, Some(PortAsk::Number(number))) => Some(*number),
-                _ => ports.iter().filter(of_protocol).find(fits).map(|port| port.number),
+                _ => ports
+                    .iter()
+                    .filter(of_protocol)
+                    .find(fits)
+                    .map(|port| port.number),
             };
             endpoints.extend(number.map(|number| at(SocketAddr::new(*ip, number), &targets)));
         }
@@ -380,7 +387,12 @@ impl Tracer<'_> {
             let mut ports: Vec<String> = found
                 .iter()
                 .flat_map(|(_, ports)| ports)
-                .map(|port| format!("{}/{} (the pods' own: no port is translated)", port.number, port.protocol))
+                .map(|port| {
+                    format!(
+                        "{}/{} (the pods' own: no port is translated)",
+                        port.number, port.protocol
+                    )
+                })
                 .collect();
             ports.sort();
             ports.dedup();

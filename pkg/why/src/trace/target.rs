@@ -45,7 +45,10 @@ impl Tracer<'_> {
             return Ok(End::Leads("the DNS server of the client's own node".to_string()));
         }
         let services = cluster.services.iter();
-        if let Some(service) = services.map(AsRef::as_ref).find(|service| has_address(service, address)) {
+        if let Some(service) = services
+            .map(AsRef::as_ref)
+            .find(|service| has_address(service, address))
+        {
             self.ok(
                 What::Name,
                 format!("{address} is the Service {}", key(&service.metadata)),
@@ -53,7 +56,10 @@ impl Tracer<'_> {
             return self.service(origin, ask, service, &By::Address(address), 0);
         }
         if let Some(node) = cluster.node_at(address) {
-            self.ok(What::Name, format!("{address} is the node {}", name(&node.metadata)));
+            self.ok(
+                What::Name,
+                format!("{address} is the node {}", name(&node.metadata)),
+            );
             return self.node_port(origin, ask, node);
         }
         if let Some(pod) = cluster.pod_at(address) {
@@ -171,7 +177,13 @@ impl Tracer<'_> {
         }
         if let Some(proxy) = label(service, LABEL_SERVICE_PROXY_NAME) {
             let proxy = proxy.to_string();
-            return Err((What::Frontend, NotReached::OtherProxy { service: shown, proxy }));
+            return Err((
+                What::Frontend,
+                NotReached::OtherProxy {
+                    service: shown,
+                    proxy,
+                },
+            ));
         }
         if addresses.is_empty() {
             let why = NoAddress::ClusterIp;
@@ -187,7 +199,10 @@ impl Tracer<'_> {
 
     /// Says what the name is, and what DNS should answer.
     fn named(&mut self, service: &Service, addresses: &[IpAddr]) {
-        let (namespace, called) = (crate::cluster::namespace(&service.metadata), name(&service.metadata));
+        let (namespace, called) = (
+            crate::cluster::namespace(&service.metadata),
+            name(&service.metadata),
+        );
         let dns = format!("{called}.{namespace}.svc.{}", self.cluster.domain);
         let listed: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         let text = if listed.is_empty() {
@@ -457,14 +472,21 @@ pub(super) fn load_balancer_ips(service: &Service) -> Vec<IpAddr> {
     let status = service.status.as_ref();
     let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_deref());
     let addresses = ingress.unwrap_or_default().iter();
-    addresses.filter_map(|entry| entry.ip.as_ref()?.parse().ok()).collect()
+    addresses
+        .filter_map(|entry| entry.ip.as_ref()?.parse().ok())
+        .collect()
 }
 
 fn has_address(service: &Service, address: IpAddr) -> bool {
-    let external = service.spec.iter().flat_map(|spec| spec.external_ips.iter().flatten());
+    let external = service
+        .spec
+        .iter()
+        .flat_map(|spec| spec.external_ips.iter().flatten());
     cluster_ips(service).contains(&address)
         || load_balancer_ips(service).contains(&address)
-        || external.filter_map(|ip| ip.parse().ok()).any(|ip: IpAddr| ip == address)
+        || external
+            .filter_map(|ip| ip.parse().ok())
+            .any(|ip: IpAddr| ip == address)
 }
 
 /// The port that was asked for.
@@ -474,7 +496,10 @@ pub(super) fn port_of<'a>(service: &'a Service, ask: &TargetAsk) -> Result<&'a S
     let of_protocol = |port: &ServicePort| Protocol::parse(port.protocol.as_deref());
     let mut fitting: Vec<&ServicePort> = ports
         .iter()
-        .filter(|port| ask.protocol.is_none_or(|wanted| of_protocol(port) == Some(wanted)))
+        .filter(|port| {
+            ask.protocol
+                .is_none_or(|wanted| of_protocol(port) == Some(wanted))
+        })
         .filter(|port| match &ask.port {
             Some(PortAsk::Number(number)) => port.port == i32::from(*number),
             Some(PortAsk::Name(called)) => port.name.as_ref() == Some(called),
