@@ -131,6 +131,9 @@ fn almost(cluster: &Cluster, service: &Service, wanted: &BTreeMap<String, String
                 continue;
             };
             let far = distance(meant, value);
+            if far > 1 + meant.chars().count() / 3 {
+                continue;
+            }
             near.push((far, format!("{} has {label}={value}", name(&pod.metadata))));
         }
     }

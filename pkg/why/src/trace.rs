@@ -116,10 +116,15 @@ pub struct Way {
 impl Way {
     /// Whose address the endpoint sees.
     pub fn seen_as(&self, origin: &Origin, endpoint: &Endpoint, of_pods: impl Fn(IpAddr) -> bool) -> SeenAs {
+        let source = origin.address(self.to.is_ipv6());
+        // The overlay replaces the addresses of pods on their way out of the pods' network.
+        let leaves = !of_pods(endpoint.at.ip());
+        if matches!(origin, Origin::Pod { .. }) && source.is_some_and(&of_pods) && leaves {
+            return SeenAs::Node;
+        }
         let Some(frontend) = &self.frontend else {
             return SeenAs::Itself;
         };
-        let source = origin.address(self.to.is_ipv6());
         let itself = source == Some(endpoint.at.ip());
         match origin {
             Origin::Pod { .. } if itself => SeenAs::Node,

@@ -1,6 +1,7 @@
 //! What commands that look at this host share: the agent that runs here, the API that it follows, and what stands in for
 //! either when it is away.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -94,6 +95,9 @@ pub(crate) fn beside(address: SocketAddr, instead: &Instead<'_>) -> anyhow::Resu
                 });
             }
             format!("what runs at {address} has no proxy")
+        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            format!("nobody listens at {address}")
         }
         Err(error) => format!("no answer at {address}: {error}"),
     };

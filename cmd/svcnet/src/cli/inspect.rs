@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use svcnet_proxy::nftables::Plan;
+use serde_json::{Value, json};
+use svcnet_netlink::nft::Listing;
+use svcnet_proxy::nftables::{self, Plan};
 use svcnet_proxy::{Frontend, FrontendKey, Mode, Nftables, inspect};
 
 use super::beside::{self, Beside, Instead, LookFlags, Objects, Output};
@@ -21,6 +23,18 @@ const PAUSE: Duration = Duration::from_millis(300);
 pub(crate) enum Look {
     Services(ServicesArgs),
     Diff(DiffArgs),
+    Ruleset(RulesetArgs),
+}
+
+/// The nftables tables of this node's proxy, as the kernel holds them
+///
+/// In the words of `nft list table`, or as its JSON, and without the nft program. Everything is read from the kernel:
+/// what somebody else has put into the tables shows too.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RulesetArgs {
+    /// As nft prints it with -j
+    #[arg(long)]
+    json: bool,
 }
 
 /// Frontends, endpoints and live connections of Services, as this node's proxy has them
@@ -49,20 +63,42 @@ impl Look {
     /// Does what was asked for.
     pub(crate) fn run(&self, mut problems: Problems<'_>, instead: &Instead<'_>) -> anyhow::Result<ExitCode> {
         svcnet_netlink::signal::end_on_broken_pipe();
-        let flags = match self {
-            Self::Services(args) => &args.look,
-            Self::Diff(args) => &args.look,
+        let (flags, named) = match self {
+            Self::Ruleset(args) => return ruleset(args),
+            Self::Services(args) => (&args.look, Some(args)),
+            Self::Diff(args) => (&args.look, None),
         };
         let address = flags.address(&mut problems);
         problems.check()?;
         let beside = beside::beside(address.context("no address")?, instead)?;
         let kubeconfig = flags.kubeconfig(&beside.here.data_dir);
         let objects = || beside::objects(&kubeconfig, &beside.here.data_dir);
-        match self {
-            Self::Services(args) => services(args, &beside, &objects()?),
-            Self::Diff(_) => diff(&beside, objects),
+        match named {
+            Some(args) => services(args, &beside, &objects()?),
+            None => diff(&beside, objects),
         }
     }
+}
+
+fn ruleset(args: &RulesetArgs) -> anyhow::Result<ExitCode> {
+    let listings = nftables::listings()?;
+    if listings.is_empty() {
+        anyhow::bail!(
+            "the kernel holds no table of svcnet's proxy here: does it run in this network namespace?"
+        );
+    }
+    let mut out = io::stdout().lock();
+    if args.json {
+        let about = json!({"metainfo": {"version": env!("CARGO_PKG_VERSION"), "json_schema_version": 1}});
+        let objects = listings.iter().flat_map(Listing::objects);
+        let all: Vec<Value> = std::iter::once(about).chain(objects).collect();
+        writeln!(out, "{}", json!({ "nftables": all }))?;
+    } else {
+        for (index, listing) in listings.iter().enumerate() {
+            write!(out, "{}{listing}", if index == 0 { "" } else { "\n" })?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn desired(beside: &Beside, objects: &Objects) -> Vec<Frontend> {
@@ -186,6 +222,31 @@ fn diff(beside: &Beside, objects: impl Fn() -> anyhow::Result<Objects>) -> anyho
         writeln!(out, "nobody carries them out: {why}")?;
     }
     Ok(ExitCode::FAILURE)
+}
+
+/// How many operations the kernel of this node is away from what it should hold; nothing where that can not be said of
+/// the mode.
+pub(crate) fn drift(
+    facts: &inspect::Facts,
+    objects: &Objects,
+) -> Result<Option<usize>, svcnet_netlink::nft::Error> {
+    if facts.mode != Mode::Nftables {
+        return Ok(None);
+    }
+    let (services, slices) = (objects.services.clone(), objects.slices.clone());
+    let frontends = inspect::frontends(&facts.node, &facts.config, services, slices);
+    let mut tables = Nftables::open(&facts.config.cluster_cidrs, &facts.config.service_cidrs)?;
+    let mut operations = 0;
+    for look in 0..LOOKS {
+        if look > 0 {
+            std::thread::sleep(PAUSE);
+        }
+        operations = tables.diff(frontends.iter().cloned())?.len();
+        if operations == 0 {
+            break;
+        }
+    }
+    Ok(Some(operations))
 }
 
 /// `1 operation`, `2 operations`.

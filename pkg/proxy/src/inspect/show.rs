@@ -274,8 +274,10 @@ impl fmt::Display for ServiceShown {
             }
             writeln!(f, "{}", line.trim_end())?;
         }
-        for endpoint in &self.endpoints {
-            endpoint.write(f, width)?;
+        let places: Vec<String> = self.endpoints.iter().map(EndpointShown::place).collect();
+        let place_width = places.iter().map(String::len).max().unwrap_or_default();
+        for (endpoint, place) in self.endpoints.iter().zip(&places) {
+            endpoint.write(f, width, &format!("{place:place_width$}"))?;
         }
         Ok(())
     }
@@ -293,20 +295,18 @@ impl ServiceShown {
 }
 
 impl EndpointShown {
-    fn write(&self, f: &mut fmt::Formatter<'_>, width: usize) -> fmt::Result {
-        let place = match (&self.pod, &self.node) {
-            (Some(pod), Some(node)) => format!("{pod} on {node}"),
-            (Some(pod), None) => pod.clone(),
-            (None, Some(node)) => format!("on {node}"),
-            (None, None) => "no pod".to_string(),
-        };
+    fn place(&self) -> String {
         let here = if self.local { " (here)" } else { "" };
-        write!(
-            f,
-            "  -> {:w$}   {place}{here}",
-            self.at.to_string(),
-            w = width - 3
-        )?;
+        match (&self.pod, &self.node) {
+            (Some(pod), Some(node)) => format!("{pod} on {node}{here}"),
+            (Some(pod), None) => pod.clone(),
+            (None, Some(node)) => format!("on {node}{here}"),
+            (None, None) => "no pod".to_string(),
+        }
+    }
+
+    fn write(&self, f: &mut fmt::Formatter<'_>, width: usize, place: &str) -> fmt::Result {
+        write!(f, "  -> {:w$}   {place}", self.at.to_string(), w = width - 3)?;
         if self.weight != 1 {
             write!(f, "   weight {}", self.weight)?;
         }

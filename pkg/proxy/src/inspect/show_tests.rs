@@ -57,7 +57,7 @@ default/web:http   clients stay for 10800 s
   172.30.0.200:80/tcp   load balancer   from outside to endpoints here only   only from 192.0.2.0/24
   *:31853/tcp           node port       from outside to endpoints here only
   -> 10.244.1.2:8080    web1 on n2 (here)   0 connections
-  -> 10.244.2.2:8080    web2 on n3   0 connections
+  -> 10.244.2.2:8080    web2 on n3          0 connections
 "
     );
 }

@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use svcnet_netlink::Rtnl;
-use svcnet_netlink::nft::{Batch, Error, Event, Family, Socket, Table, Watch};
+use svcnet_netlink::nft::{Batch, Error, Event, Family, Listing, Socket, Table, Watch};
 
 pub use choice::Choice;
 pub use plan::{Observed, Plan, ShapeAt, State, Stays};
@@ -259,6 +259,24 @@ impl std::fmt::Display for Shortened<'_> {
             self.0.fmt(f)
         }
     }
+}
+
+/// Our tables as the kernel holds them, in full; those that are not there are left out.
+///
+/// # Errors
+/// When the kernel has no nf_tables or permission is lacking.
+pub fn listings() -> Result<Vec<Listing>, Error> {
+    let mut socket = Socket::open()?;
+    let mut listings = Vec::new();
+    for family in [Family::Ip, Family::Ip6] {
+        // A kernel without IPv6 has no tables of it.
+        match socket.listing(&layout::table(family)) {
+            Ok(listing) => listings.extend(listing),
+            Err(error) if matches!(error.errno(), Some(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(listings)
 }
 
 /// Removes our tables, and says whether any was there.

@@ -104,7 +104,15 @@ impl fmt::Display for Plan {
             writeln!(f, "- {slot}")?;
         }
         for (slot, value, name) in &self.adds {
-            writeln!(f, "+ {slot} {value} ({name})")?;
+            let value = value.to_string();
+            let gap = if value.is_empty() { "" } else { " " };
+            write!(f, "+ {slot}{gap}{value}")?;
+            // What frontends share has no name.
+            if name.is_empty() {
+                writeln!(f)?;
+            } else {
+                writeln!(f, " ({name})")?;
+            }
         }
         for (family, place, shape) in &self.old_shapes {
             writeln!(
