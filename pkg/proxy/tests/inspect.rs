@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::net::TcpStream;
 
 use serde_json::{Value, json};
-use svcnet_proxy::{Frontend, Nftables, inspect, nftables};
+use svcnet_proxy::{Frontend, inspect, nftables};
 use world::{A, B, C, World, node_ports, run, service, slice};
 
 /// A service of every kind.
@@ -132,15 +132,26 @@ fn the_text_is_nfts() {
     }
 }
 
-fn frontends(services: &[Value], slices: &[Value]) -> Vec<Frontend> {
-    let config = svcnet_proxy::Config {
+fn config() -> svcnet_proxy::Config {
+    svcnet_proxy::Config {
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()],
         service_cidrs: world::settings().service_cidrs,
         ..svcnet_proxy::Config::default()
-    };
+    }
+}
+
+fn on_node(config: &svcnet_proxy::Config) -> inspect::OnNode<'_> {
+    inspect::OnNode {
+        name: "n1",
+        config,
+        node: None,
+    }
+}
+
+fn frontends(services: &[Value], slices: &[Value]) -> Vec<Frontend> {
     let services = services.iter().cloned().map(world::object).collect();
     let slices = slices.iter().cloned().map(world::object).collect();
-    inspect::frontends("n1", &config, services, slices)
+    inspect::frontends(on_node(&config()), services, slices)
 }
 
 #[test]
@@ -149,10 +160,7 @@ fn what_differs_is_told_and_nothing_is_changed() {
     let (services, slices) = assortment();
     let desired = frontends(&services, &slices);
     world.apply_all(services, slices);
-    let mut tables = inside(&world, || {
-        let pods = ["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()];
-        Nftables::open(&pods, &world::settings().service_cidrs).unwrap()
-    });
+    let mut tables = inside(&world, || inspect::tables(on_node(&config())).unwrap());
     let plan = tables.diff(desired.clone()).unwrap();
     assert!(plan.is_empty(), "{plan}");
 

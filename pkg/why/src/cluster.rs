@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use svcnet_api::wellknown::{DEFAULT_CLUSTER_DOMAIN, LABEL_SERVICE_NAME};
+use svcnet_proxy::inspect::OnNode;
 
 /// Grace beyond the time that a Lease says: clocks of two machines differ.
 const LEASE_GRACE_SECONDS: i64 = 10;
@@ -77,6 +78,16 @@ fn is(metadata: &ObjectMeta, of_namespace: &str, called: &str) -> bool {
 }
 
 impl Cluster {
+    /// The proxy of that node; of one that is in no place, for nobody's.
+    pub fn proxy_on<'a>(&'a self, node: Option<&'a str>) -> OnNode<'a> {
+        let name = node.unwrap_or_default();
+        OnNode {
+            name,
+            config: &self.proxy,
+            node: self.node(name),
+        }
+    }
+
     /// The Service of that name.
     pub fn service(&self, namespace: &str, name: &str) -> Option<&Service> {
         let mut services = self.services.iter().map(AsRef::as_ref);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::api::ListParams;
@@ -18,6 +18,7 @@ use svcnet_runtime::{Scope, connect, last_known, ops};
 use svcnet_why::look::{self, Here};
 
 use super::flags::{Cluster, ClusterFlags};
+use super::role::{Proxying, proxy_config};
 use crate::membership;
 use crate::settings::{Given, Problems};
 
@@ -78,6 +79,8 @@ pub(crate) struct Beside {
 pub(crate) struct Instead<'a> {
     pub(crate) node_name: String,
     pub(crate) cluster: &'a ClusterFlags,
+    /// What `svcnet proxy` says beside it; nothing for the defaults.
+    pub(crate) proxying: Option<Proxying>,
     pub(crate) data_dir: PathBuf,
     pub(crate) given: &'a Given,
 }
@@ -118,27 +121,28 @@ pub(crate) fn beside(address: SocketAddr, instead: &Instead<'_>) -> anyhow::Resu
             dns: Vec::new(),
             data_dir: instead.data_dir.clone(),
         },
-        proxy: proxy_config(&cluster),
+        proxy: instead_of_told(&cluster, instead.proxying.as_ref()),
         domain: cluster.domain,
     })
 }
 
 /// How an agent would run its proxy by these flags: an address of the cluster's DNS that this host has is answered by
 /// the host itself.
-fn proxy_config(cluster: &Cluster) -> svcnet_proxy::Config {
+fn instead_of_told(cluster: &Cluster, proxying: Option<&Proxying>) -> svcnet_proxy::Config {
     let own: Vec<IpAddr> = Rtnl::open()
         .and_then(|mut rtnl| rtnl.addresses(None))
         .map(|all| all.into_iter().map(|address| address.net.addr()).collect())
         .unwrap_or_default();
-    svcnet_proxy::Config {
-        cluster_cidrs: cluster.cluster_cidr.iter().collect(),
-        service_cidrs: cluster.service_cidr.iter().collect(),
-        node_local: cluster
-            .dns
-            .iter()
-            .copied()
-            .filter(|ip| own.contains(ip))
-            .collect(),
+    let dns = cluster.dns.iter().copied();
+    let own_dns: Vec<IpAddr> = dns.filter(|ip| own.contains(ip)).collect();
+    match proxying {
+        Some(proxying) => proxy_config(cluster, proxying, &own_dns),
+        None => svcnet_proxy::Config {
+            cluster_cidrs: cluster.cluster_cidr.iter().collect(),
+            service_cidrs: cluster.service_cidr.iter().collect(),
+            node_local: own_dns,
+            ..svcnet_proxy::Config::default()
+        },
     }
 }
 
@@ -151,22 +155,29 @@ pub(crate) fn data_dir() -> PathBuf {
 pub(crate) struct Objects {
     pub(crate) services: Vec<Arc<Service>>,
     pub(crate) slices: Vec<Arc<EndpointSlice>>,
+    /// This node's.
+    pub(crate) node: Option<Node>,
 }
 
 /// From the API; when it is away, from what the agent of this host last knew, and that is said.
-pub(crate) fn objects(kubeconfig: &Path, data_dir: &Path) -> anyhow::Result<Objects> {
+pub(crate) fn objects(kubeconfig: &Path, here: &Here) -> anyhow::Result<Objects> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let error = match runtime.block_on(listed(kubeconfig)) {
+    let error = match runtime.block_on(listed(kubeconfig, &here.node)) {
         Ok(objects) => return Ok(objects),
         Err(error) => error,
     };
-    let dir = data_dir.join("cache");
+    let dir = here.data_dir.join("cache");
     let services = last_known::<Service>(&dir, &Scope::default()).ok().flatten();
     let slices = last_known::<EndpointSlice>(&dir, &Scope::default())
         .ok()
         .flatten();
+    let own = Scope {
+        fields: Some(format!("metadata.name={}", here.node)),
+        ..Scope::default()
+    };
+    let node = last_known::<Node>(&dir, &own).ok().flatten();
     let (Some(services), Some(slices)) = (services, slices) else {
         return Err(error);
     };
@@ -177,23 +188,26 @@ pub(crate) fn objects(kubeconfig: &Path, data_dir: &Path) -> anyhow::Result<Obje
     Ok(Objects {
         services: services.into_iter().map(Arc::new).collect(),
         slices: slices.into_iter().map(Arc::new).collect(),
+        node: node.and_then(|nodes| nodes.into_iter().next()),
     })
 }
 
-async fn listed(kubeconfig: &Path) -> anyhow::Result<Objects> {
+async fn listed(kubeconfig: &Path, node: &str) -> anyhow::Result<Objects> {
     let client = connect::client(kubeconfig).await?;
     let all = ListParams::default();
-    let (services, slices) = (
+    let (services, slices, nodes) = (
         Api::<Service>::all(client.clone()),
-        Api::<EndpointSlice>::all(client),
+        Api::<EndpointSlice>::all(client.clone()),
+        Api::<Node>::all(client),
     );
-    let lists = async { tokio::try_join!(services.list(&all), slices.list(&all)) };
-    let (services, slices) = tokio::time::timeout(PATIENCE, lists)
+    let lists = async { tokio::try_join!(services.list(&all), slices.list(&all), nodes.get_opt(node)) };
+    let (services, slices, node) = tokio::time::timeout(PATIENCE, lists)
         .await
         .context("the API does not answer")?
         .with_context(|| format!("ask the API that {} names", kubeconfig.display()))?;
     Ok(Objects {
         services: services.items.into_iter().map(Arc::new).collect(),
         slices: slices.items.into_iter().map(Arc::new).collect(),
+        node,
     })
 }

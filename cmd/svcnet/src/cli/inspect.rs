@@ -7,8 +7,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::{Value, json};
 use svcnet_netlink::nft::Listing;
+use svcnet_proxy::inspect::OnNode;
 use svcnet_proxy::nftables::{self, Plan};
-use svcnet_proxy::{Frontend, FrontendKey, Mode, Nftables, inspect};
+use svcnet_proxy::{Frontend, FrontendKey, Mode, inspect};
 
 use super::beside::{self, Beside, Instead, LookFlags, Objects, Output};
 use crate::settings::Problems;
@@ -72,7 +73,7 @@ impl Look {
         problems.check()?;
         let beside = beside::beside(address.context("no address")?, instead)?;
         let kubeconfig = flags.kubeconfig(&beside.here.data_dir);
-        let objects = || beside::objects(&kubeconfig, &beside.here.data_dir);
+        let objects = || beside::objects(&kubeconfig, &beside.here);
         match named {
             Some(args) => services(args, &beside, &objects()?),
             None => diff(&beside, objects),
@@ -103,7 +104,15 @@ fn ruleset(args: &RulesetArgs) -> anyhow::Result<ExitCode> {
 
 fn desired(beside: &Beside, objects: &Objects) -> Vec<Frontend> {
     let (services, slices) = (objects.services.clone(), objects.slices.clone());
-    inspect::frontends(&beside.here.node, &beside.proxy, services, slices)
+    inspect::frontends(on_node(beside, objects), services, slices)
+}
+
+fn on_node<'a>(beside: &'a Beside, objects: &'a Objects) -> OnNode<'a> {
+    OnNode {
+        name: &beside.here.node,
+        config: &beside.proxy,
+        node: objects.node.as_ref(),
+    }
 }
 
 fn services(args: &ServicesArgs, beside: &Beside, objects: &Objects) -> anyhow::Result<ExitCode> {
@@ -112,7 +121,7 @@ fn services(args: &ServicesArgs, beside: &Beside, objects: &Objects) -> anyhow::
     // What can not be counted or compared is left out: the rest is as true without it.
     let connections = inspect::count(&frontends);
     let plan = match beside.here.mode {
-        Mode::Nftables => Some(plan(beside, &frontends)),
+        Mode::Nftables => Some(plan(on_node(beside, objects), &frontends)),
         _ => None,
     };
     if let Some(name) = &args.name {
@@ -183,8 +192,8 @@ fn nothing_for(name: &str, objects: &Objects) -> String {
     }
 }
 
-fn plan(beside: &Beside, frontends: &[Frontend]) -> Result<Plan, svcnet_netlink::nft::Error> {
-    let mut tables = Nftables::open(&beside.proxy.cluster_cidrs, &beside.proxy.service_cidrs)?;
+fn plan(on: OnNode<'_>, frontends: &[Frontend]) -> Result<Plan, svcnet_netlink::nft::Error> {
+    let mut tables = inspect::tables(on)?;
     tables.diff(frontends.iter().cloned())
 }
 
@@ -201,8 +210,9 @@ fn diff(beside: &Beside, objects: impl Fn() -> anyhow::Result<Objects>) -> anyho
         if look > 0 {
             std::thread::sleep(PAUSE);
         }
-        let frontends = desired(beside, &objects()?);
-        let plan = plan(beside, &frontends)?;
+        let objects = objects()?;
+        let frontends = desired(beside, &objects);
+        let plan = plan(on_node(beside, &objects), &frontends)?;
         if plan.is_empty() {
             let total = count(frontends.len(), "frontend");
             writeln!(out, "the kernel holds all {total} as it should")?;
@@ -234,8 +244,13 @@ pub(crate) fn drift(
         return Ok(None);
     }
     let (services, slices) = (objects.services.clone(), objects.slices.clone());
-    let frontends = inspect::frontends(&facts.node, &facts.config, services, slices);
-    let mut tables = Nftables::open(&facts.config.cluster_cidrs, &facts.config.service_cidrs)?;
+    let on = OnNode {
+        name: &facts.node,
+        config: &facts.config,
+        node: objects.node.as_ref(),
+    };
+    let frontends = inspect::frontends(on, services, slices);
+    let mut tables = inspect::tables(on)?;
     let mut operations = 0;
     for look in 0..LOOKS {
         if look > 0 {

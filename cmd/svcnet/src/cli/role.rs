@@ -257,16 +257,25 @@ pub(crate) fn start_proxy(
     proxying: &Proxying,
     node_local: &[IpAddr],
 ) -> anyhow::Result<()> {
-    let config = svcnet_proxy::Config {
+    let config = proxy_config(cluster, proxying, node_local);
+    process.spawn("proxy", Proxy::new(config, ctx)?.run());
+    Ok(())
+}
+
+/// How these flags run the proxy.
+pub(crate) fn proxy_config(
+    cluster: &Cluster,
+    proxying: &Proxying,
+    node_local: &[IpAddr],
+) -> svcnet_proxy::Config {
+    svcnet_proxy::Config {
         cluster_cidrs: cluster.cluster_cidr.iter().collect(),
         service_cidrs: cluster.service_cidr.iter().collect(),
         node_local: node_local.to_vec(),
         scheduler: proxying.scheduler,
         external_ranges: proxying.external_ranges.clone(),
         node_ports: proxying.node_ports.clone(),
-    };
-    process.spawn("proxy", Proxy::new(config, ctx)?.run());
-    Ok(())
+    }
 }
 
 /// Starts the DNS server.
@@ -440,6 +449,7 @@ pub(crate) fn proxy(args: &ProxyArgs, given: &Given) -> anyhow::Result<ExitCode>
         let instead = Instead {
             node_name: args.alone.node.name(&mut problems),
             cluster: &args.cluster,
+            proxying: Some(args.proxy.parse(&mut problems)),
             data_dir: args.alone.process.places().data_dir,
             given,
         };

@@ -87,6 +87,11 @@ fn print_proxy(out: &mut impl Write, facts: &inspect::Facts, cluster: &Cluster) 
     let objects = Objects {
         services: cluster.services.iter().cloned().map(Arc::new).collect(),
         slices: cluster.slices.iter().cloned().map(Arc::new).collect(),
+        node: cluster
+            .nodes
+            .iter()
+            .find(|node| node.metadata.name.as_ref() == Some(&facts.node))
+            .cloned(),
     };
     let (well, kernel) = match super::inspect::drift(facts, &objects) {
         Ok(Some(0)) => (true, ", the kernel holds it all".to_string()),

@@ -54,6 +54,7 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<ExitCode> {
     let instead = Instead {
         node_name: args.node.name(&mut problems),
         cluster: &args.cluster,
+        proxying: None,
         data_dir: beside::data_dir(),
         given,
     };

@@ -10,10 +10,11 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use svcnet_netlink::nft;
 use svcnet_runtime::Change;
 
 pub use connections::{Connections, count};
@@ -22,7 +23,9 @@ pub use show::{EndpointShown, FrontendShown, Kind, ServiceShown, Traffic, show};
 use crate::backend::{Backend, Error, Mode, Report};
 use crate::engine::{Engine, Update};
 use crate::model::{Frontend, FrontendKey};
+use crate::nftables::Nftables;
 use crate::run::Config;
+use crate::view::NodeFacts;
 
 /// What a proxy tells of itself (the part `proxy` of `/status`).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -45,15 +48,41 @@ pub struct Facts {
     pub last_sync: Option<Timestamp>,
 }
 
-/// The frontends that a proxy of that node should have, by their names and places: what [`Engine`] computes, from
+/// A proxy on a node, running or not.
+#[derive(Debug, Clone, Copy)]
+pub struct OnNode<'a> {
+    /// The node's name.
+    pub name: &'a str,
+    /// How the proxy is run.
+    pub config: &'a Config,
+    /// The Node object, where it is known: its zone decides about endpoints, its addresses about node ports.
+    pub node: Option<&'a Node>,
+}
+
+/// The tables of this network namespace, as the proxy of that node has them.
+///
+/// # Errors
+/// When the kernel has no nf_tables or permission is lacking.
+pub fn tables(on: OnNode<'_>) -> Result<Nftables, nft::Error> {
+    let mut tables = on.config.open_tables()?;
+    if let Some(node) = on.node {
+        tables.node_addresses(&NodeFacts::new(node).addresses);
+    }
+    Ok(tables)
+}
+
+/// The frontends that the proxy of that node should have, by their names and places: what [`Engine`] computes, from
 /// scratch.
 pub fn frontends(
-    node_name: &str,
-    config: &Config,
+    on: OnNode<'_>,
     services: Vec<Arc<Service>>,
     slices: Vec<Arc<EndpointSlice>>,
 ) -> Vec<Frontend> {
-    let mut engine = Engine::new(node_name, config.settings(), Box::new(Nobody));
+    let mut engine = Engine::new(on.name, on.config.settings(), Box::new(Nobody));
+    if let Some(node) = on.node {
+        let node = Arc::new(node.clone());
+        engine.apply_change(Update::Node(Change::Reset(vec![node])));
+    }
     engine.apply_change(Update::Services(Change::Reset(services)));
     engine.apply_change(Update::Slices(Change::Reset(slices)));
     // Claims are settled by a sync; nobody refuses.

@@ -1,6 +1,6 @@
 use serde_json::{Value, json};
 
-use super::super::frontends;
+use super::super::{OnNode, frontends};
 use super::*;
 use crate::run::Config;
 
@@ -28,7 +28,13 @@ fn slice(service: &str, endpoints: &[(&str, &str, &str)]) -> Arc<EndpointSlice> 
 }
 
 fn shown(services: &[Arc<core::Service>], slices: &[Arc<EndpointSlice>]) -> String {
-    let frontends = frontends("n2", &Config::default(), services.to_vec(), slices.to_vec());
+    let config = Config::default();
+    let on = OnNode {
+        name: "n2",
+        config: &config,
+        node: None,
+    };
+    let frontends = frontends(on, services.to_vec(), slices.to_vec());
     let counted = Connections::default();
     let holds = |key: FrontendKey| Some(key.port() != 443);
     let shown = show(&frontends, services, slices, Some(&counted), holds);

@@ -9,7 +9,7 @@ use svcnet_netlink::neigh::Resolution;
 use svcnet_netlink::nft::{Family, Socket};
 use svcnet_netlink::route::{Packet, Way as KernelWay};
 use svcnet_netlink::{Rtnl, conntrack, rt};
-use svcnet_proxy::{Mode, Nftables, inspect};
+use svcnet_proxy::{Mode, inspect};
 
 use super::Here;
 use crate::cluster::Cluster;
@@ -64,9 +64,9 @@ fn frontend(cluster: &Cluster, here: &Here, way: &Way) -> FrontendSeen {
         return FrontendSeen::OtherMode(here.mode);
     }
     let (services, slices) = (cluster.services.clone(), cluster.slices.clone());
-    let desired = inspect::frontends(&here.node, &cluster.proxy, services, slices);
-    let opened = Nftables::open(&cluster.proxy.cluster_cidrs, &cluster.proxy.service_cidrs);
-    let mut tables = match opened {
+    let on = cluster.proxy_on(Some(&here.node));
+    let desired = inspect::frontends(on, services, slices);
+    let mut tables = match inspect::tables(on) {
         Ok(tables) => tables,
         Err(error) => return FrontendSeen::Unknown(error.to_string()),
     };

@@ -39,8 +39,7 @@ impl Tracer<'_> {
             return Ok(End::Leads("the DNS server of the client's own node".to_string()));
         }
         let all = inspect::frontends(
-            node.as_deref().unwrap_or_default(),
-            &cluster.proxy,
+            cluster.proxy_on(node.as_deref()),
             cluster.services.clone(),
             cluster.slices.clone(),
         );
