@@ -14,7 +14,7 @@ use std::net::TcpStream;
 
 use serde_json::{Value, json};
 use svcnet_proxy::{Frontend, inspect, nftables};
-use world::{A, B, C, World, node_ports, run, service, slice};
+use world::{A, B, C, World, annotated, node_ports, run, service, slice};
 
 /// A service of every kind.
 fn assortment() -> (Vec<Value>, Vec<Value>) {
@@ -29,14 +29,31 @@ fn assortment() -> (Vec<Value>, Vec<Value>) {
         local,
         service("empty", "10.96.1.4", json!({})),
         service("six", "fd00:96::1", sticky),
+        chosen("turns", "10.96.1.5", "rr"),
+        chosen("six-turns", "fd00:96::2", "rr"),
+        chosen("hashed", "10.96.1.6", "sh"),
+        chosen("six-hashed", "fd00:96::3", "sh"),
+        chosen("maglev", "10.96.1.8", "mh"),
     ];
     let slices = vec![
         slice("web", &[A, B, C]),
         slice("sticky", &[A, C]),
         slice("local", &[B, C]),
         slice("six", &["fd00:244:1::5"]),
+        slice("turns", &[A, B, C]),
+        slice("six-turns", &["fd00:244:1::5", "fd00:244:1::6"]),
+        slice("hashed", &[A, B, C]),
+        slice("six-hashed", &["fd00:244:1::5", "fd00:244:1::6"]),
+        slice("maglev", &[A, C]),
     ];
     (services, slices)
+}
+
+fn chosen(name: &str, address: &str, scheduler: &str) -> Value {
+    annotated(
+        service(name, address, json!({})),
+        json!({ "svcnet.io/scheduler": scheduler }),
+    )
 }
 
 fn inside<T: Send>(world: &World, body: impl FnOnce() -> T + Send) -> T {

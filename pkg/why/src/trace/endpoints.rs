@@ -138,11 +138,10 @@ impl Tracer<'_> {
         }
         if let Some(sources) = &frontend.sources {
             let source = origin.address(frontend.key.family() == svcnet_netlink::nft::Family::Ip6);
-            let exempt = matches!(origin, Origin::Node { .. }) && !arrives;
             let in_range = |ip: IpAddr| sources.iter().any(|net| net.contains(&ip));
             let ranges: Vec<String> = sources.iter().map(ToString::to_string).collect();
             match source {
-                Some(source) if !exempt && !in_range(source) => {
+                Some(source) if !in_range(source) => {
                     let reason = NotReached::SourceRange {
                         service: key(&service.metadata),
                         source,

@@ -90,7 +90,7 @@ pub(super) fn statements(family: Family, expressions: &[u8]) -> Vec<Value> {
 fn load<'a>(family: Family, name: &str, body: &Reader<'a>) -> Option<(Option<&'a [u8]>, Value)> {
     let number = |kind| body.find(kind).and_then(be32);
     match name {
-        "payload" => {
+        "payload" if body.find(1).is_some() => {
             let what = payload(family, number(2)?, number(3)?, number(4)?);
             Some((body.find(1), what))
         }
@@ -193,8 +193,19 @@ fn statement(family: Family, name: &str, body: &Reader<'_>, registers: &mut Regi
             if let Some(seed) = seed {
                 hash["seed"] = json!(seed);
             }
-            registers.put(body.find(2), json!({ "jhash": hash }));
+            // What was hashed lies behind, and is used up.
+            registers.replace(body.find(2), json!({ "jhash": hash }));
             return None;
+        }
+        "payload" => {
+            let what = payload(family, number(2)?, number(3)?, number(4)?);
+            let value = registers.get(body.find(5))?.what.clone();
+            let value = match (&value, number(4)?) {
+                // A constant that stands for an address.
+                (Value::String(hex), 16) => hex_address(hex).unwrap_or(value),
+                _ => value,
+            };
+            json!({"mangle": {"key": what, "value": value}})
         }
         "meta" => {
             let value = registers.get(body.find(3))?.what.clone();
@@ -220,6 +231,12 @@ fn statement(family: Family, name: &str, body: &Reader<'_>, registers: &mut Regi
         }}),
         other => json!({"xt": {"type": "expression", "name": other}}),
     })
+}
+
+/// An IPv6 address out of the digits of [`hex`].
+fn hex_address(digits: &str) -> Option<Value> {
+    let number = u128::from_str_radix(digits.strip_prefix("0x")?, 16).ok()?;
+    Some(json!(std::net::Ipv6Addr::from_bits(number).to_string()))
 }
 
 /// A value that is written: a constant says by the key what it means.

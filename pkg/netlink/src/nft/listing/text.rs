@@ -198,7 +198,8 @@ fn value(expression: &Value) -> String {
         "jhash" => {
             let seed = inner
                 .get("seed")
-                .map_or_else(String::new, |seed| format!(" seed {seed:#}"));
+                .and_then(Value::as_u64)
+                .map_or_else(String::new, |seed| format!(" seed 0x{seed:x}"));
             format!(
                 "jhash {} mod {}{seed}{}",
                 value(&inner["expr"]),
