@@ -90,7 +90,6 @@ fn reaches(lab: &Lab, node: &str, source: &str, target: &str, wanted: &str) -> S
 fn fails(lab: &Lab, node: &str, source: &str, target: &str, wanted: &str) -> String {
     until(&format!("{source} does not reach {target}: {wanted}"), || {
         let ran = why(lab, node, source, target);
-        last.clone_from(&ran.out);
         (!ran.ok && ran.out.contains(wanted)).then_some(ran.out)
     })
 }

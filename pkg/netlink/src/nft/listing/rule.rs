@@ -189,7 +189,10 @@ fn statement(family: Family, name: &str, body: &Reader<'_>, registers: &mut Regi
         "hash" => {
             let source = registers.concat(body.find(1), None);
             let (modulus, seed) = (number(4)?, number(5));
-            let mut hash = json!({"mod": modulus, "offset": number(6).unwrap_or_default(), "expr": source});
+            let mut hash = json!({"mod": modulus, "expr": source});
+            if let Some(offset) = number(6).filter(|offset| *offset > 0) {
+                hash["offset"] = json!(offset);
+            }
             if let Some(seed) = seed {
                 hash["seed"] = json!(seed);
             }
