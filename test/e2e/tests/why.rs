@@ -63,7 +63,6 @@ fn cluster() -> Lab {
     let lab = Lab::up(&[]);
     lab.web();
     lab.pod("visitor", "n3", "app=visitor");
-    assert!(lab.kubectl(&["create", "namespace", "metallb-system"]).ok);
     lab.apply(SERVICES);
     until("all Services have endpoints", || {
         let services = ["web", "far", "bal", "head"];
@@ -76,12 +75,20 @@ fn cluster() -> Lab {
     lab
 }
 
-/// Waits until the answer is well and ends so.
+/// Waits until the answer is well and ends so; what it was instead is printed each time that it changes.
 #[track_caller]
 fn reaches(lab: &Lab, node: &str, source: &str, target: &str, wanted: &str) -> String {
+    let mut last = String::new();
     until(&format!("{source} reaches {target}: {wanted}"), || {
         let ran = why(lab, node, source, target);
-        (ran.ok && end(&ran) == format!("{wanted}\n")).then_some(ran.out)
+        if ran.ok && end(&ran) == format!("{wanted}\n") {
+            return Some(ran.out);
+        }
+        if ran.out != last {
+            eprintln!("{}{}", ran.out, ran.err);
+            last = ran.out;
+        }
+        None
     })
 }
 
