@@ -75,6 +75,16 @@ pub(crate) async fn establish(membership: &Membership) -> anyhow::Result<Option<
     Ok(Some(joined.facts))
 }
 
+/// What the cluster that this node has joined said of itself.
+pub(crate) fn joined(data_dir: &Path) -> Option<ClusterFacts> {
+    read(&facts_path(data_dir)).map(|joined| joined.facts)
+}
+
+/// Where an agent keeps it.
+pub(crate) fn facts_path(data_dir: &Path) -> PathBuf {
+    data_dir.join("agent/cluster.json")
+}
+
 /// A damaged file is as good as none: joining writes another.
 fn read(path: &Path) -> Option<Joined> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()

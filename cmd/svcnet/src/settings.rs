@@ -232,6 +232,17 @@ impl<'a> Problems<'a> {
         })
     }
 
+    /// A positional argument in its type; when it has none, that is noted.
+    pub(crate) fn parse_argument<T>(&mut self, name: &str, text: &str) -> Option<T>
+    where
+        T: FromStr,
+        T::Err: fmt::Display,
+    {
+        text.parse()
+            .map_err(|error| self.list.push(format!("{name}: {error}")))
+            .ok()
+    }
+
     /// The setting as the function reads it; when it can not, that is noted.
     pub(crate) fn parse_with<T>(
         &mut self,

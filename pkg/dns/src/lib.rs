@@ -48,10 +48,15 @@ impl Dns {
     pub fn new(config: Config, ctx: &Context) -> Result<Self, Error> {
         config.check().map_err(Error::Config)?;
         let feed = Feed::subscribe(&ctx.informers, config.pods);
+        let component = ctx.health.component("dns");
+        component.tell(serde_json::json!({
+            "addresses": config.addresses,
+            "domain": config.cluster_domain.to_string().trim_end_matches('.'),
+        }));
         Ok(Self {
             server: Server::new(config),
             feed,
-            progress: Progress::new(ctx.health.component("dns")),
+            progress: Progress::new(component),
             shutdown: ctx.shutdown.clone(),
         })
     }

@@ -19,8 +19,14 @@ const NLM_F_ACK: u16 = 0x4;
 const NLM_F_DUMP: u16 = 0x300;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_PROTOINFO: u16 = 4;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
+
+/// First of the states in which a TCP connection carries no more data (`TCP_CONNTRACK_LAST_ACK`; then TIME_WAIT, CLOSE).
+const TCP_LAST_ACK: u8 = 6;
 
 /// Protocol number of UDP.
 pub const UDP: u8 = 17;
@@ -43,9 +49,18 @@ pub struct Entry {
     pub original: Tuple,
     /// As answers arrive: its source is where the connection was translated to.
     pub reply: Tuple,
+    /// Of a TCP connection, how far it is (`enum tcp_conntrack`).
+    tcp_state: Option<u8>,
     /// The kernel's number for the entry, so that a later connection with the same addresses is not mistaken for it.
     id: u32,
     zone: u16,
+}
+
+impl Entry {
+    /// Whether data may still come: a TCP connection that both sides have closed stays in the table for a while.
+    pub fn is_live(&self) -> bool {
+        self.tcp_state.is_none_or(|state| state < TCP_LAST_ACK)
+    }
 }
 
 impl fmt::Display for Entry {
@@ -150,12 +165,18 @@ fn read(body: &[u8]) -> Option<Entry> {
     Some(Entry {
         original: read_tuple(attributes.find(CTA_TUPLE_ORIG)?)?,
         reply: read_tuple(attributes.find(CTA_TUPLE_REPLY)?)?,
+        tcp_state: attributes.find(CTA_PROTOINFO).and_then(read_tcp_state),
         id: number(CTA_ID).map_or(0, u32::from_be_bytes),
         zone: attributes
             .find(CTA_ZONE)
             .and_then(|v| v.try_into().ok())
             .map_or(0, u16::from_be_bytes),
     })
+}
+
+fn read_tcp_state(bytes: &[u8]) -> Option<u8> {
+    let tcp = Reader::new(Reader::new(bytes).find(CTA_PROTOINFO_TCP)?);
+    tcp.find(CTA_PROTOINFO_TCP_STATE)?.first().copied()
 }
 
 fn read_tuple(bytes: &[u8]) -> Option<Tuple> {

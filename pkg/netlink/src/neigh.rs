@@ -59,6 +59,38 @@ impl fmt::Display for FdbEntry {
     }
 }
 
+/// How far the kernel is with finding out who has an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Resolution {
+    /// Somebody said it.
+    Permanent(Mac),
+    /// It was found out, of late or some time ago.
+    Found(Mac),
+    /// It is being asked for.
+    Asking,
+    /// Nobody answered.
+    Failed,
+    /// The link needs none.
+    NotNeeded,
+}
+
+impl Resolution {
+    fn of(message: &NeighbourMessage) -> Option<Self> {
+        Some(match message.header.state {
+            NeighbourState::Permanent => Self::Permanent(mac(message)?),
+            NeighbourState::Incomplete => Self::Asking,
+            NeighbourState::Failed => Self::Failed,
+            NeighbourState::Noarp => Self::NotNeeded,
+            NeighbourState::Reachable
+            | NeighbourState::Stale
+            | NeighbourState::Delay
+            | NeighbourState::Probe => Self::Found(mac(message)?),
+            // An entry that was made and not asked for yet.
+            _ => return None,
+        })
+    }
+}
+
 impl Neighbour {
     fn message(&self) -> NeighbourMessage {
         let mut message = NeighbourMessage::default();
@@ -156,6 +188,28 @@ impl Rtnl {
         };
         self.dump(&RouteNetlinkMessage::GetNeighbour(message), keep)
             .map_err(|e| e.about("list neighbours of", format_args!("dev #{link}")))
+    }
+
+    /// What is known about who has an address on a link; nothing when it was not asked for of late.
+    ///
+    /// # Errors
+    /// When the link is gone, or the kernel refuses.
+    pub fn resolution(&mut self, link: u32, address: IpAddr) -> Result<Option<Resolution>, Error> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family(address);
+        message.attributes.push(NeighbourAttribute::IfIndex(link));
+        let keep = |answer| match answer {
+            RouteNetlinkMessage::NewNeighbour(m)
+                if m.header.ifindex == link && destination(&m) == Some(address) =>
+            {
+                Resolution::of(&m)
+            }
+            _ => None,
+        };
+        let found = self
+            .dump(&RouteNetlinkMessage::GetNeighbour(message), keep)
+            .map_err(|e| e.about("find neighbour", format_args!("{address} dev #{link}")))?;
+        Ok(found.into_iter().next())
     }
 
     /// Sets a permanent neighbour.

@@ -9,6 +9,7 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
 
 use crate::addr::family;
 use crate::rt::{Error, Rtnl, deleted};
@@ -199,6 +200,64 @@ impl fmt::Display for Route {
     }
 }
 
+/// A packet whose way is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packet {
+    /// Where it goes.
+    pub destination: IpAddr,
+    /// Who sends it; for one of this host, nothing lets the kernel choose.
+    pub source: Option<IpAddr>,
+    /// Index of the link that it came in by; nothing for one of this host.
+    pub in_link: Option<u32>,
+    /// Its firewall mark, which rules may route by.
+    pub mark: u32,
+}
+
+impl Packet {
+    /// One that this host sends.
+    pub fn to(destination: IpAddr) -> Self {
+        Self {
+            destination,
+            source: None,
+            in_link: None,
+            mark: 0,
+        }
+    }
+
+    /// One that comes in.
+    pub fn through(source: IpAddr, in_link: u32, destination: IpAddr) -> Self {
+        Self {
+            source: Some(source),
+            in_link: Some(in_link),
+            ..Self::to(destination)
+        }
+    }
+}
+
+impl fmt::Display for Packet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.destination.fmt(f)?;
+        if let Some(source) = self.source {
+            write!(f, " from {source}")?;
+        }
+        self.in_link.map_or(Ok(()), |link| write!(f, " iif #{link}"))
+    }
+}
+
+/// What becomes of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// It takes this route.
+    Along(Route),
+    /// It is for this host itself.
+    Here,
+    /// There is no route for it.
+    NoRoute,
+    /// A route of another type swallows or refuses it (`blackhole`, `unreachable`, `prohibit`), or its source is not
+    /// valid where it came in.
+    Refused,
+}
+
 /// Which routes to list.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RouteFilter {
@@ -265,6 +324,54 @@ impl Rtnl {
                 let error = refusal.about("find route to", destination);
                 match error.source.kind() {
                     std::io::ErrorKind::NetworkUnreachable | std::io::ErrorKind::HostUnreachable => Ok(None),
+                    _ => Err(error),
+                }
+            }
+        }
+    }
+
+    /// What becomes of a packet: the kernel's own answer, rules and all tables included.
+    ///
+    /// # Errors
+    /// When the kernel can not be asked.
+    pub fn way_of(&mut self, packet: Packet) -> Result<Way, Error> {
+        let bits = |address: IpAddr| if address.is_ipv4() { 32 } else { 128 };
+        let mut message = RouteMessage::default();
+        let header = &mut message.header;
+        header.address_family = family(packet.destination);
+        header.destination_prefix_length = bits(packet.destination);
+        header.source_prefix_length = packet.source.map_or(0, bits);
+        let attributes = &mut message.attributes;
+        attributes.push(RouteAttribute::Destination(RouteAddress::from(
+            packet.destination,
+        )));
+        let source = packet.source.map(RouteAddress::from);
+        attributes.extend(source.map(RouteAttribute::Source));
+        attributes.extend(packet.in_link.map(RouteAttribute::Iif));
+        if packet.mark != 0 {
+            attributes.push(RouteAttribute::Mark(packet.mark));
+        }
+        let keep = |answer| match answer {
+            RouteNetlinkMessage::NewRoute(mut m) => match m.header.kind {
+                RouteType::Unicast => {
+                    m.header.flags.remove(RouteFlags::Cloned);
+                    m.attributes.retain(|a| !matches!(a, RouteAttribute::Table(_)));
+                    m.header.table = RouteHeader::RT_TABLE_MAIN;
+                    Route::from_message(&m).map(Way::Along)
+                }
+                RouteType::Local => Some(Way::Here),
+                _ => Some(Way::Refused),
+            },
+            _ => None,
+        };
+        match self.get(RouteNetlinkMessage::GetRoute(message), keep) {
+            Ok(way) => Ok(way.unwrap_or(Way::NoRoute)),
+            Err(refusal) => {
+                let error = refusal.about("find the way of a packet to", packet);
+                match error.errno() {
+                    // EHOSTUNREACH also is what forwarding without a route says.
+                    Errno::ENETUNREACH | Errno::EHOSTUNREACH => Ok(Way::NoRoute),
+                    Errno::EINVAL | Errno::EACCES | Errno::EXDEV => Ok(Way::Refused),
                     _ => Err(error),
                 }
             }

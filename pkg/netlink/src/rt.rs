@@ -54,7 +54,7 @@ impl fmt::Display for Hint<'_> {
 }
 
 impl Error {
-    fn errno(&self) -> Errno {
+    pub(crate) fn errno(&self) -> Errno {
         self.source
             .raw_os_error()
             .map_or(Errno::UnknownErrno, Errno::from_raw)

@@ -16,9 +16,9 @@ use svcnet_netlink::addr::Address;
 use svcnet_netlink::link::{Change, Kind, Port, VethEnd, Vxlan};
 use svcnet_netlink::local::LocalFor;
 use svcnet_netlink::monitor::{Event, Group, Happened, Listener, Monitor};
-use svcnet_netlink::neigh::{FdbEntry, Neighbour};
+use svcnet_netlink::neigh::{FdbEntry, Neighbour, Resolution};
 use svcnet_netlink::netns::OwnedNetNs;
-use svcnet_netlink::route::{PROTOCOL_SVCNET, Route, RouteFilter};
+use svcnet_netlink::route::{PROTOCOL_SVCNET, Packet, Route, RouteFilter, Way};
 
 fn json(ns: &OwnedNetNs, program: &str, arguments: &str) -> Value {
     let run = || Command::new(program).args(arguments.split(' ')).output().unwrap();
@@ -430,4 +430,73 @@ fn dummy_links_are_made_or_said_to_be_lacking() {
         // Not every kernel has them.
         Err(error) => assert!(error.is_unsupported(), "{error}"),
     }
+}
+
+#[test]
+fn the_way_of_a_packet_is_the_kernels_own_answer() {
+    let (ns, mut rt, bridge) = with_bridge();
+    rt.change_link(bridge, &Change::up()).unwrap();
+    rt.set_loopback_up().unwrap();
+    ns.run(|| svcnet_netlink::sysctl::set("net/ipv4/ip_forward", "1").unwrap())
+        .unwrap();
+    let address = |text: &str| -> IpAddr { text.parse().unwrap() };
+    let (pod, far) = (address("10.244.1.5"), address("10.244.2.5"));
+    let far_net = "10.244.2.0/24".parse().unwrap();
+    assert_eq!(rt.way_of(Packet::to(far)).unwrap(), Way::NoRoute);
+    assert_eq!(rt.way_of(Packet::to(address("10.244.1.1"))).unwrap(), Way::Here);
+    rt.replace_route(Route::via(far_net, address("10.244.1.9"), bridge))
+        .unwrap();
+    for packet in [Packet::to(far), Packet::through(pod, bridge, far)] {
+        let Way::Along(route) = rt.way_of(packet).unwrap() else {
+            panic!("{packet}");
+        };
+        assert_eq!((route.gateway, route.link), (Some(address("10.244.1.9")), bridge));
+    }
+    let run = || {
+        Command::new("ip")
+            .args(["route", "add", "blackhole", "10.244.3.0/24"])
+            .status()
+    };
+    assert!(ns.run(run).unwrap().unwrap().success());
+    assert_eq!(
+        rt.way_of(Packet::to(address("10.244.3.1"))).unwrap(),
+        Way::Refused
+    );
+    // By a mark, another table is asked.
+    for arguments in [
+        "rule add fwmark 7 table 100",
+        "route add 10.244.2.0/24 via 10.244.1.8 dev br table 100",
+    ] {
+        let run = || Command::new("ip").args(arguments.split(' ')).status();
+        assert!(ns.run(run).unwrap().unwrap().success(), "{arguments}");
+    }
+    let marked = Packet {
+        mark: 7,
+        ..Packet::to(far)
+    };
+    let Way::Along(route) = rt.way_of(marked).unwrap() else {
+        panic!("{marked}");
+    };
+    assert_eq!(route.gateway, Some(address("10.244.1.8")));
+}
+
+#[test]
+fn it_is_told_how_far_a_neighbour_is_known() {
+    let (_ns, mut rt, bridge) = with_bridge();
+    rt.change_link(bridge, &Change::up()).unwrap();
+    let address: IpAddr = "10.244.1.7".parse().unwrap();
+    assert_eq!(rt.resolution(bridge, address).unwrap(), None);
+    let mac = [2, 0, 0, 0, 0, 7];
+    rt.replace_neighbour(Neighbour {
+        link: bridge,
+        address,
+        mac,
+    })
+    .unwrap();
+    assert_eq!(
+        rt.resolution(bridge, address).unwrap(),
+        Some(Resolution::Permanent(mac))
+    );
+    let other: IpAddr = "10.244.1.8".parse().unwrap();
+    assert_eq!(rt.resolution(bridge, other).unwrap(), None);
 }

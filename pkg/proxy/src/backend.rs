@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use svcnet_netlink::nft;
 
 use crate::ipvs;
@@ -15,7 +16,8 @@ use crate::scheduler::Scheduler;
 use crate::userspace;
 
 /// Which backend there is to be (`--proxy-mode`, and `mode` in the ConfigMap `kube-proxy`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Rules and maps of nf_tables.
     #[default]

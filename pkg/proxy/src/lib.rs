@@ -13,6 +13,7 @@ mod engine;
 #[cfg(test)]
 mod fake;
 mod health;
+pub mod inspect;
 pub mod ipvs;
 mod local;
 mod mode;

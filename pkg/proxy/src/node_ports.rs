@@ -5,9 +5,11 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 /// As `--nodeport-addresses` says it: all, or those in some networks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct NodePortAddresses {
     all: bool,
     primary: bool,
@@ -35,6 +37,20 @@ impl NodePortAddresses {
     /// Whether they do on that address, whatever the node's own are.
     pub fn answers_on(&self, address: IpAddr) -> bool {
         self.all || self.networks.iter().any(|net| net.contains(&address))
+    }
+}
+
+impl TryFrom<String> for NodePortAddresses {
+    type Error = BadNodePortAddresses;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<NodePortAddresses> for String {
+    fn from(addresses: NodePortAddresses) -> Self {
+        addresses.to_string()
     }
 }
 

@@ -13,6 +13,8 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
+use svcnet_netlink::nft;
 use svcnet_runtime::{Change, Component, Context, Scope};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -23,7 +25,9 @@ use crate::backend::Mode;
 use crate::desired::Settings;
 use crate::engine::{Engine, Update};
 use crate::health::{self, Board, Checks};
+use crate::inspect::Facts;
 use crate::mode::{Choice, Condition, Modes, Notice, Openers, Source, Teller, Wish};
+use crate::nftables::Nftables;
 use crate::node_ports::NodePortAddresses;
 use crate::scheduler::Scheduler;
 use crate::sysctls::Sysctls;
@@ -45,7 +49,8 @@ const NOTICES_MAX: usize = 64;
 const FIRST_WISH: Duration = Duration::from_secs(2);
 
 /// How a proxy is run.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 pub struct Config {
     /// Networks of pods (`--cluster-cidr`): their addresses are kept on the way to services.
     pub cluster_cidrs: Vec<IpNet>,
@@ -65,6 +70,37 @@ pub struct Config {
     pub external_ranges: Vec<IpNet>,
     /// Which addresses node ports answer on (`--nodeport-addresses`).
     pub node_ports: NodePortAddresses,
+}
+
+impl Config {
+    /// What of it decides about frontends.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            service_cidrs: self.service_cidrs.clone(),
+            node_local: self.node_local.clone(),
+            scheduler: self.scheduler,
+            external_ranges: self.external_ranges.clone(),
+        }
+    }
+
+    /// Takes over what a wish says.
+    fn follow(&mut self, wish: &Wish) {
+        self.mode = wish.mode.unwrap_or(self.mode);
+        self.scheduler = wish.scheduler.unwrap_or(self.scheduler);
+        self.strict_arp = wish.strict_arp.unwrap_or(self.strict_arp);
+        if let Some(node_ports) = &wish.node_ports {
+            self.node_ports = node_ports.clone();
+        }
+    }
+
+    /// The tables of this network namespace, as this configuration has them.
+    ///
+    /// # Errors
+    /// When the kernel has no nf_tables or permission is lacking.
+    pub fn open_tables(&self) -> Result<Nftables, nft::Error> {
+        let tables = Nftables::open(&self.cluster_cidrs, &self.service_cidrs)?;
+        Ok(tables.with_node_ports_on(self.node_ports.clone()))
+    }
 }
 
 /// Why a proxy can not run.
@@ -202,12 +238,6 @@ impl Proxy {
             strict_arp: wish.strict_arp.unwrap_or(self.config.strict_arp),
             relays: None,
         };
-        let settings = Settings {
-            service_cidrs: self.config.service_cidrs.clone(),
-            node_local: self.config.node_local.clone(),
-            scheduler: self.config.scheduler,
-            external_ranges: self.config.external_ranges.clone(),
-        };
         let flags = Wish {
             mode: Some(self.config.mode),
             scheduler: Some(self.config.scheduler),
@@ -215,14 +245,20 @@ impl Proxy {
             strict_arp: Some(self.config.strict_arp),
             iptables: false,
         };
-        let wish = wish.or(&flags);
-        let asked = wish.mode.unwrap_or_default();
-        let (modes, backend) = Modes::start(openers, asked).map_err(Error::NoMode)?;
-        let mut engine = Engine::new(&self.ctx.node_name, settings, backend).awaiting_node();
-        engine.set_scheduler(wish.scheduler.unwrap_or_default());
-        engine.set_node_ports(wish.node_ports.unwrap_or_default());
+        let mut facts = Facts {
+            node: self.ctx.node_name.clone(),
+            data_dir: self.ctx.data_dir.clone(),
+            config: self.config.clone(),
+            ..Facts::default()
+        };
+        facts.config.follow(&wish.or(&flags));
+        let config = &facts.config;
+        let (modes, backend) = Modes::start(openers, config.mode).map_err(Error::NoMode)?;
+        let mut engine = Engine::new(&self.ctx.node_name, config.settings(), backend).awaiting_node();
+        engine.set_node_ports(config.node_ports.clone());
         let (ended, has_ended) = oneshot::channel::<()>();
         let mut worker = Worker::new(engine, out, RETRY.0).map_err(Error::Thread)?;
+        worker.facts = facts;
         worker.switching = Some(Switching {
             modes,
             flags,
@@ -312,6 +348,7 @@ struct Switching {
 /// The side of the kernel.
 struct Worker {
     engine: Engine,
+    facts: Facts,
     out: Out,
     switching: Option<Switching>,
     retry: Duration,
@@ -324,6 +361,7 @@ impl Worker {
     fn new(engine: Engine, out: Out, retry: Duration) -> std::io::Result<Self> {
         Ok(Self {
             engine,
+            facts: Facts::default(),
             out,
             switching: None,
             retry,
@@ -429,17 +467,16 @@ impl Worker {
         let Some(switching) = &mut self.switching else {
             return;
         };
-        let wish = wish.or(&switching.flags);
-        let node_ports = wish.node_ports.unwrap_or_default();
+        let config = &mut self.facts.config;
+        config.follow(&wish.or(&switching.flags));
         switching
             .modes
-            .node_ports_on_loopback(node_ports.answers_on(LOCALHOST));
-        switching.modes.strict_arp(wish.strict_arp.unwrap_or_default());
-        self.engine.set_scheduler(wish.scheduler.unwrap_or_default());
-        self.engine.set_node_ports(node_ports);
+            .node_ports_on_loopback(config.node_ports.answers_on(LOCALHOST));
+        switching.modes.strict_arp(config.strict_arp);
+        self.engine.set_scheduler(config.scheduler);
+        self.engine.set_node_ports(config.node_ports.clone());
         let former = switching.modes.choice().used;
-        let asked = wish.mode.unwrap_or_default();
-        if switching.modes.switch(asked, &mut self.engine) {
+        if switching.modes.switch(config.mode, &mut self.engine) {
             if self.engine.is_complete() {
                 switching.modes.clear(&self.engine);
             }
@@ -488,6 +525,11 @@ impl Worker {
     fn tell(&mut self) {
         let now = Timestamp::now();
         self.out.health.ready();
+        self.facts.mode = self.engine.mode().parse().unwrap_or_default();
+        self.facts.services = self.engine.service_count();
+        self.facts.frontends = self.engine.frontend_count();
+        self.facts.last_sync = Some(now);
+        self.out.health.tell(&self.facts);
         if let Some(checks) = self.engine.take_checks() {
             self.out.checks.send_replace(checks);
         }

@@ -1,6 +1,7 @@
 //! What the cluster says that concerns a proxy, held small: no API object stays in memory.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -82,6 +83,19 @@ pub enum Skipped {
     OtherProxy,
     /// It has no address yet.
     NoClusterIp,
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Headless => "it is headless, DNS answers with the pods themselves",
+            Self::ExternalName => "it is an ExternalName, DNS answers with the name",
+            Self::OtherProxy => {
+                "its label service.kubernetes.io/service-proxy-name gives it to another proxy"
+            }
+            Self::NoClusterIp => "it has no cluster IP yet",
+        })
+    }
 }
 
 impl Service {

@@ -4,10 +4,35 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The readiness of a process, as `/readyz` tells it. Cheap to clone.
+use serde::{Deserialize, Serialize};
+
+/// The readiness of a process, as `/readyz` tells it, and what its parts tell of themselves. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Health {
-    components: Arc<Mutex<BTreeMap<&'static str, Option<String>>>>,
+    components: Arc<Mutex<BTreeMap<&'static str, State>>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    failed: Option<String>,
+    facts: serde_json::Value,
+}
+
+/// What a process tells at `/status`, by the name of the part.
+pub type Status = BTreeMap<String, Part>;
+
+/// One part of a process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Part {
+    /// Whether it does its work.
+    pub ready: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What it tells of itself, as its role defines it.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub facts: serde_json::Value,
 }
 
 /// One part of the process.
@@ -20,7 +45,11 @@ pub struct Component {
 impl Health {
     /// Adds a part, not ready yet.
     pub fn component(&self, name: &'static str) -> Component {
-        self.lock().insert(name, Some("starting".to_string()));
+        let state = State {
+            failed: Some("starting".to_string()),
+            ..State::default()
+        };
+        self.lock().insert(name, state);
         Component {
             name,
             health: self.clone(),
@@ -31,13 +60,13 @@ impl Health {
     pub fn report(&self) -> (bool, String) {
         let components = self.lock();
         let mut text = String::new();
-        for (name, reason) in components.iter() {
-            match reason {
+        for (name, state) in components.iter() {
+            match &state.failed {
                 None => _ = writeln!(text, "[+]{name} ok"),
                 Some(why) => _ = writeln!(text, "[-]{name} failed: {why}"),
             }
         }
-        let ready = components.values().all(Option::is_none);
+        let ready = components.values().all(|state| state.failed.is_none());
         text.push_str(if ready {
             "readyz check passed\n"
         } else {
@@ -46,7 +75,24 @@ impl Health {
         (ready, text)
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Option<String>>> {
+    /// All that the parts tell, as JSON.
+    pub fn status(&self) -> String {
+        let parts: BTreeMap<&str, Part> = self
+            .lock()
+            .iter()
+            .map(|(name, state)| {
+                let part = Part {
+                    ready: state.failed.is_none(),
+                    reason: state.failed.clone(),
+                    facts: state.facts.clone(),
+                };
+                (*name, part)
+            })
+            .collect();
+        serde_json::to_string(&parts).unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, State>> {
         self.components.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -54,7 +100,7 @@ impl Health {
 impl Component {
     /// The part does its work.
     pub fn ready(&self) {
-        let before = self.health.lock().insert(self.name, None).flatten();
+        let before = self.health.lock().entry(self.name).or_default().failed.take();
         if let Some(reason) = before {
             tracing::debug!(component = self.name, was = reason, "ready");
         }
@@ -62,7 +108,15 @@ impl Component {
 
     /// The part cannot do its work, and why.
     pub fn not_ready(&self, why: impl Into<String>) {
-        self.health.lock().insert(self.name, Some(why.into()));
+        self.health.lock().entry(self.name).or_default().failed = Some(why.into());
+    }
+
+    /// What the part tells of itself at `/status`, in place of what it told before.
+    pub fn tell(&self, facts: impl Serialize) {
+        match serde_json::to_value(facts) {
+            Ok(facts) => self.health.lock().entry(self.name).or_default().facts = facts,
+            Err(error) => tracing::warn!(component = self.name, %error, "what it tells is not JSON"),
+        }
     }
 }
 
@@ -84,5 +138,18 @@ mod tests {
         );
         dns.ready();
         assert!(health.report().0);
+    }
+
+    #[test]
+    fn a_part_tells_of_itself() {
+        let health = Health::default();
+        let (dns, proxy) = (health.component("dns"), health.component("proxy"));
+        proxy.tell(serde_json::json!({"mode": "nftables"}));
+        proxy.ready();
+        dns.not_ready("no address yet");
+        let status: Status = serde_json::from_str(&health.status()).unwrap();
+        assert_eq!(status["proxy"].facts["mode"], "nftables");
+        assert!(status["proxy"].ready);
+        assert_eq!(status["dns"].reason.as_deref(), Some("no address yet"));
     }
 }

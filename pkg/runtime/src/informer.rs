@@ -173,6 +173,15 @@ fn journal_path<K: Resource<DynamicType = ()>>(dir: &Path, scope: &Scope) -> Pat
     dir.join(format!("{name}.journal"))
 }
 
+/// The objects of a kind as a process last knew them: what its [`Informers`] keep in `journal_dir`. Nothing when it
+/// never watched them.
+///
+/// # Errors
+/// When the file can not be read.
+pub fn last_known<K: Watched>(journal_dir: &Path, scope: &Scope) -> std::io::Result<Option<Vec<K>>> {
+    Journal::new(journal_path::<K>(journal_dir, scope)).replay()
+}
+
 struct Task<K> {
     plural: String,
     senders: Vec<mpsc::Sender<Change<K>>>,

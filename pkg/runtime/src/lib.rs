@@ -18,8 +18,8 @@ use std::path::PathBuf;
 
 use tokio_util::sync::CancellationToken;
 
-pub use health::{Component, Health};
-pub use informer::{Change, Informers, Scope};
+pub use health::{Component, Health, Part, Status};
+pub use informer::{Change, Informers, Scope, last_known};
 
 /// What a role runs on. Cheap to clone.
 #[derive(Clone)]

@@ -1,6 +1,8 @@
-//! The process's own HTTP listener: `/healthz`, `/livez`, `/readyz` and `/metrics`.
+//! The process's own HTTP listener: `/healthz`, `/livez`, `/readyz`, `/status` and `/metrics`.
 
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use http::{Response, StatusCode, header};
 use http_body_util::Full;
@@ -9,8 +11,11 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::health::Health;
+use crate::health::{Health, Status};
 use crate::serve::serve;
+
+/// How long a process of this host may take to tell of itself.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The listener could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +53,22 @@ impl OpsServer {
     }
 }
 
+/// What a process on this host tells of itself at `/status`.
+///
+/// # Errors
+/// When nobody answers at the address, or one who is not svcnet.
+pub fn status(address: SocketAddr) -> io::Result<Status> {
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    // HTTP/1.0: the answer ends with the connection, and comes in one piece.
+    stream.write_all(b"GET /status HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap_or(("", ""));
+    serde_json::from_str(body)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "what answers there is not svcnet"))
+}
+
 /// The answer to a path: status and text.
 pub fn answer(path: &str, health: &Health, metrics: &PrometheusHandle) -> Response<Full<Bytes>> {
     let (status, text) = match path {
@@ -63,13 +84,14 @@ pub fn answer(path: &str, health: &Health, metrics: &PrometheusHandle) -> Respon
                 text,
             )
         }
+        "/status" => (StatusCode::OK, health.status()),
         "/metrics" => {
             metrics.run_upkeep();
             (StatusCode::OK, metrics.render())
         }
         _ => (
             StatusCode::NOT_FOUND,
-            "try /healthz, /livez, /readyz or /metrics\n".to_string(),
+            "try /healthz, /livez, /readyz, /status or /metrics\n".to_string(),
         ),
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));

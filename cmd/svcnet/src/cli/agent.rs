@@ -152,7 +152,7 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<()> {
     problems.check()?;
     let membership = Membership {
         kubeconfig: args.api.path(&places),
-        facts: places.data_dir.join("agent/cluster.json"),
+        facts: membership::facts_path(&places.data_dir),
         server: args.server.clone().filter(|_| args.api.kubeconfig.is_none()),
         token,
         node: name.clone(),

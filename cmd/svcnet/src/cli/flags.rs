@@ -76,19 +76,15 @@ impl ProcessFlags {
     }
 }
 
-/// Flags of what runs on a node.
+/// Which node this is.
 #[derive(Debug, Args)]
-pub(crate) struct NodeFlags {
+pub(crate) struct NodeName {
     /// This node's name [default: the host's name]
     #[arg(long, value_name = "NAME", help_heading = "Node")]
     node_name: Option<String>,
-    /// This node's address towards the other nodes, or one of each family with a comma between for dual stack
-    /// [default: that of the link with the default route]
-    #[arg(long, value_name = "ADDRESS", help_heading = "Node")]
-    node_ip: Option<String>,
 }
 
-impl NodeFlags {
+impl NodeName {
     pub(crate) fn name(&self, problems: &mut Problems<'_>) -> String {
         let host = || {
             let name = nix::unistd::gethostname().unwrap_or_default();
@@ -102,6 +98,23 @@ impl NodeFlags {
             );
         }
         name
+    }
+}
+
+/// Flags of what runs on a node.
+#[derive(Debug, Args)]
+pub(crate) struct NodeFlags {
+    #[command(flatten)]
+    node_name: NodeName,
+    /// This node's address towards the other nodes, or one of each family with a comma between for dual stack
+    /// [default: that of the link with the default route]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Node")]
+    node_ip: Option<String>,
+}
+
+impl NodeFlags {
+    pub(crate) fn name(&self, problems: &mut Problems<'_>) -> String {
+        self.node_name.name(problems)
     }
 
     /// As given, if they were.
@@ -202,6 +215,11 @@ pub(crate) struct Cluster {
 }
 
 impl ClusterFlags {
+    /// The domain as it was given.
+    pub(crate) fn domain(&self) -> &str {
+        &self.cluster_domain
+    }
+
     /// In domain types; none when something is wrong with it.
     pub(crate) fn parse(&self, problems: &mut Problems<'_>) -> Option<Cluster> {
         let pods = problems.parse::<CidrList>("cluster-cidr", &self.cluster_cidr);

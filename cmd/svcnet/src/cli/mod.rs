@@ -2,16 +2,19 @@
 
 pub(crate) mod agent;
 pub(crate) mod apiserver;
+mod beside;
 pub(crate) mod check;
 pub(crate) mod cleanup;
 pub(crate) mod cni;
 pub(crate) mod controller;
 pub(crate) mod flags;
+mod inspect;
 pub(crate) mod lab;
 pub(crate) mod pod;
 pub(crate) mod role;
 pub(crate) mod server;
 pub(crate) mod status;
+pub(crate) mod why;
 
 use std::process::ExitCode;
 
@@ -60,6 +63,7 @@ pub(crate) enum Command {
     Lab(lab::Args),
     Check(check::Args),
     Status(status::Args),
+    Why(Box<why::Args>),
     Cleanup(cleanup::Args),
     /// Print the version
     Version,
@@ -70,7 +74,7 @@ impl Command {
     pub(crate) fn run(self, given: &Given) -> anyhow::Result<ExitCode> {
         if matches!(
             self,
-            Self::Lab(_) | Self::Check(_) | Self::Status(_) | Self::Cleanup(_) | Self::Version
+            Self::Lab(_) | Self::Check(_) | Self::Status(_) | Self::Why(_) | Self::Cleanup(_) | Self::Version
         ) {
             svcnet_netlink::signal::end_on_broken_pipe();
         }
@@ -80,7 +84,7 @@ impl Command {
             Self::Apiserver(args) => apiserver::run(&args, given),
             Self::Controller(args) => controller::run(&args, given),
             Self::Overlay(args) => role::overlay(&args, given),
-            Self::Proxy(args) => role::proxy(&args, given),
+            Self::Proxy(args) => return role::proxy(&args, given),
             Self::Dns(args) => role::dns(&args, given),
             Self::Announcer(args) => role::announcer(&args, given),
             Self::Cni(_) => return Ok(cni::plugin()),
@@ -88,6 +92,7 @@ impl Command {
             Self::Lab(args) => return lab::run(args),
             Self::Check(args) => return Ok(check::run(&args)),
             Self::Status(args) => return status::run(&args, given),
+            Self::Why(args) => return why::run(&args, given),
             Self::Cleanup(args) => cleanup::run(&args, given),
             Self::Version => {
                 println!("svcnet {}", env!("CARGO_PKG_VERSION"));

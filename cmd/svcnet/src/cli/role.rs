@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::Args;
 use ipnet::IpNet;
@@ -15,7 +16,9 @@ use svcnet_overlay::Overlay;
 use svcnet_proxy::{Mode, NodePortAddresses, Proxy, Scheduler, Sysctls};
 use svcnet_runtime::Context;
 
+use super::beside::Instead;
 use super::flags::{Cluster, ClusterFlags, KubeconfigFlags, NodeFlags, OpsFlags, ProcessFlags};
+use super::inspect::Look;
 use crate::process::{self, Logging, Process};
 use crate::settings::{Given, Problems};
 
@@ -282,7 +285,17 @@ pub(crate) fn start_proxy(
     proxying: &Proxying,
     node_local: &[IpAddr],
 ) {
-    let config = svcnet_proxy::Config {
+    let config = proxy_config(cluster, proxying, node_local);
+    process.spawn("proxy", Proxy::new(config, ctx).run());
+}
+
+/// How these flags run the proxy.
+pub(crate) fn proxy_config(
+    cluster: &Cluster,
+    proxying: &Proxying,
+    node_local: &[IpAddr],
+) -> svcnet_proxy::Config {
+    svcnet_proxy::Config {
         cluster_cidrs: cluster.cluster_cidr.iter().collect(),
         service_cidrs: cluster.service_cidr.iter().collect(),
         node_local: node_local.to_vec(),
@@ -292,8 +305,7 @@ pub(crate) fn start_proxy(
         scheduler: proxying.scheduler,
         external_ranges: proxying.external_ranges.clone(),
         node_ports: proxying.node_ports.clone(),
-    };
-    process.spawn("proxy", Proxy::new(config, ctx).run());
+    }
 }
 
 /// Starts the DNS server.
@@ -446,7 +458,14 @@ pub(crate) fn announcer(args: &AnnouncerArgs, given: &Given) -> anyhow::Result<(
 /// ip6 svcnet. Other modes: ipvs, and userspace for a kernel with neither. The ConfigMap kube-proxy in kube-system is
 /// followed: editing its mode switches, without an interruption.
 #[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = false,
+    subcommand_value_name = "LOOK",
+    subcommand_help_heading = "Looks"
+)]
 pub(crate) struct ProxyArgs {
+    #[command(subcommand)]
+    look: Option<Look>,
     #[command(flatten)]
     alone: Alone,
     #[command(flatten)]
@@ -459,11 +478,21 @@ pub(crate) struct ProxyArgs {
     cleanup: String,
 }
 
-pub(crate) fn proxy(args: &ProxyArgs, given: &Given) -> anyhow::Result<()> {
+pub(crate) fn proxy(args: &ProxyArgs, given: &Given) -> anyhow::Result<ExitCode> {
     let mut problems = Problems::new(given);
     if problems.parse::<bool>("cleanup", &args.cleanup) == Some(true) {
         problems.check()?;
-        return clean_up_proxy(args);
+        return clean_up_proxy(args).map(|()| ExitCode::SUCCESS);
+    }
+    if let Some(look) = &args.look {
+        let instead = Instead {
+            node_name: args.alone.node.name(&mut problems),
+            cluster: &args.cluster,
+            proxying: Some(args.proxy.parse(&mut problems)),
+            data_dir: args.alone.process.places().data_dir,
+            given,
+        };
+        return look.run(problems, &instead);
     }
     let cluster = args.cluster.parse(&mut problems);
     let proxying = args.proxy.parse(&mut problems);
@@ -472,7 +501,8 @@ pub(crate) fn proxy(args: &ProxyArgs, given: &Given) -> anyhow::Result<()> {
             start_proxy(process, ctx, cluster, &proxying, &[]);
         }
         Ok(())
-    })
+    })?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn clean_up_proxy(args: &ProxyArgs) -> anyhow::Result<()> {

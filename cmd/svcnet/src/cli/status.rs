@@ -2,48 +2,55 @@
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ListParams};
-use svcnet_api::wellknown::{DEFAULT_DATA_DIR, DEFAULT_KUBECONFIG, LABEL_SERVICE_NAME};
-use svcnet_runtime::connect;
+use svcnet_api::wellknown::LABEL_SERVICE_NAME;
+use svcnet_proxy::inspect::{self, Facts};
+use svcnet_runtime::{connect, ops};
+use svcnet_why::look::Here;
 
+use super::beside::{self, LookFlags, Objects, PATIENCE};
 use super::lab::print_table;
 use crate::settings::{Given, Problems};
-
-/// An API that does not answer within this time is away.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Health at a glance: this host's roles, the cluster's nodes, Services with a problem
 ///
 /// Ends with status 1 when something is wrong.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Ask this process of this host for its health
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249")]
-    metrics_bind_address: String,
-    /// Ask the API that this names [default: /etc/svcnet/kubeconfig.yaml, else that of this node's agent]
-    #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
-    kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    look: LookFlags,
 }
 
 pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<ExitCode> {
     let mut problems = Problems::new(given);
-    let address: Option<SocketAddr> = problems.parse("metrics-bind-address", &args.metrics_bind_address);
+    let address = args.look.address(&mut problems);
     problems.check()?;
     let mut out = io::stdout().lock();
     let mut well = address.is_none_or(|address| print_local(&mut out, address));
-    let kubeconfig = args.kubeconfig.clone().unwrap_or_else(usual_kubeconfig);
+    let local = address.and_then(|address| ops::status(address).ok());
+    let local = local.and_then(Here::of_agent);
+    let data_dir = local
+        .as_ref()
+        .map_or_else(beside::data_dir, |(here, _)| here.data_dir.clone());
+    let kubeconfig = args.look.kubeconfig(&data_dir);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     match runtime.block_on(Cluster::read(&kubeconfig)) {
-        Ok(cluster) => well &= cluster.print(&mut out)?,
+        Ok(cluster) => {
+            if let Some((_, facts)) = &local {
+                well &= print_proxy(&mut out, facts, &cluster)?;
+            }
+            well &= cluster.print(&mut out)?;
+        }
         Err(error) => {
             writeln!(out, "\nAPI: {error:#}")?;
             well = false;
@@ -56,15 +63,6 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn usual_kubeconfig() -> PathBuf {
-    let admin = Path::new(DEFAULT_KUBECONFIG);
-    if admin.exists() {
-        admin.to_path_buf()
-    } else {
-        Path::new(DEFAULT_DATA_DIR).join("agent/kubeconfig.yaml")
-    }
-}
-
 /// This host's process.
 fn print_local(out: &mut impl Write, address: SocketAddr) -> bool {
     let (well, line) = match svcnet_lab::up::ready(address) {
@@ -75,6 +73,38 @@ fn print_local(out: &mut impl Write, address: SocketAddr) -> bool {
     // That nobody reads is no reason to stop looking.
     _ = writeln!(out, "This host: {line}");
     well
+}
+
+/// This host's proxy: what it does, and whether the kernel holds it.
+fn print_proxy(out: &mut impl Write, facts: &inspect::Facts, cluster: &Cluster) -> io::Result<bool> {
+    let synced = match facts.last_sync {
+        Some(at) => {
+            let age = Timestamp::now().duration_since(at).as_secs().max(0);
+            format!("last change {age} s ago")
+        }
+        None => "nothing programmed yet".to_string(),
+    };
+    let objects = Objects {
+        services: cluster.services.iter().cloned().map(Arc::new).collect(),
+        slices: cluster.slices.iter().cloned().map(Arc::new).collect(),
+        node: cluster
+            .nodes
+            .iter()
+            .find(|node| node.metadata.name.as_ref() == Some(&facts.node))
+            .cloned(),
+    };
+    let (well, kernel) = match super::inspect::drift(facts, &objects) {
+        Ok(Some(0)) => (true, ", the kernel holds it all".to_string()),
+        Ok(Some(operations)) => (
+            false,
+            format!(", THE KERNEL DIFFERS by {operations} operations: svcnet proxy diff"),
+        ),
+        Ok(None) => (true, String::new()),
+        Err(error) => (true, format!(", not compared with the kernel: {error}")),
+    };
+    let Facts { mode, frontends, .. } = facts;
+    writeln!(out, "Proxy: mode {mode}, {frontends} frontends, {synced}{kernel}")?;
+    Ok(well)
 }
 
 struct Cluster {

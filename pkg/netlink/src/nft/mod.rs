@@ -8,6 +8,7 @@
 //!   methods of [`Rule`].
 //! - [`Batch`] is a transaction; [`Socket::commit`] carries it out, all or nothing.
 //! - [`Socket::tables`] and its like read back; [`Watch`] tells who else changes tables.
+//! - [`Socket::listing`] reads a table in full, for people and programs that have no `nft`.
 //! - [`Ruleset`] with [`Socket::ensure`] is the short way for a table that is declared and never changes.
 //!
 //! Four surprises of the kernel and of `nft` that shape callers:
@@ -22,6 +23,7 @@ pub(crate) mod batch;
 mod concat;
 mod dump;
 mod expr;
+mod listing;
 mod object;
 mod rule;
 mod ruleset;
@@ -36,6 +38,7 @@ pub use expr::{
     CT_STATE_NEW, CT_STATUS_DNAT, CmpOp, CtKey, DynsetOp, Expr, FibOf, Header, MetaKey, NAT_FULLY_RANDOM,
     Numgen, RTN_LOCAL, Reg, Reject,
 };
+pub use listing::Listing;
 pub use object::{
     Base, Chain, ChainKind, DataType, Family, Hook, MapOf, PRIORITY_DSTNAT, PRIORITY_RAW, PRIORITY_SRCNAT,
     Rule, Set, Table, Verdict,

@@ -168,6 +168,96 @@ pub(crate) fn read_comment(mut bytes: &[u8]) -> Option<&str> {
     None
 }
 
+/// The comment in the user data of a set.
+pub(crate) fn read_set_comment(bytes: &[u8]) -> Option<&str> {
+    entries(bytes)
+        .find(|(kind, _)| *kind == SET_COMMENT)
+        .map(|(_, value)| super::attr::text(value))
+}
+
+/// What the key and the data of a set print as, where that is said and known here.
+pub(crate) fn read_typeof(bytes: &[u8]) -> Option<(Vec<TypeOf>, Option<Vec<TypeOf>>)> {
+    let of = |wanted| {
+        entries(bytes)
+            .find(|(kind, _)| *kind == wanted)
+            .map(|(_, value)| value)
+    };
+    let key = read_fields(of(SET_KEY_TYPEOF)?)?;
+    let data = of(SET_DATA_TYPEOF).and_then(read_fields);
+    Some((key, data))
+}
+
+fn read_fields(described: &[u8]) -> Option<Vec<TypeOf>> {
+    const CONCAT: u32 = 13;
+    let (expr, data) = read_described(described)?;
+    if expr != CONCAT {
+        return Some(vec![TypeOf::read(expr, data)?]);
+    }
+    entries(data)
+        .map(|(_, field)| {
+            let (expr, data) = read_described(field)?;
+            TypeOf::read(expr, data)
+        })
+        .collect()
+}
+
+fn read_described(bytes: &[u8]) -> Option<(u32, &[u8])> {
+    let of = |wanted| {
+        entries(bytes)
+            .find(|(kind, _)| *kind == wanted)
+            .map(|(_, value)| value)
+    };
+    let expr = of(TYPEOF_EXPR)?.try_into().map(u32::from_ne_bytes).ok()?;
+    Some((expr, of(TYPEOF_DATA)?))
+}
+
+fn entries(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    std::iter::from_fn(move || {
+        let [kind, length, rest @ ..] = bytes else {
+            return None;
+        };
+        let value = rest.get(..usize::from(*length))?;
+        bytes = rest.get(usize::from(*length)..)?;
+        Some((*kind, value))
+    })
+}
+
+impl TypeOf {
+    /// All but the numbers.
+    const FIXED: [Self; 6] = [
+        Self::IpSaddr,
+        Self::IpDaddr,
+        Self::Ip6Saddr,
+        Self::Ip6Daddr,
+        Self::L4Proto,
+        Self::ThDport,
+    ];
+
+    fn read(expr: u32, data: &[u8]) -> Option<Self> {
+        const NUMGEN: u32 = 23;
+        if expr == NUMGEN {
+            let modulus = entries(data).find(|(kind, _)| *kind == 1)?.1;
+            return Some(Self::NumgenRandom(u32::from_ne_bytes(modulus.try_into().ok()?)));
+        }
+        let wanted = described(expr, data);
+        Self::FIXED.into_iter().find(|known| known.encode() == wanted)
+    }
+}
+
+impl std::fmt::Display for TypeOf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::IpSaddr => "ip saddr",
+            Self::IpDaddr => "ip daddr",
+            Self::Ip6Saddr => "ip6 saddr",
+            Self::Ip6Daddr => "ip6 daddr",
+            Self::L4Proto => "meta l4proto",
+            Self::ThDport => "th dport",
+            Self::NumgenRandom(modulus) => return write!(f, "numgen random mod {modulus}"),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use svcnet_netlink::Rtnl;
-use svcnet_netlink::nft::{Batch, Error, Event, Family, Socket, Table, Watch};
+use svcnet_netlink::nft::{Batch, Error, Event, Family, Listing, Socket, Table, Watch};
 
 pub use choice::Choice;
 pub use plan::{Observed, Plan, ShapeAt, State, Stays};
@@ -99,6 +99,21 @@ impl Nftables {
     /// When the kernel can not be asked.
     pub fn observe(&mut self) -> Result<Observed, Error> {
         observe::observe(&mut self.socket, &self.families, &self.networks)
+    }
+
+    /// What the kernel would have to be told for it to hold these frontends and nothing else. Changes nothing, neither
+    /// there nor here.
+    ///
+    /// # Errors
+    /// When the kernel can not be asked.
+    pub fn diff(&mut self, frontends: impl IntoIterator<Item = Frontend>) -> Result<Plan, Error> {
+        let observed = self.observe()?;
+        let families = &self.families;
+        let frontends = frontends
+            .into_iter()
+            .filter(|frontend| families.contains(&frontend.key.family()));
+        let (_, plan, _) = plan::converge(observed, frontends);
+        Ok(plan)
     }
 
     /// Commits while nobody listens; what others did meanwhile shows in the generation.
@@ -258,6 +273,24 @@ impl std::fmt::Display for Shortened<'_> {
 pub fn forget(frontends: impl Iterator<Item = FrontendKey>) -> Result<usize, Error> {
     let mut links = Rtnl::open().map_err(|error| Error::Open(error.source))?;
     stale::forget(&frontends.collect(), &mut Socket::open()?, &mut links)
+}
+
+/// Our tables as the kernel holds them, in full; those that are not there are left out.
+///
+/// # Errors
+/// When the kernel has no nf_tables or permission is lacking.
+pub fn listings() -> Result<Vec<Listing>, Error> {
+    let mut socket = Socket::open()?;
+    let mut listings = Vec::new();
+    for family in [Family::Ip, Family::Ip6] {
+        // A kernel without IPv6 has no tables of it.
+        match socket.listing(&layout::table(family)) {
+            Ok(listing) => listings.extend(listing),
+            Err(error) if matches!(error.errno(), Some(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(listings)
 }
 
 /// Removes our tables, and says whether any was there.

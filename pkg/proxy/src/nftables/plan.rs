@@ -57,6 +57,13 @@ impl Plan {
         *self == Self::default()
     }
 
+    /// Whether the frontend is not as it should be, its table included.
+    pub fn concerns(&self, key: FrontendKey) -> bool {
+        self.rebuild.contains(&key.family())
+            || self.deletes.iter().any(|slot| slot.is_of(key))
+            || self.adds.iter().any(|(slot, _, _)| slot.is_of(key))
+    }
+
     /// How many operations there are.
     pub fn len(&self) -> usize {
         self.rebuild.len()
@@ -97,7 +104,15 @@ impl fmt::Display for Plan {
             writeln!(f, "- {slot}")?;
         }
         for (slot, value, name) in &self.adds {
-            writeln!(f, "+ {slot} {value} ({name})")?;
+            let value = value.to_string();
+            let gap = if value.is_empty() { "" } else { " " };
+            write!(f, "+ {slot}{gap}{value}")?;
+            // What frontends share has no name.
+            if name.is_empty() {
+                writeln!(f)?;
+            } else {
+                writeln!(f, " ({name})")?;
+            }
         }
         for (family, place, shape) in &self.old_shapes {
             writeln!(

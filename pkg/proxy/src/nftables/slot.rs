@@ -99,6 +99,14 @@ impl Slot {
         }
     }
 
+    /// Whether it is there for that frontend alone.
+    pub(crate) fn is_of(self, frontend: FrontendKey) -> bool {
+        match self {
+            Self::Frontend(_, key) | Self::Endpoint(key, _) | Self::Source(key, _) => key == frontend,
+            Self::Hairpin(_) | Self::ClusterIp(_) => false,
+        }
+    }
+
     /// Orders elements so that those of one set follow each other.
     pub(crate) fn group(self) -> (Family, u8, u32, Place) {
         let (kind, seconds, place) = match self {

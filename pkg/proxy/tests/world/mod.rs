@@ -275,7 +275,7 @@ pub(crate) fn settings() -> Settings {
     }
 }
 
-fn object<K: serde::de::DeserializeOwned>(value: Value) -> Arc<K> {
+pub(crate) fn object<K: serde::de::DeserializeOwned>(value: Value) -> Arc<K> {
     Arc::new(serde_json::from_value(value).unwrap())
 }
 
