@@ -276,6 +276,10 @@ fn health_is_told_as_kube_proxy_tells_it() {
             .text()
             .contains("lastUpdated")
     );
+    has_kube_proxys_metrics(&lab);
+}
+
+fn has_kube_proxys_metrics(lab: &Lab) {
     let metrics = lab.curl("n1", "http://127.0.0.1:10249/metrics");
     for name in [
         "kubeproxy_sync_proxy_rules_duration_seconds",
