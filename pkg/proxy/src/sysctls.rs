@@ -5,11 +5,15 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use svcnet_netlink::sysctl;
 
 /// Name of the file below `--run-dir`.
 const FILE_NAME: &str = "proxy-sysctls.json";
+
+/// Held while the file is read and written: relays put parameters back from threads of their own.
+static FILE: Mutex<()> = Mutex::new(());
 
 /// Why a parameter could not be set or put back.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +61,7 @@ impl Sysctls {
     /// # Errors
     /// When the kernel refuses, or what was before can not be written down.
     pub fn set(&self, name: &str, value: &str) -> Result<(), Error> {
+        let _alone = FILE.lock().unwrap_or_else(PoisonError::into_inner);
         let is = sysctl::read(name)?;
         if is == value {
             return Ok(());
@@ -75,6 +80,7 @@ impl Sysctls {
     /// # Errors
     /// When the kernel refuses, or the file can not be written.
     pub fn restore(&self, names: &[&str]) -> Result<bool, Error> {
+        let _alone = FILE.lock().unwrap_or_else(PoisonError::into_inner);
         let mut former = self.former();
         let mut changed = false;
         for name in names {
@@ -92,7 +98,10 @@ impl Sysctls {
         } else {
             let text = serde_json::to_vec(former).unwrap_or_default();
             let dir = self.path.parent().map_or(Ok(()), std::fs::create_dir_all);
-            dir.and_then(|()| std::fs::write(&self.path, text))
+            // Whole or not at all: a process may be killed at any moment.
+            let next = self.path.with_extension("next");
+            dir.and_then(|()| std::fs::write(&next, text))
+                .and_then(|()| std::fs::rename(&next, &self.path))
         };
         written.map_err(|source| Error::Write {
             path: self.path.clone(),

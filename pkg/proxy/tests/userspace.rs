@@ -263,7 +263,9 @@ fn each_direction_ends_by_itself_and_a_reset_is_one() {
     };
     world.slice(other);
     world::ip(&world.b, "addr del 10.244.1.6/32 dev eth0");
-    assert_eq!(names(&world.node, VIP), ["a"]);
+    for _ in 0..6 {
+        assert_eq!(ask(&world.node, VIP).unwrap().0, "a");
+    }
 }
 
 #[test]

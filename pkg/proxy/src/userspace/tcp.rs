@@ -14,12 +14,13 @@ use tokio::time::timeout;
 use super::addresses::Hold;
 use super::front::{Chosen, Front};
 
-/// How long each endpoint may take to answer, and how many are asked in turn.
+/// How long each endpoint may take to answer, and how many are asked in turn. The first is longer than the kernel takes to
+/// try a second time: one packet that is lost is no reason to pass an endpoint over.
 const PATIENCE: [Duration; 4] = [
-    Duration::from_millis(500),
-    Duration::from_secs(1),
+    Duration::from_millis(1500),
     Duration::from_secs(2),
     Duration::from_secs(4),
+    Duration::from_secs(8),
 ];
 /// A peer that is silent for so long is asked whether it is there, and so often again.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(15));
@@ -88,16 +89,26 @@ async fn relay(mut client: TcpStream, peer: SocketAddr, front: Arc<Front>, _perm
 
 /// Connects to an endpoint that answers.
 async fn connect(peer: SocketAddr, local: SocketAddr, front: &Arc<Front>) -> Option<(TcpStream, Chosen)> {
-    let mut tried = Vec::new();
+    let (mut refused, mut silent) = (Vec::new(), Vec::new());
     for patience in PATIENCE {
-        let chosen = front.choose(peer.ip(), local, &tried)?;
+        let untried = front.choose(peer.ip(), local, &[&refused[..], &silent[..]].concat());
+        // One that was silent may answer yet; one that refused has answered.
+        let chosen = match untried {
+            Some(chosen) => chosen,
+            None => front.choose(peer.ip(), local, &refused)?,
+        };
         let failed: io::Error = match timeout(patience, TcpStream::connect(chosen.at)).await {
             Ok(Ok(server)) => return Some((server, chosen)),
-            Ok(Err(error)) => error,
-            Err(_) => io::ErrorKind::TimedOut.into(),
+            Ok(Err(error)) => {
+                refused.push(chosen.at);
+                error
+            }
+            Err(_) => {
+                silent.push(chosen.at);
+                io::ErrorKind::TimedOut.into()
+            }
         };
         tracing::debug!(src.addr = %peer, dst.addr = %chosen.at, reason = %failed, "an endpoint does not answer");
-        tried.push(chosen.at);
     }
     None
 }
