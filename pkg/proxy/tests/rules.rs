@@ -87,7 +87,7 @@ fn node_ports_answer_on_both_loopbacks() {
     world.slice(none);
     let error = ask(&world.node, "[::1]:30080").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "no endpoints");
-    assert!(world.node.run(|| svcnet_proxy::cleanup().unwrap()).unwrap());
+    assert!(world.node.run(|| svcnet_proxy::nftables::cleanup().unwrap()).unwrap());
     let routes = run(&world.node, "ip", &["-6", "route", "show", "table", "local"]);
     assert!(!routes.contains("fd73:7663"), "{routes}");
 }

@@ -205,9 +205,9 @@ fn cleanup_removes_our_tables_and_nothing_else() {
     let (services, slices) = assortment();
     world.apply_all(services, slices);
     run(&world.node, "nft", &["add", "table", "ip", "stranger"]);
-    assert!(world.node.run(|| svcnet_proxy::cleanup().unwrap()).unwrap());
+    assert!(world.node.run(|| svcnet_proxy::nftables::cleanup().unwrap()).unwrap());
     assert_eq!(world.listing().trim(), "table ip stranger {\n}");
-    assert!(!world.node.run(|| svcnet_proxy::cleanup().unwrap()).unwrap());
+    assert!(!world.node.run(|| svcnet_proxy::nftables::cleanup().unwrap()).unwrap());
 }
 
 #[test]

@@ -274,20 +274,22 @@ pub(crate) fn start_node(process: &mut Process, ctx: &Context, node_ips: NodeIps
     Ok(())
 }
 
-/// Starts the proxy; it leaves the addresses of `node_local` to this node itself.
+/// Starts the proxy; it leaves the addresses of `node_local` to this node itself. An announcer beside it is to be the only
+/// one that answers for an address, which takes strict ARP.
 pub(crate) fn start_proxy(
     process: &mut Process,
     ctx: &Context,
     cluster: &Cluster,
     proxying: &Proxying,
     node_local: &[IpAddr],
+    announcer: bool,
 ) {
     let config = svcnet_proxy::Config {
         cluster_cidrs: cluster.cluster_cidr.iter().collect(),
         service_cidrs: cluster.service_cidr.iter().collect(),
         node_local: node_local.to_vec(),
         mode: proxying.mode,
-        strict_arp: proxying.strict_arp,
+        strict_arp: proxying.strict_arp || announcer,
         healthz: proxying.healthz,
         scheduler: proxying.scheduler,
         external_ranges: proxying.external_ranges.clone(),
@@ -469,7 +471,7 @@ pub(crate) fn proxy(args: &ProxyArgs, given: &Given) -> anyhow::Result<()> {
     let proxying = args.proxy.parse(&mut problems);
     args.alone.start(PROXY_OPS_PORT, problems, |process, ctx| {
         if let Some(cluster) = &cluster {
-            start_proxy(process, ctx, cluster, &proxying, &[]);
+            start_proxy(process, ctx, cluster, &proxying, &[], false);
         }
         Ok(())
     })

@@ -340,7 +340,7 @@ mod tests {
             Source::new(server.client_outside_a_runtime(), dir.path(), mpsc::channel(1).0);
         source.hear(Some(config_map("what")));
         assert_eq!(
-            wishes.borrow().unwrap().mode,
+            wishes.borrow().as_ref().unwrap().mode,
             Some(Mode::Userspace),
             "the last good one stays"
         );
