@@ -12,7 +12,7 @@ use svcnet_netlink::local::LocalFor;
 use svcnet_netlink::nft::{Batch, Family, Socket, Table};
 use svcnet_netlink::route::{PROTOCOL_SVCNET, Route, RouteFilter};
 use svcnet_netlink::{Rtnl, sysctl};
-use svcnet_proxy::Sysctls;
+use svcnet_proxy::{Sysctls, ipvs};
 
 /// The nftables tables that the roles own.
 const TABLES: [(Family, &str); 6] = [
@@ -38,6 +38,7 @@ pub(crate) struct Extent {
 /// One thing to remove.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Operation {
+    Ipvs,
     Table(Table),
     Route(Route),
     Link {
@@ -58,6 +59,9 @@ pub(crate) enum Operation {
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Ipvs => {
+                f.write_str("delete virtual services, link kube-ipvs0 and nftables tables svcnet-ipvs")
+            }
             Self::Table(table) => write!(f, "delete nftables table {table}"),
             Self::Route(route) => write!(f, "delete route {route}"),
             Self::Link { name, .. } => write!(f, "delete link {name}"),
@@ -94,6 +98,9 @@ pub(crate) fn plan(extent: &Extent) -> anyhow::Result<Plan> {
     let former = sysctls.former().into_iter();
     plan.0
         .extend(former.map(|(name, value)| Operation::Sysctl { name, value }));
+    if ipvs::is_there().context("look for what the ipvs mode made")? {
+        plan.0.push(Operation::Ipvs);
+    }
     plan.0.extend(tables()?.into_iter().map(Operation::Table));
     let mut rtnl = Rtnl::open()?;
     let links = rtnl.links()?;
@@ -177,6 +184,7 @@ pub(crate) fn apply(plan: &Plan, done: &mut dyn FnMut(&Operation)) -> anyhow::Re
 
 fn carry_out(operation: &Operation, rtnl: &mut Rtnl) -> anyhow::Result<()> {
     match operation {
+        Operation::Ipvs => _ = ipvs::cleanup()?,
         Operation::Table(table) => {
             let mut batch = Batch::new();
             batch.remove_table(table);

@@ -27,11 +27,10 @@ use world::{
 
 const VIP: &str = "10.96.1.1:80";
 
-fn backend(node_ports_on: &str) -> Box<dyn Backend> {
+fn backend() -> Box<dyn Backend> {
     let config = Config {
         pod_networks: world::pod_networks().to_vec(),
         service_networks: world::settings().service_cidrs,
-        node_ports: node_ports_on.parse().unwrap(),
         ..Config::default()
     };
     Box::new(Ipvs::open(&config).unwrap_or_else(|error| panic!("{error}")))

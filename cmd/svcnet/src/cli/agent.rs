@@ -236,7 +236,8 @@ pub(crate) fn start(
     // What the node's own DNS server answers needs no translation, and must get none.
     let own: &[IpAddr] = if agent.runs("dns") { &cluster.dns } else { &[] };
     if agent.runs("proxy") {
-        role::start_proxy(process, ctx, cluster, &agent.proxying, own);
+        let announcer = agent.runs("announcer");
+        role::start_proxy(process, ctx, cluster, &agent.proxying, own, announcer);
     }
     if agent.runs("dns") {
         role::start_dns(process, ctx, cluster, agent.upstreams.clone())?;

@@ -277,13 +277,15 @@ pub(crate) fn start_node(process: &mut Process, ctx: &Context, node_ips: NodeIps
     Ok(())
 }
 
-/// Starts the proxy; it leaves the addresses of `node_local` to this node itself.
+/// Starts the proxy; it leaves the addresses of `node_local` to this node itself. An announcer beside it is to be the only
+/// one that answers for an address, which takes strict ARP.
 pub(crate) fn start_proxy(
     process: &mut Process,
     ctx: &Context,
     cluster: &Cluster,
     proxying: &Proxying,
     node_local: &[IpAddr],
+    announcer: bool,
 ) {
     let config = proxy_config(cluster, proxying, node_local);
     process.spawn("proxy", Proxy::new(config, ctx).run());
@@ -300,7 +302,7 @@ pub(crate) fn proxy_config(
         service_cidrs: cluster.service_cidr.iter().collect(),
         node_local: node_local.to_vec(),
         mode: proxying.mode,
-        strict_arp: proxying.strict_arp,
+        strict_arp: proxying.strict_arp || announcer,
         healthz: proxying.healthz,
         scheduler: proxying.scheduler,
         external_ranges: proxying.external_ranges.clone(),
@@ -498,7 +500,7 @@ pub(crate) fn proxy(args: &ProxyArgs, given: &Given) -> anyhow::Result<ExitCode>
     let proxying = args.proxy.parse(&mut problems);
     args.alone.start(PROXY_OPS_PORT, problems, |process, ctx| {
         if let Some(cluster) = &cluster {
-            start_proxy(process, ctx, cluster, &proxying, &[]);
+            start_proxy(process, ctx, cluster, &proxying, &[], false);
         }
         Ok(())
     })?;

@@ -11,6 +11,7 @@ use svcnet_netlink::{Rtnl, rt, sysctl};
 use super::layout::{self, Networks};
 use super::plan::{Elements, Plan};
 use super::{Error, LINK};
+use crate::sysctls::Sysctls;
 
 /// The ways to the kernel.
 pub(super) struct Kernel {
@@ -21,9 +22,17 @@ pub(super) struct Kernel {
 
 impl Kernel {
     /// Carries a plan out, and says how many bytes that took.
-    pub(super) fn apply(&mut self, plan: &Plan, networks: &Networks) -> Result<usize, Error> {
+    pub(super) fn apply(
+        &mut self,
+        plan: &Plan,
+        networks: &Networks,
+        sysctls: Option<&Sysctls>,
+    ) -> Result<usize, Error> {
         for (name, value) in &plan.sysctls {
-            sysctl::set(name, value)?;
+            match sysctls {
+                Some(sysctls) => sysctls.set(name, value)?,
+                None => drop(sysctl::set(name, value)?),
+            }
         }
         let mut before = Batch::new();
         for family in &plan.rebuild {

@@ -86,9 +86,10 @@ pub(crate) fn wanted(at: Virtual, frontend: &Frontend, host: &Host) -> Wanted {
     let scheduler = schedule::nearest(frontend.scheduler, endpoints, &host.lacking);
     let can_drain = schedule::can_drain(scheduler);
     let draining = frontend.draining.iter().filter(|_| can_drain).map(|e| (e.at, 0));
+    let taking = endpoints.iter().filter(|e| can_drain || e.weight > 0);
     // Where an endpoint is in both lists, the later entry counts.
     let destinations = draining
-        .chain(endpoints.iter().map(|e| (e.at, u32::from(e.weight))))
+        .chain(taking.map(|e| (e.at, u32::from(e.weight))))
         .collect();
     let prefix = if at.ip.is_ipv4() { 32 } else { 128 };
     let bound = matches!(frontend.key, FrontendKey::Address { .. }) && !host.addresses.contains(&at.ip);

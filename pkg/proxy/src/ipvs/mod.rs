@@ -3,7 +3,7 @@
 //! A dummy link (`kube-ipvs0`, down and without ARP, as kube-proxy makes it) holds every service address, so that packets
 //! to it are this host's and pass IPVS. Each frontend is a virtual service whose destinations are reached by address
 //! translation; a node port is one for each address of the node. `layout.rs` says what our tables do beside that,
-//! `desired.rs` how frontends become virtual services, `plan.rs` decides, `observe.rs` and `apply.rs` talk to the
+//! `desired.rs` how frontends become virtual services, `can.rs` finds out what this host can do, `plan.rs` decides, `observe.rs` and `apply.rs` talk to the
 //! kernel, `stale.rs` clears what a change leaves in conntrack.
 //!
 //! What the kernel's load balancer can not do, other than the tables of `../nftables`:
@@ -15,6 +15,7 @@
 //! soon gets a new endpoint.
 
 mod apply;
+mod can;
 mod desired;
 mod layout;
 mod observe;
@@ -31,11 +32,12 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use nix::errno::Errno;
-use svcnet_netlink::ipvs::{self as kernel, Flags, Identity, Op, Service, Timeouts};
+use svcnet_netlink::ipvs::{self as kernel, Identity, Op, Timeouts};
 use svcnet_netlink::monitor::{self, Group, Happened, Listener};
-use svcnet_netlink::nft::{self, Batch, Family, Socket, Table, Watch};
+use svcnet_netlink::nft::{self, Family, Socket, Watch};
 use svcnet_netlink::{Rtnl, rt, sysctl};
 
+pub use can::{Unavailable, cleanup, is_there, probe};
 pub use desired::{Host, Wanted};
 pub use plan::{Balancer, Elements, Held, Plan, State, Tables};
 pub use slot::{List, Slot};
@@ -44,7 +46,9 @@ use crate::backend::{self, Backend, Report};
 use crate::model::{Frontend, FrontendKey};
 use crate::node_ports::NodePortAddresses;
 use crate::scheduler::Scheduler;
+use crate::sysctls::{self, Sysctls};
 use apply::Kernel;
+use can::{families, has_scheduler};
 use layout::Networks;
 use schedule::Lacking;
 use stale::Suspects;
@@ -52,22 +56,18 @@ use wake::Wake;
 
 /// The link that holds service addresses. The name is kube-proxy's: other programs know to leave it alone.
 pub const LINK: &str = "kube-ipvs0";
-/// Link that is made and removed again to see whether the kernel has such.
-const PROBE_LINK: &str = "svcnet-probe";
-/// Mark of the service that is made and removed again to see whether the kernel has a scheduler.
-const PROBE_MARK: u32 = 0x7376_6e70;
 /// IPVS tells nobody of changes, so all of it is looked at so often; and no more than a hundredth of the time.
 const VERIFY: Duration = Duration::from_secs(1);
 const VERIFY_SHARE: u32 = 100;
 /// What IPVS needs to work as a Service should: conntrack for masquerading; connections and clients of removed and
 /// drained endpoints do not wait for their timeout.
-const SYSCTLS: &[(&str, &str)] = &[
+pub const SYSCTLS: [(&str, &str); 3] = [
     ("net/ipv4/vs/conntrack", "1"),
     ("net/ipv4/vs/expire_nodest_conn", "1"),
     ("net/ipv4/vs/expire_quiescent_template", "1"),
 ];
 /// Each link answers ARP for its own addresses alone, and asks with them alone.
-const STRICT_ARP: &[(&str, &str)] = &[
+pub const STRICT_ARP: [(&str, &str); 2] = [
     ("net/ipv4/conf/all/arp_ignore", "1"),
     ("net/ipv4/conf/all/arp_announce", "2"),
 ];
@@ -79,33 +79,13 @@ pub struct Config {
     pub pod_networks: Vec<IpNet>,
     /// Networks of ClusterIPs (`--service-cluster-ip-range`).
     pub service_networks: Vec<IpNet>,
-    /// Addresses of the node that node ports answer on (`--nodeport-addresses`).
-    pub node_ports: NodePortAddresses,
     /// Keep links from answering ARP for addresses of others (`--strict-arp`): a service's address is on every node, and
     /// an announcer wants to be the only one that answers for it.
     pub strict_arp: bool,
+    /// Where it is written down what kernel parameters were before.
+    pub sysctls: Option<Sysctls>,
     /// How long idle connections are kept, where the kernel's own times do not do.
     pub timeouts: Option<Timeouts>,
-}
-
-/// Why IPVS can not be used on this host.
-#[derive(Debug, thiserror::Error)]
-pub enum Unavailable {
-    /// No load balancer.
-    #[error("this kernel has no IPVS (load the module ip_vs; CONFIG_IP_VS)")]
-    NoIpvs,
-    /// It does not work with conntrack.
-    #[error("IPVS of this kernel does not know conntrack (CONFIG_IP_VS_NFCT)")]
-    NoConntrack,
-    /// No link to put addresses on.
-    #[error("this kernel has no dummy links (load the module dummy; CONFIG_DUMMY)")]
-    NoDummy,
-    /// Not allowed.
-    #[error("IPVS needs root (CAP_NET_ADMIN)")]
-    NotPermitted,
-    /// Something else, which says itself.
-    #[error(transparent)]
-    Kernel(Box<Error>),
 }
 
 /// What can go wrong with IPVS and what is around it.
@@ -126,6 +106,9 @@ pub enum Error {
     /// A kernel parameter.
     #[error(transparent)]
     Sysctl(#[from] sysctl::Error),
+    /// What a kernel parameter was could not be written down.
+    #[error(transparent)]
+    Remember(#[from] sysctls::Error),
     /// No way to be woken.
     #[error("wait for foreign changes: {0}")]
     Wake(#[source] Errno),
@@ -136,6 +119,7 @@ pub struct Ipvs {
     kernel: Kernel,
     families: Vec<Family>,
     strict_arp: bool,
+    sysctls: Option<Sysctls>,
     node_ports: NodePortAddresses,
     /// The networks of those, where they are not all.
     node_port_networks: Option<Vec<IpNet>>,
@@ -158,17 +142,21 @@ struct Schedulers {
 }
 
 impl Ipvs {
-    /// Opens sockets to the kernel, and sets the timeouts if they are given; changes nothing else yet.
+    /// Probes and opens the ways to the kernel, and sets the timeouts if they are given; changes nothing else yet.
     ///
     /// # Errors
     /// When IPVS can not be used here: [`Error::Unavailable`] says why.
     pub fn open(config: &Config) -> Result<Self, Error> {
+        probe()?;
         let mut balancer = kernel::Socket::open()?.ok_or(Unavailable::NoIpvs)?;
         if let Some(timeouts) = config.timeouts {
             balancer.set_timeouts(timeouts)?;
         }
         let mut tables = Socket::open()?;
         let families = families(&mut tables)?;
+        if !families.contains(&Family::Ip6) {
+            tracing::warn!("no IPv6 in this kernel or for new links, services have IPv4 frontends only");
+        }
         let watch = Watch::open()?;
         let listener = Listener::open(&[Group::Link, Group::Address])?;
         Ok(Self {
@@ -184,8 +172,9 @@ impl Ipvs {
                 services: config.service_networks.clone(),
             },
             strict_arp: config.strict_arp,
-            node_port_networks: config.node_ports.networks(&[]),
-            node_ports: config.node_ports.clone(),
+            node_port_networks: None,
+            node_ports: NodePortAddresses::default(),
+            sysctls: config.sysctls.clone(),
             watch,
             listener,
             state: State::default(),
@@ -225,7 +214,7 @@ impl Ipvs {
 
     /// The kernel parameters that are not as they should be.
     fn wrong_sysctls(&self) -> Result<Vec<(&'static str, &'static str)>, Error> {
-        let strict = if self.strict_arp { STRICT_ARP } else { &[] };
+        let strict = if self.strict_arp { &STRICT_ARP[..] } else { &[] };
         let mut wrong = Vec::new();
         for (name, value) in SYSCTLS.iter().chain(strict) {
             if sysctl::read(name)? != *value {
@@ -242,7 +231,7 @@ impl Ipvs {
         let begin = Instant::now();
         let mut report = Report {
             operations: plan.len(),
-            bytes: self.kernel.apply(plan, &self.networks)?,
+            bytes: self.kernel.apply(plan, &self.networks, self.sysctls.as_ref())?,
             ..Report::default()
         };
         if plan.add_link {
@@ -259,7 +248,7 @@ impl Ipvs {
         Ok(report)
     }
 
-    /// Looks at IPVS and our link, and repairs what differs.
+    /// Looks at IPVS, our link and kernel parameters, and repairs what differs.
     fn verify(&mut self) -> Result<Report, Error> {
         let begin = Instant::now();
         let addresses = observe::addresses(&mut self.kernel.links)?;
@@ -273,7 +262,7 @@ impl Ipvs {
         if !only_drained {
             tracing::info!(
                 plan.ops = plan.len(),
-                "somebody else changed IPVS or the link of the service addresses, repairing it"
+                "somebody else changed IPVS or what it needs, repairing it"
             );
         }
         tracing::debug!(%plan, "verify");
@@ -315,6 +304,9 @@ impl Ipvs {
             Event::Link(Happened::Deleted, link) => link.name == LINK,
             Event::Address(happened, address) => {
                 let ip = address.net.addr();
+                if observe::is_link_local(ip) {
+                    return false;
+                }
                 let known = if Some(address.link) == self.link {
                     self.state.binds(ip)
                 } else {
@@ -426,40 +418,6 @@ impl Backend for Ipvs {
     }
 }
 
-/// The families that the kernel has tables of.
-fn families(socket: &mut Socket) -> Result<Vec<Family>, nft::Error> {
-    let mut families = vec![Family::Ip];
-    let mut batch = Batch::new();
-    batch.remove_table(&Table::new(Family::Ip6, PROBE_LINK));
-    match socket.commit(batch) {
-        Ok(()) => families.push(Family::Ip6),
-        Err(error) if matches!(error.errno(), Some(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT)) => {
-            tracing::warn!("no nf_tables for IPv6 in this kernel, services have IPv4 frontends only");
-        }
-        Err(error) => return Err(error),
-    }
-    Ok(families)
-}
-
-/// Tries a scheduler with a service for a mark that nothing carries.
-fn has_scheduler(socket: &mut kernel::Socket, name: &'static str) -> Result<bool, kernel::Error> {
-    let identity = Identity::Mark {
-        family: Family::Ip,
-        mark: PROBE_MARK,
-    };
-    let service = Service {
-        identity,
-        scheduler: name.into(),
-        flags: Flags::default(),
-        persistence: None,
-    };
-    match socket.apply(&[Op::AddService(service)]) {
-        Ok(_) => socket.apply(&[Op::DeleteService(identity)]).map(|_| true),
-        Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
 /// A plan for the log: all of a short one.
 struct Shortened<'a>(&'a Plan);
 
@@ -471,67 +429,4 @@ impl std::fmt::Display for Shortened<'_> {
             self.0.fmt(f)
         }
     }
-}
-
-/// Whether IPVS can be used here. Makes a link for a moment; leaves nothing.
-///
-/// # Errors
-/// Why it can not.
-pub fn probe() -> Result<(), Unavailable> {
-    let other = |error: Error| match &error {
-        Error::Balancer(refused) if refused.errno() == Some(Errno::EPERM) => Unavailable::NotPermitted,
-        _ => Unavailable::Kernel(Box::new(error)),
-    };
-    let mut socket = kernel::Socket::open()
-        .map_err(|e| other(e.into()))?
-        .ok_or(Unavailable::NoIpvs)?;
-    socket.info().map_err(|e| other(e.into()))?;
-    match sysctl::read(SYSCTLS[0].0) {
-        Err(error) if error.is_gone() => return Err(Unavailable::NoConntrack),
-        result => drop(result.map_err(|e| other(e.into()))?),
-    }
-    let mut links = Rtnl::open().map_err(|e| other(e.into()))?;
-    if links.link(LINK).map_err(|e| other(e.into()))?.is_none() {
-        match links.add_dummy(PROBE_LINK) {
-            Ok(()) => {}
-            Err(error) if error.is_exists() => {}
-            Err(error) if error.is_unsupported() => return Err(Unavailable::NoDummy),
-            Err(error) => return Err(other(error.into())),
-        }
-        links.delete_link_named(PROBE_LINK).map_err(|e| other(e.into()))?;
-    }
-    let mut tables = Socket::open().map_err(|e| other(e.into()))?;
-    families(&mut tables).map_err(|e| other(e.into()))?;
-    Ok(())
-}
-
-/// Removes our virtual services, our link and our tables, and says whether any was there. Services of others stay, and so
-/// do kernel parameters: what they were before is not known.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn cleanup() -> Result<bool, Error> {
-    let (mut links, mut tables) = (Rtnl::open()?, Socket::open()?);
-    let mut any = false;
-    if let Some(mut socket) = kernel::Socket::open()? {
-        let bound = observe::addresses(&mut links)?.bound;
-        let mut listed = observe::listed(&mut tables, Family::Ip)?;
-        listed.extend(observe::listed(&mut tables, Family::Ip6)?);
-        let services = socket.services()?.into_iter().map(|service| service.identity);
-        let ours = services.filter(|identity| match identity {
-            Identity::Address(at) => bound.contains(&at.ip) || listed.contains(at),
-            Identity::Mark { mark, .. } => *mark == PROBE_MARK,
-        });
-        let ops: Vec<Op> = ours.map(Op::DeleteService).collect();
-        any |= !ops.is_empty();
-        socket.apply(&ops)?;
-    }
-    if links.link(LINK)?.is_some() {
-        links.delete_link_named(LINK)?;
-        any = true;
-    }
-    for family in [Family::Ip, Family::Ip6] {
-        any |= tables.remove(&layout::table(family))?;
-    }
-    Ok(any)
 }

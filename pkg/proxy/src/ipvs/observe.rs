@@ -22,7 +22,7 @@ pub(super) struct Addresses {
     pub(super) link: Option<u32>,
     /// The addresses on it.
     pub(super) bound: BTreeSet<IpAddr>,
-    /// All addresses of other links.
+    /// All addresses of other links, but for link-local ones.
     pub(super) others: BTreeSet<IpAddr>,
 }
 
@@ -36,7 +36,9 @@ pub(super) fn addresses(rt: &mut Rtnl) -> Result<Addresses, rt::Error> {
     };
     for address in rt.addresses(None)? {
         let ip = address.net.addr();
-        // The kernel gives an IPv6 link an address of its own when it is set up; ours never is.
+        if is_link_local(ip) {
+            continue;
+        }
         if Some(address.link) == link {
             addresses.bound.insert(ip);
         } else {
@@ -44,6 +46,11 @@ pub(super) fn addresses(rt: &mut Rtnl) -> Result<Addresses, rt::Error> {
         }
     }
     Ok(addresses)
+}
+
+/// Whether it is one of those that every IPv6 link has, each pod's too: they are nobody's business here.
+pub(super) fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
 /// What of the node decides.
@@ -54,11 +61,9 @@ pub(super) fn host(
     lacking: Lacking,
 ) -> Host {
     let answers = |ip: &IpAddr| {
-        let link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
         let of_a_service = networks.services.iter().any(|net| net.contains(ip));
         // IPVS does not send on what comes from a loopback address.
         !ip.is_loopback()
-            && !link_local
             && !of_a_service
             && node_ports_on.is_none_or(|networks| networks.iter().any(|net| net.contains(ip)))
     };

@@ -525,5 +525,9 @@ fn compare_slots(
 }
 
 #[cfg(test)]
+#[path = "fake.rs"]
+mod fake;
+
+#[cfg(test)]
 #[path = "plan_tests.rs"]
 mod tests;

@@ -41,12 +41,12 @@ impl Openers {
                 Ok(Box::new(backend))
             }
             Mode::Ipvs => {
-                ipvs::probe().map_err(|why| why.to_string())?;
                 let config = ipvs::Config {
                     pod_networks: self.cluster_cidrs.clone(),
                     service_networks: self.service_cidrs.clone(),
                     strict_arp: self.strict_arp,
-                    ..ipvs::Config::default()
+                    sysctls: Some(self.sysctls.clone()),
+                    timeouts: None,
                 };
                 let backend = Ipvs::open(&config).map_err(|error| error.to_string())?;
                 Ok(Box::new(backend))
@@ -77,8 +77,8 @@ impl Openers {
         }
     }
 
-    /// Removes what a mode has made and nothing needs any more.
-    fn clear(&self, mode: Mode, engine: &Engine) -> Result<bool, String> {
+    /// Removes what a mode has made and the one that is used does not need.
+    fn clear(&self, mode: Mode, used: Mode, engine: &Engine) -> Result<bool, String> {
         match mode {
             Mode::Nftables => {
                 let cleared = clear_nftables(&self.sysctls)?;
@@ -88,7 +88,7 @@ impl Openers {
                 }
                 Ok(cleared)
             }
-            Mode::Ipvs => ipvs::cleanup().map_err(|error| error.to_string()),
+            Mode::Ipvs => clear_ipvs(&self.sysctls, used),
             // While there are relays, they look after their addresses themselves.
             Mode::Userspace if self.relays.is_some() => Ok(false),
             Mode::Userspace => userspace::cleanup(&self.sysctls).map_err(|error| error.to_string()),
@@ -105,6 +105,19 @@ fn clear_nftables(sysctls: &Sysctls) -> Result<bool, String> {
     Ok(nftables::cleanup().map_err(|error| error.to_string())? || restored)
 }
 
+/// Removes what the ipvs mode has made, and says whether there was anything.
+fn clear_ipvs(sysctls: &Sysctls, used: Mode) -> Result<bool, String> {
+    let cleared = ipvs::cleanup().map_err(|error| error.to_string())?;
+    // Relays want strict ARP, too.
+    let strict_arp = ipvs::STRICT_ARP.map(|(name, _)| name);
+    let names = ipvs::SYSCTLS.map(|(name, _)| name).into_iter();
+    let names: Vec<&str> = names
+        .chain(strict_arp.into_iter().filter(|_| used != Mode::Userspace))
+        .collect();
+    let restored = sysctls.restore(&names).map_err(|error| error.to_string())?;
+    Ok(cleared || restored)
+}
+
 /// Removes what every mode has made, and says of which there was anything. Not while a proxy runs.
 ///
 /// # Errors
@@ -114,7 +127,7 @@ pub fn cleanup(sysctls: &Sysctls) -> Result<Vec<Mode>, String> {
     for mode in Mode::ALL {
         let result = match mode {
             Mode::Nftables => clear_nftables(sysctls),
-            Mode::Ipvs => ipvs::cleanup().map_err(|error| error.to_string()),
+            Mode::Ipvs => clear_ipvs(sysctls, mode),
             Mode::Userspace => userspace::cleanup(sysctls).map_err(|error| error.to_string()),
         };
         match result {
@@ -235,7 +248,7 @@ impl Modes {
             if mode == self.choice.used {
                 continue;
             }
-            match self.openers.clear(mode, engine) {
+            match self.openers.clear(mode, self.choice.used, engine) {
                 Ok(true) => tracing::info!(%mode, "what another proxy mode had made is removed"),
                 Ok(false) => {}
                 // A kernel that does not know of a mode can not be asked about it either.

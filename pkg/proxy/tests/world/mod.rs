@@ -30,7 +30,7 @@ pub(crate) struct World {
     pub(crate) a: OwnedNetNs,
     pub(crate) b: OwnedNetNs,
     pub(crate) c: OwnedNetNs,
-    open: fn(&str) -> Box<dyn Backend>,
+    open: fn() -> Box<dyn Backend>,
     engine: Option<Engine>,
     relays: Option<Arc<Relays>>,
     #[allow(dead_code, reason = "removed with it")]
@@ -76,11 +76,11 @@ impl World {
     }
 
     /// With another backend, opened in the node's namespace.
-    pub(crate) fn with(open: fn(&str) -> Box<dyn Backend>) -> Self {
+    pub(crate) fn with(open: fn() -> Box<dyn Backend>) -> Self {
         Self::bare(open).with_engine()
     }
 
-    fn bare(open: fn(&str) -> Box<dyn Backend>) -> Self {
+    fn bare(open: fn() -> Box<dyn Backend>) -> Self {
         let ns = || OwnedNetNs::unique("svcnet-px").unwrap();
         let world = Self {
             node: ns(),
@@ -147,7 +147,7 @@ impl World {
         let relays = self.relays.clone();
         let open = || match relays {
             Some(relays) => Box::new(Userspace::open(&relays)),
-            None => (self.open)(addresses),
+            None => (self.open)(),
         };
         let backend = self.node.run(open).unwrap();
         let mut engine = Engine::new("n1", settings(), backend);
@@ -218,9 +218,8 @@ pub(crate) fn pod_networks() -> [IpNet; 2] {
     ["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()]
 }
 
-fn nftables(node_ports_on: &str) -> Box<dyn Backend> {
-    let backend = Nftables::open(&pod_networks(), &settings().service_cidrs).unwrap();
-    Box::new(backend.with_node_ports_on(node_ports_on.parse().unwrap()))
+fn nftables() -> Box<dyn Backend> {
+    Box::new(Nftables::open(&pod_networks(), &settings().service_cidrs).unwrap())
 }
 
 /// What the overlay and CNI roles make of a node.
