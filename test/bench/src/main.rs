@@ -1,5 +1,6 @@
 //! The numbers of README's table: each measured against something real in the same run, repeated, the median quoted.
 
+mod backends;
 mod change;
 mod cni;
 mod dns;
@@ -23,6 +24,18 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
+    /// The backends nftables and ipvs side by side; the kernel must have IPVS (`test/vm/run bench`).
+    Backends {
+        /// Number of services.
+        #[arg(long, default_value_t = 1000)]
+        services: u32,
+        /// Rounds; each measures both, one after the other.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// Connections a round and way.
+        #[arg(long, default_value_t = 300)]
+        connections: u32,
+    },
     /// CNI ADD and DEL against the reference plugins, which must be installed.
     Cni {
         /// How often; each measures both, one after the other.
@@ -111,6 +124,11 @@ enum What {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().what {
+        What::Backends {
+            services,
+            rounds,
+            connections,
+        } => backends::measure(services, rounds, connections),
         What::Cni { rounds } => cni::measure(rounds),
         What::Change {
             services,

@@ -180,7 +180,8 @@ fn plug(
     ip(host, &format!("route add default via {gateway}"))
 }
 
-fn ip(netns: &OwnedNetNs, arguments: &str) -> Result<()> {
+/// Runs the program `ip` there.
+pub(crate) fn ip(netns: &OwnedNetNs, arguments: &str) -> Result<()> {
     let output = netns.run(|| Command::new("ip").args(arguments.split(' ')).output())??;
     ensure!(
         output.status.success(),
