@@ -3,18 +3,15 @@
 //! The kernel is told on a blocking thread. While it commits, changes queue up and become one batch: churn is
 //! coalesced by exactly the time that a commit takes, and a lone change waits for nothing.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use serde::{Deserialize, Serialize};
-use svcnet_netlink::nft;
 use svcnet_runtime::{Change, Component, Context, Scope};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,14 +19,11 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::backend::Mode;
-use crate::desired::Settings;
+use crate::config::Config;
 use crate::engine::{Engine, Update};
 use crate::health::{self, Board, Checks};
 use crate::inspect::Facts;
 use crate::mode::{Choice, Condition, Modes, Notice, Openers, Source, Teller, Wish};
-use crate::nftables::Nftables;
-use crate::node_ports::NodePortAddresses;
-use crate::scheduler::Scheduler;
 use crate::sysctls::Sysctls;
 
 /// Changes that may wait for the kernel before the watches wait for us.
@@ -47,61 +41,6 @@ const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const NOTICES_MAX: usize = 64;
 /// How long is waited for what the ConfigMap says, before anything is done. Not at all where it is known from before.
 const FIRST_WISH: Duration = Duration::from_secs(2);
-
-/// How a proxy is run.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Config {
-    /// Networks of pods (`--cluster-cidr`): their addresses are kept on the way to services.
-    pub cluster_cidrs: Vec<IpNet>,
-    /// Networks of ClusterIPs (`--service-cluster-ip-range`).
-    pub service_cidrs: Vec<IpNet>,
-    /// Service addresses that this node answers itself, as the DNS role does: nothing is programmed for them.
-    pub node_local: Vec<IpAddr>,
-    /// The mode where the ConfigMap does not say one (`--proxy-mode`).
-    pub mode: Mode,
-    /// Whether ipvs mode keeps links from answering ARP for addresses of others (`--strict-arp`).
-    pub strict_arp: bool,
-    /// Where /healthz and /livez are answered (`--healthz-bind-address`).
-    pub healthz: Option<SocketAddr>,
-    /// How endpoints are chosen for Services that do not say it (`--scheduler`).
-    pub scheduler: Scheduler,
-    /// Networks that `externalIPs` may lie in (`--external-ip-range`); without any, none is served.
-    pub external_ranges: Vec<IpNet>,
-    /// Which addresses node ports answer on (`--nodeport-addresses`).
-    pub node_ports: NodePortAddresses,
-}
-
-impl Config {
-    /// What of it decides about frontends.
-    pub fn settings(&self) -> Settings {
-        Settings {
-            service_cidrs: self.service_cidrs.clone(),
-            node_local: self.node_local.clone(),
-            scheduler: self.scheduler,
-            external_ranges: self.external_ranges.clone(),
-        }
-    }
-
-    /// Takes over what a wish says.
-    fn follow(&mut self, wish: &Wish) {
-        self.mode = wish.mode.unwrap_or(self.mode);
-        self.scheduler = wish.scheduler.unwrap_or(self.scheduler);
-        self.strict_arp = wish.strict_arp.unwrap_or(self.strict_arp);
-        if let Some(node_ports) = &wish.node_ports {
-            self.node_ports = node_ports.clone();
-        }
-    }
-
-    /// The tables of this network namespace, as this configuration has them.
-    ///
-    /// # Errors
-    /// When the kernel has no nf_tables or permission is lacking.
-    pub fn open_tables(&self) -> Result<Nftables, nft::Error> {
-        let tables = Nftables::open(&self.cluster_cidrs, &self.service_cidrs)?;
-        Ok(tables.with_node_ports_on(self.node_ports.clone()))
-    }
-}
 
 /// Why a proxy can not run.
 #[derive(Debug, thiserror::Error)]

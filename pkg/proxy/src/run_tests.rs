@@ -3,6 +3,7 @@ use std::time::Instant;
 use svcnet_runtime::Health;
 
 use super::*;
+use crate::Settings;
 use crate::fake::{Fake, service};
 
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -287,7 +287,8 @@ pub(crate) fn start_proxy(
     node_local: &[IpAddr],
     announcer: bool,
 ) {
-    let config = proxy_config(cluster, proxying, node_local);
+    let mut config = proxy_config(cluster, proxying, node_local);
+    config.strict_arp |= announcer;
     process.spawn("proxy", Proxy::new(config, ctx).run());
 }
 
@@ -302,7 +303,7 @@ pub(crate) fn proxy_config(
         service_cidrs: cluster.service_cidr.iter().collect(),
         node_local: node_local.to_vec(),
         mode: proxying.mode,
-        strict_arp: proxying.strict_arp || announcer,
+        strict_arp: proxying.strict_arp,
         healthz: proxying.healthz,
         scheduler: proxying.scheduler,
         external_ranges: proxying.external_ranges.clone(),

@@ -21,10 +21,10 @@ pub use connections::{Connections, count};
 pub use show::{EndpointShown, FrontendShown, Kind, ServiceShown, Traffic, show};
 
 use crate::backend::{Backend, Error, Mode, Report};
+use crate::config::Config;
 use crate::engine::{Engine, Update};
 use crate::model::{Frontend, FrontendKey};
 use crate::nftables::Nftables;
-use crate::run::Config;
 use crate::view::NodeFacts;
 
 /// What a proxy tells of itself (the part `proxy` of `/status`).

@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::super::{OnNode, frontends};
 use super::*;
-use crate::run::Config;
+use crate::config::Config;
 
 fn service(name: &str, spec: &Value, status: &Value) -> Arc<core::Service> {
     let object = json!({"metadata": {"namespace": "default", "name": name}, "spec": spec, "status": status});

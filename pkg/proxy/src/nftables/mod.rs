@@ -98,7 +98,7 @@ impl Nftables {
     /// # Errors
     /// When the kernel can not be asked.
     pub fn observe(&mut self) -> Result<Observed, Error> {
-        observe::observe(&mut self.socket, &self.families, &self.networks)
+        observe::observe_at_once(&mut self.socket, &self.families, &self.networks)
     }
 
     /// What the kernel would have to be told for it to hold these frontends and nothing else. Changes nothing, neither
@@ -176,7 +176,7 @@ impl Backend for Nftables {
                 ..Observed::default()
             }
         } else {
-            self.observe()?
+            observe::observe(&mut self.socket, &self.families, &self.networks)?
         };
         let families = &self.families;
         let frontends = frontends.filter(|frontend| families.contains(&frontend.key.family()));

@@ -9,7 +9,33 @@ use super::plan::{Observed, ShapeAt};
 use super::shape::{Place, Shape};
 use super::slot::{self, List, Slot, Value};
 
+/// How often is read again what somebody changes meanwhile. Who changes it without a pause is seen in the middle of it.
+const ATTEMPTS_MAX: usize = 10;
+
+/// Everything that is there, as it was at one moment.
+///
+/// It takes many requests, and the kernel answers each by what is so then; so the generation of the ruleset must be the
+/// same before and after them.
+pub(crate) fn observe_at_once(
+    socket: &mut Socket,
+    families: &[Family],
+    networks: &Networks,
+) -> Result<Observed, Error> {
+    let mut before = socket.generation()?;
+    for _ in 1..ATTEMPTS_MAX {
+        let observed = observe(socket, families, networks)?;
+        let after = socket.generation()?;
+        if before == after {
+            return Ok(observed);
+        }
+        before = after;
+    }
+    observe(socket, families, networks)
+}
+
 /// Everything that is there. A table that is not as declared counts as not there at all: it is made anew.
+///
+/// For who makes it alone. What others change meanwhile, they are heard of and it is looked at again.
 pub(crate) fn observe(
     socket: &mut Socket,
     families: &[Family],
