@@ -29,7 +29,7 @@ pub struct ServiceShown {
     pub affinity_seconds: Option<u32>,
     /// Where clients connect to.
     pub frontends: Vec<FrontendShown>,
-    /// Where connections can go to.
+    /// Where connections can go to, by the names of the pods.
     pub endpoints: Vec<EndpointShown>,
 }
 
@@ -178,6 +178,8 @@ pub fn show(
                 }
             }
         }
+        let mut endpoints: Vec<EndpointShown> = endpoints.into_values().collect();
+        endpoints.sort_by(|a, b| (&a.pod, a.at).cmp(&(&b.pod, b.at)));
         let all = endpoints.len();
         let frontend_shown = |frontend: &&Frontend| FrontendShown {
             address: address(frontend.key),
@@ -192,7 +194,7 @@ pub fn show(
             scheduler: first.scheduler,
             affinity_seconds: first.affinity_seconds,
             frontends: frontends.iter().map(frontend_shown).collect(),
-            endpoints: endpoints.into_values().collect(),
+            endpoints,
         })
     });
     shown.collect()

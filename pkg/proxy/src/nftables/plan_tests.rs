@@ -355,7 +355,7 @@ fn a_plan_reads_like_what_it_does() {
          + services 10.96.0.0:80 tcp : n2 (ns/service-0)\n\
          + endpoints 10.96.0.0:80 tcp #0 : 10.244.0.1:80 (ns/service-0)\n\
          + endpoints 10.96.0.0:80 tcp #1 : 10.244.0.2:80 (ns/service-0)\n\
-         + cluster-ips 10.96.0.0  ()\n"
+         + cluster-ips 10.96.0.0\n"
     );
     let plan = change(&mut state, [(key(0), Some(three))]);
     assert_eq!(
@@ -364,9 +364,9 @@ fn a_plan_reads_like_what_it_does() {
          - services 10.96.0.0:80 tcp\n\
          - cluster-ips 10.96.0.0\n\
          + services 10.96.0.0:80 tcp : n3 (ns/service-0)\n\
-         + masquerade-all 10.96.0.0:80 tcp  (ns/service-0)\n\
+         + masquerade-all 10.96.0.0:80 tcp (ns/service-0)\n\
          + endpoints 10.96.0.0:80 tcp #2 : 10.244.0.3:80 (ns/service-0)\n\
-         + hairpin 10.244.0.3  ()\n"
+         + hairpin 10.244.0.3\n"
     );
     assert_eq!(
         tidy(&mut state).to_string(),

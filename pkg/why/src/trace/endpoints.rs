@@ -173,7 +173,8 @@ impl Tracer<'_> {
         match fate {
             Fate::Balance(endpoints) => {
                 let usable = endpoints.iter().filter(|endpoint| endpoint.weight > 0);
-                let shown: Vec<Endpoint> = usable.map(|endpoint| at(endpoint.at, &targets)).collect();
+                let mut shown: Vec<Endpoint> = usable.map(|endpoint| at(endpoint.at, &targets)).collect();
+                shown.sort_by(|a, b| (&a.pod, a.at).cmp(&(&b.pod, b.at)));
                 self.tell_endpoints(service, &shown);
                 Ok(shown)
             }
