@@ -1,13 +1,10 @@
 //! Tells the Services' users what happens to their addresses, as Events.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
-use kube::Api;
-use kube::api::PostParams;
 use tokio::sync::mpsc;
 
 use crate::desired::Target;
@@ -15,8 +12,6 @@ use crate::desired::Target;
 const COMPONENT: &str = "svcnet-announcer";
 /// Events that may wait for the server; more are lost. They are for people, who look at the last ones.
 pub(crate) const QUEUE_LENGTH: usize = 256;
-/// How often a lost event is worth another try: the server may be away for long.
-const ATTEMPTS: u32 = 5;
 
 /// Something to tell about a Service.
 #[derive(Debug, Clone)]
@@ -44,21 +39,7 @@ pub(crate) async fn write(client: kube::Client, node: String, mut notices: mpsc:
         let count = last.entry(key).or_default();
         *count += 1;
         let event = event(&notice, &node, *count);
-        let api = Api::<Event>::namespaced(client.clone(), &notice.service.key.namespace);
-        for attempt in 0..ATTEMPTS {
-            match api.create(&PostParams::default(), &event).await {
-                Ok(_) => break,
-                // The Service or its namespace is gone, or somebody was faster: no use in trying again.
-                Err(kube::Error::Api(status)) if status.code < 500 => {
-                    tracing::debug!(%status, "event refused");
-                    break;
-                }
-                Err(error) => {
-                    tracing::debug!(%error, attempt, "cannot write an event");
-                    tokio::time::sleep(Duration::from_millis(200 << attempt)).await;
-                }
-            }
-        }
+        svcnet_runtime::events::create(&client, &event).await;
     }
 }
 

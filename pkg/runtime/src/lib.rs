@@ -5,6 +5,7 @@
 
 pub mod backoff;
 pub mod connect;
+pub mod events;
 pub mod health;
 pub mod informer;
 pub mod join;

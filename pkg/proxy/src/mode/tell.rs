@@ -6,10 +6,11 @@ use k8s_openapi::api::core::v1::{Event, EventSource, Node, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use svcnet_api::wellknown::NAMESPACE_SYSTEM;
 use svcnet_runtime::backoff::Backoff;
+use svcnet_runtime::events;
 use tokio::sync::{mpsc, watch};
 
 use super::{CONFIG_MAP, Choice};
@@ -18,8 +19,6 @@ use crate::backend::Mode;
 /// Type of the Node's condition: `True` when the mode is the one that is asked for.
 pub const CONDITION: &str = "ProxyMode";
 const COMPONENT: &str = "svcnet-proxy";
-/// How often an Event is worth another try.
-const ATTEMPTS: u32 = 5;
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,21 +160,7 @@ async fn sleep(pause: Option<Duration>) {
 async fn write_events(client: kube::Client, node: &str, mut notices: mpsc::Receiver<Notice>) {
     while let Some(notice) = notices.recv().await {
         let event = event(&notice, node, Timestamp::now());
-        let namespace = event.metadata.namespace.clone().unwrap_or_default();
-        let events = Api::<Event>::namespaced(client.clone(), &namespace);
-        for attempt in 0..ATTEMPTS {
-            match events.create(&PostParams::default(), &event).await {
-                Ok(_) => break,
-                Err(kube::Error::Api(status)) if status.code < 500 => {
-                    tracing::debug!(%status, "event refused");
-                    break;
-                }
-                Err(error) => {
-                    tracing::debug!(%error, attempt, "cannot write an event");
-                    tokio::time::sleep(Duration::from_millis(500 << attempt)).await;
-                }
-            }
-        }
+        events::create(&client, &event).await;
     }
 }
 
