@@ -59,8 +59,10 @@ pub(crate) fn run(
         };
         stop_on_signals(process.shutdown.clone())?;
         let shutdown = process.shutdown.clone();
+        // A process whose roles are not there yet is not ready.
+        let start = process.health.component("start");
         let started = tokio::select! {
-            started = body(&mut process) => started,
+            started = body(&mut process) => started.inspect(|()| start.ready()),
             // A signal while it waits for a server, for one.
             () = shutdown.cancelled() => Ok(()),
         };

@@ -113,8 +113,11 @@ async fn start(process: &mut Process, settings: Settings) -> anyhow::Result<()> 
         agent::start(process, &ctx, agent, &cluster, Some(ips), true)?;
         ctx.informers.start();
     }
-    until_ready(&process.health).await;
-    greet(&api.url(ips.primary()), &admin_config, &places);
+    let (health, url, places) = (process.health.clone(), api.url(ips.primary()), places.clone());
+    tokio::spawn(async move {
+        until_ready(&health).await;
+        greet(&url, &admin_config, &places);
+    });
     Ok(())
 }
 
