@@ -14,6 +14,7 @@ pub mod genl;
 pub mod ipvs;
 pub mod link;
 pub mod local;
+pub mod memory;
 pub mod monitor;
 pub mod neigh;
 pub mod netns;

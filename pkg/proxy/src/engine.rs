@@ -164,6 +164,10 @@ impl Engine {
                 self.backend.converge(&mut desired, self.trust == Trust::Broken)
             }
         };
+        if self.trust != Trust::Synced {
+            // All that there is went through memory, more than once.
+            svcnet_netlink::memory::give_back();
+        }
         self.trust = match (&result, self.trust) {
             (Ok(_), _) => Trust::Synced,
             (Err(_), Trust::Synced) => Trust::Unknown,
