@@ -173,8 +173,7 @@ impl Tracer<'_> {
         match fate {
             Fate::Balance(endpoints) => {
                 let usable = endpoints.iter().filter(|endpoint| endpoint.weight > 0);
-                let mut shown: Vec<Endpoint> = usable.map(|endpoint| at(endpoint.at, &targets)).collect();
-                shown.sort_by(|a, b| (&a.pod, a.at).cmp(&(&b.pod, b.at)));
+                let shown = by_name(usable.map(|endpoint| endpoint.at), &targets);
                 self.tell_endpoints(service, &shown);
                 Ok(shown)
             }
@@ -380,8 +379,9 @@ impl Tracer<'_> {
                     .find(fits)
                     .map(|port| port.number),
             };
-            endpoints.extend(number.map(|number| at(SocketAddr::new(*ip, number), &targets)));
+            endpoints.extend(number.map(|number| SocketAddr::new(*ip, number)));
         }
+        let endpoints = by_name(endpoints.into_iter(), &targets);
         if endpoints.is_empty() {
             let mut ports: Vec<String> = found
                 .iter()
@@ -418,9 +418,18 @@ struct OwnPort {
     number: u16,
 }
 
-fn at(at: SocketAddr, targets: &BTreeMap<IpAddr, (Option<String>, Option<String>)>) -> Endpoint {
-    let (pod, node) = targets.get(&at.ip()).cloned().unwrap_or_default();
-    Endpoint { at, pod, node }
+/// The endpoints at these addresses, by the names of their pods.
+fn by_name(
+    addresses: impl Iterator<Item = SocketAddr>,
+    targets: &BTreeMap<IpAddr, (Option<String>, Option<String>)>,
+) -> Vec<Endpoint> {
+    let named = addresses.map(|at| {
+        let (pod, node) = targets.get(&at.ip()).cloned().unwrap_or_default();
+        Endpoint { at, pod, node }
+    });
+    let mut endpoints: Vec<Endpoint> = named.collect();
+    endpoints.sort_by(|a, b| (&a.pod, a.at).cmp(&(&b.pod, b.at)));
+    endpoints
 }
 
 /// Whether a frontend is that Service's.
