@@ -100,11 +100,12 @@ impl Engine {
         match update {
             Update::Services(change) => self.view.change_services(change, &mut self.dirty),
             Update::Slices(change) => {
-                let known = self.dirty.len();
                 let trigger = triggered_at(&change);
-                self.view.change_slices(change, &mut self.dirty);
+                let mut dirty = BTreeSet::new();
+                self.view.change_slices(change, &mut dirty);
                 // What changed nothing here was not waited for.
-                self.triggers.extend(trigger.filter(|_| self.dirty.len() > known));
+                self.triggers.extend(trigger.filter(|_| !dirty.is_empty()));
+                self.dirty.append(&mut dirty);
             }
             Update::Node(change) => {
                 self.view.change_node(change, &mut self.dirty);

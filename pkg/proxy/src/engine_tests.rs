@@ -135,6 +135,8 @@ fn rivals_are_settled_by_name_in_whatever_order_they_come() {
 #[test]
 fn what_a_slice_was_waited_for_is_told_once() {
     let (mut engine, _) = running();
+    // A Service that changes at the same time takes nothing of it.
+    engine.apply_change(Update::Services(Change::Apply(service("a", "10.96.0.9", None))));
     let slice = serde_json::json!({
         "metadata": {
             "namespace": "default", "name": "a-1", "labels": { "kubernetes.io/service-name": "a" },

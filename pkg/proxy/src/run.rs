@@ -473,10 +473,11 @@ impl Worker {
             self.out.checks.send_replace(checks);
         }
         metrics::gauge!("kubeproxy_sync_proxy_rules_last_timestamp_seconds").set(seconds(now));
+        // Shown with a count of 0 too, as kube-proxy does.
+        let programming = metrics::histogram!("kubeproxy_network_programming_duration_seconds");
         for trigger in self.engine.take_triggers() {
             // Clocks of two machines: a moment that has not come yet is now.
-            let waited = now.duration_since(trigger).as_secs_f64().max(0.0);
-            metrics::histogram!("kubeproxy_network_programming_duration_seconds").record(waited);
+            programming.record(now.duration_since(trigger).as_secs_f64().max(0.0));
         }
         let lack = self.engine.lack();
         for (policy, count) in [("internal", lack.internal), ("external", lack.external)] {

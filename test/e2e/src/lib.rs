@@ -293,7 +293,7 @@ impl Drop for Lab {
         if std::thread::panicking() {
             for node in ["n1", "n2", "n3"] {
                 let logs = self.lab(&["logs"], &[node]);
-                eprintln!("--- {node} of {}:\n{}", self.name, tail(&logs.out, 40));
+                eprintln!("--- {node} of {}:\n{}", self.name, tail(&logs.out, 15));
             }
         }
         let down = self.lab(&["down"], &[]);

@@ -94,7 +94,11 @@ impl Stage {
                             .output()
                     };
                     let listed = netns.run(list).unwrap().unwrap();
-                    assert!(listed.status.success(), "{listed:?}");
+                    // A set that goes between two of its questions is an error to nft.
+                    if !listed.status.success() {
+                        eprintln!("asking again: {listed:?}");
+                        return None;
+                    }
                     let text = String::from_utf8_lossy(&listed.stdout);
                     let known = text.lines().any(|line| {
                         let mut elements = line.split(',').map(str::trim_end);
