@@ -1,27 +1,22 @@
 //! Generic netlink: families of commands that are found by name. Numbers as in `include/uapi/linux/genetlink.h`.
 
 use std::io;
-use std::time::Duration;
+use std::ops::ControlFlow;
 
-use netlink_sys::{Socket as RawSocket, SocketAddr, protocols::NETLINK_GENERIC};
+use netlink_sys::protocols::NETLINK_GENERIC;
 use nix::errno::Errno;
-use nix::sys::socket::{setsockopt, sockopt};
 
+use crate::exchange::{Exchange, Failure, NLMSG_DONE, NLMSG_ERROR};
 use crate::nft::attr::{Reader, Writer};
 use crate::nft::batch::finish_header;
-use crate::nft::socket::{Messages, NLMSG_DONE, NLMSG_ERROR};
 
 pub(crate) const NLM_F_ACK: u16 = 0x4;
 pub(crate) const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_REQUEST: u16 = 0x1;
-const NLM_F_DUMP_INTR: u16 = 0x10;
 /// `struct genlmsghdr`.
 const HEADER_BYTES: usize = 4;
-const RECEIVE_BUFFER: usize = 64 << 10;
-/// A list that never rests is an error after so many tries.
+/// A list is read so often until it rests.
 const ATTEMPTS_MAX: u32 = 20;
-/// The kernel answers before the call that sends returns; what takes longer is lost.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What can go wrong between us and a family of generic netlink.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +50,18 @@ impl Error {
             _ => None,
         }
     }
+
+    /// `what` says what the request of an index asks for.
+    fn of(failure: Failure, what: impl FnOnce(usize) -> String) -> Self {
+        match failure {
+            Failure::Send { source, .. } => Self::Send(source),
+            Failure::Receive(error) => Self::Receive(error),
+            Failure::Refused { index, errno, detail } => {
+                let what = what(index);
+                Self::Refused { what, errno, detail }
+            }
+        }
+    }
 }
 
 /// One message to a family: a command with attributes.
@@ -77,26 +84,14 @@ pub(crate) fn message(
 
 /// A socket to generic netlink, in the network namespace of the thread that opened it.
 pub(crate) struct Socket {
-    socket: RawSocket,
-    sequence: u32,
-    buffer: Vec<u8>,
+    exchange: Exchange,
 }
 
 impl Socket {
     /// Opens one.
     pub(crate) fn open() -> Result<Self, Error> {
-        let mut socket = RawSocket::new(NETLINK_GENERIC).map_err(Error::Open)?;
-        socket.bind_auto().map_err(Error::Open)?;
-        socket.connect(&SocketAddr::new(0, 0)).map_err(Error::Open)?;
-        socket.set_cap_ack(true).map_err(Error::Open)?;
-        socket.set_ext_ack(true).map_err(Error::Open)?;
-        let timeout = nix::sys::time::TimeVal::new(ANSWER_TIMEOUT.as_secs().cast_signed(), 0);
-        setsockopt(&socket, sockopt::ReceiveTimeout, &timeout).map_err(|e| Error::Open(e.into()))?;
-        Ok(Self {
-            socket,
-            sequence: 0,
-            buffer: Vec::with_capacity(RECEIVE_BUFFER),
-        })
+        let exchange = Exchange::open(NETLINK_GENERIC).map_err(Error::Open)?;
+        Ok(Self { exchange })
     }
 
     /// The number of the family of that name, if the kernel has it.
@@ -128,60 +123,54 @@ impl Socket {
     /// Sends one request that asks for an acknowledgement, and hands each answer before that to `each`.
     pub(crate) fn ask(
         &mut self,
-        request: Vec<u8>,
+        mut request: Vec<u8>,
         what: impl Fn() -> String,
         mut each: impl FnMut(&[u8]),
     ) -> Result<(), Error> {
-        self.send_all(&mut [request])?;
-        let last = self.sequence;
-        let mut outcome = None;
-        while outcome.is_none() {
-            self.receive(|sequence, answer| match answer {
-                _ if sequence != last => {}
-                Answer::Acknowledged | Answer::End { .. } => outcome = Some(Ok(())),
-                Answer::Refused(errno, detail) => {
-                    let what = what();
-                    outcome = Some(Err(Error::Refused { what, errno, detail }));
-                }
-                Answer::Body { body, .. } => each(body),
-            })?;
-        }
-        outcome.unwrap_or(Ok(()))
+        let outcome = self.exchange.ask(&mut request, |index, message| {
+            match (message.kind, message.refusal(index)) {
+                (_, Some(refusal)) => return ControlFlow::Break(Err(refusal)),
+                (NLMSG_ERROR | NLMSG_DONE, None) => return ControlFlow::Break(Ok(())),
+                _ => each(attributes(message.body)),
+            }
+            ControlFlow::Continue(())
+        });
+        outcome
+            .flatten()
+            .map_err(|failure| Error::of(failure, |_| what()))
     }
 
     /// Sends several requests at once, of which the last asks for an acknowledgement. The kernel carries out each that
     /// it can; the first that it refuses is the error. Says how many bytes went out.
     pub(crate) fn request_all(
         &mut self,
-        mut requests: Vec<Vec<u8>>,
+        requests: &[Vec<u8>],
         what: impl Fn(usize) -> String,
     ) -> Result<usize, Error> {
-        if requests.is_empty() {
+        let Some(last) = requests.len().checked_sub(1) else {
             return Ok(0);
-        }
-        let first = self.sequence.wrapping_add(1);
-        let bytes = self.send_all(&mut requests)?;
-        let last = self.sequence;
+        };
+        let mut bytes = requests.concat();
         let mut failure = None;
-        let mut done = false;
-        while !done {
-            self.receive(|sequence, answer| {
-                let index = sequence.wrapping_sub(first) as usize;
-                if index >= requests.len() {
-                    return;
-                }
-                done |= sequence == last;
-                if let Answer::Refused(errno, detail) = answer {
-                    let what = what(index);
-                    failure.get_or_insert(Error::Refused { what, errno, detail });
-                }
-            })?;
+        let outcome = self.exchange.ask(&mut bytes, |index, message| {
+            if let Some(refusal) = message.refusal(index) {
+                failure.get_or_insert(refusal);
+            }
+            // Only what is refused, and the last, is answered.
+            if index == last {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        match outcome.err().or(failure) {
+            Some(failure) => Err(Error::of(failure, what)),
+            None => Ok(bytes.len()),
         }
-        failure.map_or(Ok(bytes), Err)
     }
 
     /// Asks for a list and hands each item to `each`. A list that changed while it was read is read again from the
-    /// start; `restart` is told so.
+    /// start; `restart` is told so. One that never rests is taken as it is.
     pub(crate) fn dump(
         &mut self,
         request: &[u8],
@@ -189,92 +178,27 @@ impl Socket {
         mut restart: impl FnMut(),
         mut each: impl FnMut(&[u8]),
     ) -> Result<(), Error> {
+        let mut request = request.to_vec();
         for attempt in 1.. {
-            self.send_all(&mut [request.to_vec()])?;
-            let last = self.sequence;
-            let mut whole = true;
-            let mut outcome = None;
-            while outcome.is_none() {
-                self.receive(|sequence, answer| match answer {
-                    _ if sequence != last => {}
-                    Answer::Acknowledged => outcome = Some(Ok(())),
-                    Answer::End { interrupted } => {
-                        whole &= !interrupted;
-                        outcome = Some(Ok(()));
-                    }
-                    Answer::Refused(errno, detail) => {
-                        let what = what();
-                        outcome = Some(Err(Error::Refused { what, errno, detail }));
-                    }
-                    Answer::Body { body, interrupted } => {
-                        whole &= !interrupted;
-                        each(body);
-                    }
-                })?;
+            let outcome = self
+                .exchange
+                .dump_once(&mut request, |body| each(attributes(body)));
+            match outcome {
+                Ok(false) if attempt < ATTEMPTS_MAX => restart(),
+                outcome => {
+                    return outcome
+                        .map(drop)
+                        .map_err(|failure| Error::of(failure, |_| what()));
+                }
             }
-            if whole || attempt >= ATTEMPTS_MAX {
-                return outcome.unwrap_or(Ok(()));
-            }
-            restart();
-        }
-        Ok(())
-    }
-
-    fn send_all(&mut self, requests: &mut [Vec<u8>]) -> Result<usize, Error> {
-        for request in requests.iter_mut() {
-            self.sequence = self.sequence.wrapping_add(1);
-            request[8..12].copy_from_slice(&self.sequence.to_ne_bytes());
-        }
-        let bytes = requests.concat();
-        loop {
-            match self.socket.send(&bytes, 0) {
-                Ok(_) => return Ok(bytes.len()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::Send(error)),
-            }
-        }
-    }
-
-    /// Reads one datagram and hands each answer in it to `each`, with the number of the request that it answers.
-    fn receive(&mut self, mut each: impl FnMut(u32, Answer<'_>)) -> Result<(), Error> {
-        loop {
-            self.buffer.clear();
-            self.buffer.reserve(RECEIVE_BUFFER);
-            match self.socket.recv(&mut self.buffer, 0) {
-                Ok(_) => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::Receive(error)),
-            }
-        }
-        for message in Messages(&self.buffer) {
-            let interrupted = message.flags & NLM_F_DUMP_INTR != 0;
-            let answer = match message.kind {
-                NLMSG_ERROR | NLMSG_DONE => match message.error() {
-                    Some((errno, detail)) => Answer::Refused(errno, detail),
-                    None if message.kind == NLMSG_DONE => Answer::End { interrupted },
-                    None => Answer::Acknowledged,
-                },
-                _ => Answer::Body {
-                    body: message.body.get(HEADER_BYTES..).unwrap_or_default(),
-                    interrupted,
-                },
-            };
-            each(message.sequence, answer);
         }
         Ok(())
     }
 }
 
-/// What the kernel says to a request.
-enum Answer<'a> {
-    /// It is done.
-    Acknowledged,
-    /// A list is at its end.
-    End { interrupted: bool },
-    /// It is not done.
-    Refused(Errno, Option<String>),
-    /// Attributes.
-    Body { body: &'a [u8], interrupted: bool },
+/// What follows the header of a message.
+fn attributes(body: &[u8]) -> &[u8] {
+    body.get(HEADER_BYTES..).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -323,13 +247,13 @@ mod tests {
             }),
         ];
         let error = socket
-            .request_all(requests, |index| format!("do number {index}"))
+            .request_all(&requests, |index| format!("do number {index}"))
             .unwrap_err();
         assert_eq!(error.errno(), Some(Errno::EOPNOTSUPP));
         assert!(error.to_string().contains("do number 0"), "{error}");
         socket
             .request_all(
-                vec![message(16, (3, 1), NLM_F_ACK, |w| {
+                &[message(16, (3, 1), NLM_F_ACK, |w| {
                     w.text(2, "nlctrl");
                 })],
                 |_| String::new(),

@@ -10,6 +10,7 @@
 
 pub mod addr;
 pub mod conntrack;
+mod exchange;
 pub mod genl;
 pub mod ipvs;
 pub mod link;

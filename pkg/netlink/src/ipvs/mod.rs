@@ -337,7 +337,8 @@ impl Socket {
                 let flags = if index == last { NLM_F_ACK } else { 0 };
                 codec::op(self.family, op, flags)
             });
-            bytes += self.socket.request_all(requests.collect(), |index| {
+            let requests: Vec<Vec<u8>> = requests.collect();
+            bytes += self.socket.request_all(&requests, |index| {
                 chunk.get(index).map_or_else(String::new, Op::to_string)
             })?;
         }

@@ -8,12 +8,12 @@ use std::fmt;
 use super::attr::{self, Writer};
 use super::object::{Chain, ChainKind, Rule, Set, Table, Verdict};
 use super::userdata;
+use crate::exchange::NLMSG_HEADER;
 
 /// `NFNL_SUBSYS_NFTABLES << 8`
 pub(crate) const SUBSYSTEM: u16 = 10 << 8;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
-const NLMSG_HEADER: usize = 16;
 /// Netlink header and `struct nfgenmsg`.
 pub(crate) const MESSAGE_HEADER: usize = NLMSG_HEADER + 4;
 const NLM_F_REQUEST: u16 = 0x1;
@@ -140,6 +140,11 @@ impl Batch {
     /// Whether nothing was asked for.
     pub fn is_empty(&self) -> bool {
         self.messages == 0
+    }
+
+    /// How many messages there are between the begin and the end of the batch.
+    pub(crate) fn message_count(&self) -> usize {
+        self.messages as usize
     }
 
     /// Bytes that go to the kernel.
@@ -377,17 +382,6 @@ pub(crate) fn finish_header(bytes: &mut [u8], start: usize) {
     bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
 }
 
-/// The messages of a finished batch: offset and length of each.
-pub(crate) fn messages(bytes: &[u8]) -> impl Iterator<Item = (usize, usize)> + '_ {
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        let length = u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?) as usize;
-        let start = at;
-        at += length.max(NLMSG_HEADER).next_multiple_of(4);
-        Some((start, length))
-    })
-}
-
 /// Says in words what a message of a batch asks for; for errors.
 pub(crate) fn describe(message: &[u8]) -> String {
     let kind = message.get(4..6).map_or(0, |b| u16::from_ne_bytes([b[0], b[1]]));
@@ -437,6 +431,7 @@ fn put_comment(bytes: &mut Vec<u8>, comment: &str) {
 mod tests {
     use super::super::Family;
     use super::*;
+    use crate::exchange::messages;
 
     const TABLE: Table = Table::new(Family::Ip, "t");
 
@@ -453,7 +448,7 @@ mod tests {
         }
         batch.delete_element(&TABLE, "s", &[0; 4], None);
         let bytes = batch.finish();
-        let sizes: Vec<usize> = messages(&bytes).map(|(_, length)| length).collect();
+        let sizes: Vec<usize> = messages(&bytes).map(<[u8]>::len).collect();
         assert!((8..20).contains(&sizes.len()), "{sizes:?}");
         assert!(sizes.iter().all(|size| *size < 0xffff), "{sizes:?}");
         assert_eq!(
@@ -472,7 +467,7 @@ mod tests {
         assert!(!batch.is_empty());
         let bytes = batch.finish();
         let flags: Vec<u16> = messages(&bytes)
-            .map(|(at, _)| u16::from_ne_bytes([bytes[at + 6], bytes[at + 7]]))
+            .map(|message| u16::from_ne_bytes([message[6], message[7]]))
             .collect();
         assert_eq!(
             flags.iter().map(|f| f & NLM_F_ACK).collect::<Vec<_>>(),
@@ -486,9 +481,7 @@ mod tests {
         batch.add_chain(&TABLE, &Chain::regular("c"));
         batch.add_element(&TABLE, "s", &Element::key(&[1, 2, 3, 4]));
         let bytes = batch.finish();
-        let words: Vec<String> = messages(&bytes)
-            .map(|(at, len)| describe(&bytes[at..at + len]))
-            .collect();
+        let words: Vec<String> = messages(&bytes).map(describe).collect();
         assert_eq!(
             words,
             ["commit", "add chain ip t c", "add elements to ip t s", "commit"]

@@ -27,7 +27,7 @@ mod listing;
 mod object;
 mod rule;
 mod ruleset;
-pub(crate) mod socket;
+mod socket;
 mod userdata;
 mod watch;
 

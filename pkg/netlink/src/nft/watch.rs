@@ -10,7 +10,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use super::attr::{Reader, text};
 use super::batch::{MESSAGE_HEADER, SUBSYSTEM};
 use super::object::{Family, Table};
-use super::socket::{Error, Messages};
+use super::socket::Error;
+use crate::exchange::Messages;
 
 /// `NFNLGRP_NFTABLES`
 const GROUP: u32 = 7;
