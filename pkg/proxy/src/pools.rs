@@ -107,7 +107,7 @@ fn candidates<'a>(
         let number = slice
             .ports
             .iter()
-            .find(|(n, p, _)| *n == port.name && *p == port.protocol);
+            .find(|(n, p, _)| **n == *port.name && *p == port.protocol);
         let Some((_, _, number)) = number else { continue };
         for endpoint in slice.endpoints.iter().filter(|e| Family::of(e.ip) == family) {
             let new = Candidate {

@@ -3,7 +3,7 @@
 mod service;
 mod slice;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
@@ -21,15 +21,24 @@ pub type Name = Arc<str>;
 #[derive(Debug, Default)]
 pub struct View {
     node_name: Box<str>,
-    services: HashMap<Name, Service>,
-    /// By Service and then by name, so that the first of two that say different things is the same everywhere.
-    slices: HashMap<Name, BTreeMap<Name, Slice>>,
+    /// In boxes, so that the table can grow in a moment: at 100,000 Services, a change would wait for it.
+    services: HashMap<Name, Box<Service>>,
+    /// By Service. Most have one or two.
+    slices: HashMap<Name, Vec<Named>>,
     slice_owner: HashMap<Name, Name>,
     names: Names,
     node: NodeFacts,
     services_listed: bool,
     slices_listed: bool,
     node_awaited: bool,
+}
+
+/// A slice with its own name. A Service's are ordered by it, so that the first of two that say different things is the
+/// same everywhere.
+#[derive(Debug)]
+struct Named {
+    name: Name,
+    slice: Slice,
 }
 
 impl View {
@@ -58,12 +67,13 @@ impl View {
 
     /// The Service of that name.
     pub fn service(&self, name: &str) -> Option<&Service> {
-        self.services.get(name)
+        self.services.get(name).map(|service| &**service)
     }
 
     /// The slices of a Service.
     pub fn slices(&self, service: &str) -> impl Iterator<Item = &Slice> {
-        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
+        let slices = self.slices.get(service).into_iter().flatten();
+        slices.map(|named| &named.slice)
     }
 
     /// The names of all Services.
@@ -119,7 +129,7 @@ impl View {
             let concerned = self
                 .slices
                 .iter()
-                .filter(|(_, slices)| slices.values().any(hinted));
+                .filter(|(_, slices)| slices.iter().any(|named| hinted(&named.slice)));
             dirty.extend(concerned.map(|(service, _)| service.clone()));
         }
         if facts.addresses != self.node.addresses {
@@ -147,6 +157,7 @@ impl View {
                     .collect();
                 gone.iter().for_each(|name| self.remove_slice(name, dirty));
                 slices.iter().for_each(|slice| self.put_slice(slice, dirty));
+                self.names.forget_unused();
                 self.slices_listed = true;
             }
         }
@@ -156,9 +167,9 @@ impl View {
         let name = name_of(&service.metadata);
         match Service::new(service) {
             Ok(service) => {
-                if self.services.get(&name) != Some(&service) {
+                if self.service(&name) != Some(&service) {
                     dirty.insert(name.clone());
-                    self.services.insert(name, service);
+                    self.services.insert(name, Box::new(service));
                 }
             }
             Err(reason) => {
@@ -192,10 +203,18 @@ impl View {
             slice.service = service.clone();
         }
         let slices = self.slices.entry(slice.service.clone()).or_default();
-        if slices.get(&name) != Some(&slice) {
-            dirty.insert(slice.service.clone());
-            self.slice_owner.insert(name.clone(), slice.service.clone());
-            slices.insert(name, slice);
+        match slices.binary_search_by(|named| named.name.cmp(&name)) {
+            Ok(at) if slices[at].slice == slice => {}
+            Ok(at) => {
+                dirty.insert(slice.service.clone());
+                slices[at].slice = slice;
+            }
+            Err(at) => {
+                dirty.insert(slice.service.clone());
+                self.slice_owner.insert(name.clone(), slice.service.clone());
+                slices.reserve_exact(1);
+                slices.insert(at, Named { name, slice });
+            }
         }
     }
 
@@ -204,7 +223,7 @@ impl View {
             return;
         };
         if let Some(slices) = self.slices.get_mut(&service) {
-            slices.remove(name);
+            slices.retain(|named| named.name != *name);
             if slices.is_empty() {
                 self.slices.remove(&service);
             }

@@ -141,11 +141,18 @@ pub struct Observed {
 /// What the kernel holds.
 #[derive(Debug, Default)]
 pub struct State {
-    held: HashMap<FrontendKey, Frontend>,
+    /// In boxes, so that the table can grow in a moment: at 100,000 frontends, a change would wait for it.
+    held: HashMap<FrontendKey, Box<Frontend>>,
+    counts: Counts,
+    idle: BTreeMap<ShapeAt, Idle>,
+}
+
+/// How many frontends use each thing that they share.
+#[derive(Debug, Default)]
+struct Counts {
     shapes: BTreeMap<ShapeAt, u32>,
     stays: BTreeMap<(Family, u32), u32>,
-    shared: HashMap<Slot, u32>,
-    idle: BTreeMap<ShapeAt, Idle>,
+    slots: BTreeMap<Slot, u32>,
 }
 
 /// How long nobody has used a shape.
@@ -160,12 +167,12 @@ enum Idle {
 impl State {
     /// The frontend, with its endpoints in the order of their indexes.
     pub fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
-        self.held.get(key)
+        self.held.get(key).map(|frontend| &**frontend)
     }
 
     /// All frontends.
     pub fn frontends(&self) -> impl Iterator<Item = &Frontend> {
-        self.held.values()
+        self.held.values().map(|frontend| &**frontend)
     }
 
     /// Whether [`tidy`] may find something, now or the next time.
@@ -181,28 +188,37 @@ impl State {
                 .map(move |(slot, value)| (slot, value, &f.name))
         })
     }
+}
 
-    /// Counts what a frontend shares with others.
-    fn count(&mut self, frontend: &Frontend, delta: &mut Shared, up: bool) {
-        for shape in shapes(frontend) {
-            step(&mut self.shapes, &mut delta.shapes, shape, up);
-        }
-        if let Some(seconds) = frontend.affinity_seconds {
-            step(
-                &mut self.stays,
-                &mut delta.stays,
-                (frontend.key.family(), seconds),
-                up,
-            );
-        }
-        for slot in shared_slots(frontend) {
-            let count = self.shared.entry(slot).or_default();
-            delta.slots.entry(slot).or_insert(*count > 0);
-            *count = if up { *count + 1 } else { count.saturating_sub(1) };
-            if *count == 0 {
-                self.shared.remove(&slot);
-            }
-        }
+impl Counts {
+    /// Counts what a frontend shares with others; what it had before and still has is not touched.
+    fn replace(&mut self, before: Option<&Frontend>, after: Option<&Frontend>, touched: &mut Shared) {
+        let shapes_of = |frontend: Option<&Frontend>| -> BTreeSet<ShapeAt> {
+            frontend.into_iter().flat_map(shapes).collect()
+        };
+        let stays_of = |frontend: Option<&Frontend>| -> BTreeSet<(Family, u32)> {
+            let seconds = |f: &Frontend| Some((f.key.family(), f.affinity_seconds?));
+            frontend.and_then(seconds).into_iter().collect()
+        };
+        let slots_of = |frontend: Option<&Frontend>| frontend.map(shared_slots).unwrap_or_default();
+        step(
+            &mut self.shapes,
+            &mut touched.shapes,
+            &shapes_of(before),
+            &shapes_of(after),
+        );
+        step(
+            &mut self.stays,
+            &mut touched.stays,
+            &stays_of(before),
+            &stays_of(after),
+        );
+        step(
+            &mut self.slots,
+            &mut touched.slots,
+            &slots_of(before),
+            &slots_of(after),
+        );
     }
 }
 
@@ -214,12 +230,26 @@ struct Shared {
     slots: BTreeMap<Slot, bool>,
 }
 
-fn step<K: Ord + Copy>(counts: &mut BTreeMap<K, u32>, before: &mut BTreeMap<K, bool>, key: K, up: bool) {
-    let count = counts.entry(key).or_default();
-    before.entry(key).or_insert(*count > 0);
-    *count = if up { *count + 1 } else { count.saturating_sub(1) };
-    if *count == 0 {
-        counts.remove(&key);
+/// One less for what went, one more for what came.
+fn step<K: Ord + Copy>(
+    counts: &mut BTreeMap<K, u32>,
+    was_there: &mut BTreeMap<K, bool>,
+    before: &BTreeSet<K>,
+    after: &BTreeSet<K>,
+) {
+    for key in before.difference(after) {
+        was_there.entry(*key).or_insert(true);
+        let left = counts.get(key).map_or(0, |count| count.saturating_sub(1));
+        if left == 0 {
+            counts.remove(key);
+        } else {
+            counts.insert(*key, left);
+        }
+    }
+    for key in after.difference(before) {
+        let count = counts.entry(*key).or_default();
+        was_there.entry(*key).or_insert(*count > 0);
+        *count += 1;
     }
 }
 
@@ -231,38 +261,35 @@ pub(crate) fn change(
     let mut plan = Plan::default();
     let mut shared = Shared::default();
     for (key, wanted) in changes {
-        let held = state.held.remove(&key);
-        let wanted =
-            wanted.map(|frontend| arrange(frontend, |pool, index| endpoint_at(held.as_ref()?, pool, index)));
-        if held == wanted {
-            state.held.extend(wanted.map(|frontend| (key, frontend)));
+        let held = state.held.get(&key).map(|frontend| &**frontend);
+        let wanted = wanted.map(|frontend| arrange(frontend, |pool, index| endpoint_at(held?, pool, index)));
+        if held == wanted.as_ref() {
             continue;
         }
-        if let Some(held) = &held {
-            state.count(held, &mut shared, false);
+        compare(held, wanted.as_ref(), &mut plan);
+        state.counts.replace(held, wanted.as_ref(), &mut shared);
+        // Put in its place, not taken out and put in again: a hash table fills up with the places of what was taken out.
+        match wanted {
+            Some(wanted) => drop(state.held.insert(key, Box::new(wanted))),
+            None => drop(state.held.remove(&key)),
         }
-        if let Some(wanted) = &wanted {
-            state.count(wanted, &mut shared, true);
-        }
-        compare(held.as_ref(), wanted.as_ref(), &mut plan);
-        state.held.extend(wanted.map(|frontend| (key, frontend)));
     }
     for (shape, before) in shared.shapes {
-        match (before, state.shapes.contains_key(&shape)) {
+        match (before, state.counts.shapes.contains_key(&shape)) {
             (false, true) if state.idle.remove(&shape).is_none() => drop(plan.new_shapes.insert(shape)),
             (true, false) => drop(state.idle.insert(shape, Idle::Freshly)),
             _ => {}
         }
     }
     for ((family, seconds), before) in shared.stays {
-        match (before, state.stays.contains_key(&(family, seconds))) {
+        match (before, state.counts.stays.contains_key(&(family, seconds))) {
             (false, true) => drop(plan.stays.entry(family).or_default().new.insert(seconds)),
             (true, false) => drop(plan.stays.entry(family).or_default().old.insert(seconds)),
             _ => {}
         }
     }
     for (slot, before) in shared.slots {
-        match (before, state.shared.contains_key(&slot)) {
+        match (before, state.counts.slots.contains_key(&slot)) {
             (false, true) => plan.adds.push((slot, Value::Member, "".into())),
             (true, false) => plan.deletes.push(slot),
             _ => {}
@@ -295,28 +322,33 @@ pub(crate) fn converge(
                 _ => None,
             }
         });
-        state.count(&frontend, &mut ignored, true);
+        state.counts.replace(None, Some(&frontend), &mut ignored);
         for (slot, value) in elements(&frontend) {
             want(&mut observed, &mut plan, slot, value, &frontend.name);
         }
-        state.held.insert(key, frontend);
+        state.held.insert(key, Box::new(frontend));
     }
     let nameless: Arc<str> = "".into();
-    for slot in state.shared.keys() {
+    for slot in state.counts.slots.keys() {
         want(&mut observed, &mut plan, *slot, Value::Member, &nameless);
     }
     plan.deletes.extend(observed.elements.into_keys());
-    let wanted: BTreeSet<ShapeAt> = state.shapes.keys().copied().collect();
+    let wanted: BTreeSet<ShapeAt> = state.counts.shapes.keys().copied().collect();
     plan.new_shapes = wanted.difference(&observed.shapes).copied().collect();
     let idle = observed.shapes.difference(&wanted);
     state.idle = idle.map(|shape| (*shape, Idle::Freshly)).collect();
-    for (family, seconds) in state.stays.keys().filter(|stay| !observed.stays.contains(*stay)) {
+    for (family, seconds) in state
+        .counts
+        .stays
+        .keys()
+        .filter(|stay| !observed.stays.contains(*stay))
+    {
         plan.stays.entry(*family).or_default().new.insert(*seconds);
     }
     for (family, seconds) in observed
         .stays
         .iter()
-        .filter(|stay| !state.stays.contains_key(*stay))
+        .filter(|stay| !state.counts.stays.contains_key(*stay))
     {
         plan.stays.entry(*family).or_default().old.insert(*seconds);
     }
@@ -372,6 +404,7 @@ fn endpoints_that_leave_traces(observed: &Observed) -> HashMap<Slot, SocketAddr>
 fn finish(state: &State, plan: &mut Plan) {
     for (family, stays) in &mut plan.stays {
         stays.all = state
+            .counts
             .stays
             .keys()
             .filter(|(f, _)| f == family)

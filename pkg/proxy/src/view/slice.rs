@@ -82,7 +82,7 @@ pub struct Slice {
     /// The Service that it belongs to.
     pub service: Name,
     /// Name, protocol and number of each port.
-    pub ports: Box<[(Box<str>, Protocol, u16)]>,
+    pub ports: Box<[(Name, Protocol, u16)]>,
     /// Its endpoints; those that can not be used are left out.
     pub endpoints: Box<[SliceEndpoint]>,
 }
@@ -100,12 +100,11 @@ impl Slice {
         }
         let ports = slice.ports.iter().flatten().filter_map(|port| {
             let number = u16::try_from(port.port?).ok()?;
-            Some((
-                port.name.as_deref().unwrap_or_default().into(),
-                Protocol::parse(port.protocol.as_deref())?,
-                number,
-            ))
+            let protocol = Protocol::parse(port.protocol.as_deref())?;
+            let name = names.shared(port.name.as_deref().unwrap_or_default());
+            Some((name, protocol, number))
         });
+        let ports = ports.collect();
         let endpoints = slice
             .endpoints
             .iter()
@@ -113,7 +112,7 @@ impl Slice {
             .filter_map(|e| slice_endpoint(e, node_name, names));
         Some(Self {
             service: format!("{namespace}/{service}").into(),
-            ports: ports.collect(),
+            ports,
             endpoints: endpoints.collect(),
         })
     }
@@ -175,5 +174,10 @@ impl Names {
         let name: Name = name.into();
         self.0.insert(name.clone());
         name
+    }
+
+    /// Drops those that no endpoint has any more.
+    pub(super) fn forget_unused(&mut self) {
+        self.0.retain(|name| Name::strong_count(name) > 1);
     }
 }
