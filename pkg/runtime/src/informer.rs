@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::StreamExt;
 use kube::runtime::watcher::{self, Event};
@@ -19,8 +20,12 @@ use crate::journal::Journal;
 
 /// Changes that a role may be behind before its watch waits for it.
 const QUEUE_LENGTH: usize = 1024;
-/// Objects asked for at once when listing.
-const PAGE_LENGTH: u32 = 5000;
+/// Objects asked for at once when listing: the text of a page is held beside what it is decoded to.
+const PAGE_LENGTH: u32 = 1000;
+/// A list of so many objects is worth giving memory back after it.
+const LARGE_LIST: usize = 1000;
+/// When that is done: soon, and for roles that take longer once more.
+const GIVE_BACK: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
 
 /// What happened to the objects that a role watches.
 #[derive(Debug, Clone)]
@@ -45,14 +50,32 @@ pub struct Scope {
 }
 
 /// A kind that can be watched.
+///
+/// Those that roles watch, in `kinds.rs`. Not every kind there is: to decode one and to write it is half a megabyte of
+/// program, which each crate would have its own copy of.
 pub trait Watched:
     Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize + Send + Sync + 'static
 {
+    /// A watch of this kind that nobody has subscribed to yet.
+    #[doc(hidden)]
+    fn subscription(scope: Scope) -> Subscription;
+
+    /// As [`last_known`].
+    #[doc(hidden)]
+    fn replay(journal: &Path) -> std::io::Result<Option<Vec<Self>>>;
 }
 
-impl<K> Watched for K where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize + Send + Sync + 'static
-{
+/// A watch in the making.
+#[doc(hidden)]
+pub struct Subscription(Box<dyn Watch>);
+
+impl Subscription {
+    pub(crate) fn of<K: Watched>(scope: Scope) -> Self {
+        Self(Box::new(Subscribed::<K> {
+            scope,
+            senders: Vec::new(),
+        }))
+    }
 }
 
 /// The watches of a process. Cheap to clone.
@@ -65,7 +88,7 @@ struct Inner {
     client: kube::Client,
     journal_dir: Option<PathBuf>,
     shutdown: CancellationToken,
-    watches: Mutex<HashMap<(TypeId, Scope), Box<dyn Watch>>>,
+    watches: Mutex<HashMap<(TypeId, Scope), Subscription>>,
 }
 
 impl Informers {
@@ -88,13 +111,8 @@ impl Informers {
         let mut watches = self.inner.watches.lock().unwrap_or_else(PoisonError::into_inner);
         let watch = watches
             .entry((TypeId::of::<K>(), scope.clone()))
-            .or_insert_with(|| {
-                Box::new(Subscribed::<K> {
-                    scope,
-                    senders: Vec::new(),
-                })
-            });
-        if let Some(watch) = watch.as_any().downcast_mut::<Subscribed<K>>() {
+            .or_insert_with(|| K::subscription(scope));
+        if let Some(watch) = watch.0.as_any().downcast_mut::<Subscribed<K>>() {
             watch.senders.push(sender);
         }
         receiver
@@ -104,7 +122,7 @@ impl Informers {
     pub fn start(&self) {
         let watches = std::mem::take(&mut *self.inner.watches.lock().unwrap_or_else(PoisonError::into_inner));
         for watch in watches.into_values() {
-            watch.spawn(&self.inner);
+            watch.0.spawn(&self.inner);
         }
     }
 }
@@ -179,7 +197,7 @@ fn journal_path<K: Resource<DynamicType = ()>>(dir: &Path, scope: &Scope) -> Pat
 /// # Errors
 /// When the file can not be read.
 pub fn last_known<K: Watched>(journal_dir: &Path, scope: &Scope) -> std::io::Result<Option<Vec<K>>> {
-    Journal::new(journal_path::<K>(journal_dir, scope)).replay()
+    K::replay(&journal_path::<K>(journal_dir, scope))
 }
 
 struct Task<K> {
@@ -236,12 +254,12 @@ impl<K: Watched> Task<K> {
     // Roles hear of a change before the disk does: the journal only matters once the server is away.
     async fn reset(&mut self, objects: Vec<Arc<K>>) {
         self.send(Change::Reset(objects.clone())).await;
-        let keys: Vec<String> = objects.iter().map(|object| key(&**object)).collect();
-        let entries = keys
-            .iter()
-            .map(String::as_str)
-            .zip(objects.iter().map(|object| &**object));
+        let entries = objects.iter().map(|object| (key(&**object), &**object));
         self.journalled(|journal| journal.reset(entries));
+        if objects.len() >= LARGE_LIST {
+            drop(objects);
+            tokio::spawn(give_back_later());
+        }
     }
 
     async fn apply(&mut self, object: Arc<K>) {
@@ -267,6 +285,14 @@ impl<K: Watched> Task<K> {
             tracing::warn!(kind = self.plural, %error, "cannot keep the last known state; a restart needs the server");
             self.journal = None;
         }
+    }
+}
+
+/// When the roles have taken in what was listed, nobody holds it any more.
+async fn give_back_later() {
+    for delay in GIVE_BACK {
+        tokio::time::sleep(delay).await;
+        svcnet_netlink::memory::give_back();
     }
 }
 

@@ -50,11 +50,9 @@ impl Journal {
     /// Puts a whole list in place of what was known.
     pub(crate) fn reset<'a, K: Serialize + 'a>(
         &mut self,
-        objects: impl Iterator<Item = (&'a str, &'a K)>,
+        objects: impl Iterator<Item = (String, &'a K)>,
     ) -> io::Result<()> {
-        let lines = objects.map(|(key, object)| Ok((key.to_string(), serde_json::to_string(object)?)));
-        let lines = lines.collect::<io::Result<HashMap<_, _>>>()?;
-        self.rewrite(&lines)
+        self.rewrite(objects.map(|(key, object)| Ok((key, serde_json::to_string(object)?))))
     }
 
     /// An object came or changed.
@@ -72,7 +70,7 @@ impl Journal {
         if self.lines > 2 * self.living + HISTORY_LINES_MAX
             && let Some(lines) = self.living_lines()?
         {
-            self.rewrite(&lines)?;
+            self.rewrite(lines.into_iter().map(Ok))?;
         }
         if self.file.is_none() {
             self.file = Some(OpenOptions::new().create(true).append(true).open(&self.path)?);
@@ -108,16 +106,20 @@ impl Journal {
         Ok(Some(living))
     }
 
-    fn rewrite(&mut self, lines: &HashMap<String, String>) -> io::Result<()> {
+    /// Key and JSON of each line. They go to the disk as they come: no second copy of all objects is made.
+    fn rewrite(&mut self, lines: impl Iterator<Item = io::Result<(String, String)>>) -> io::Result<()> {
         let aside = aside(&self.path);
         let mut out = BufWriter::new(File::create(&aside)?);
-        for (key, json) in lines {
+        let mut count = 0;
+        for line in lines {
+            let (key, json) = line?;
             writeln!(out, "+{key} {json}")?;
+            count += 1;
         }
         out.into_inner().map_err(io::IntoInnerError::into_error)?;
         std::fs::rename(&aside, &self.path)?;
         self.file = None;
-        (self.lines, self.living) = (lines.len(), lines.len());
+        (self.lines, self.living) = (count, count);
         Ok(())
     }
 }
@@ -142,7 +144,9 @@ mod tests {
         let path = dir.path().join("services");
         assert_eq!(replayed(&path), None);
         let mut journal = Journal::new(path.clone());
-        journal.reset([("a", &1u32), ("b", &2)].into_iter()).unwrap();
+        journal
+            .reset([("a".into(), &1u32), ("b".into(), &2)].into_iter())
+            .unwrap();
         journal.apply("c", &3u32).unwrap();
         journal.apply("a", &10u32).unwrap();
         journal.delete("b").unwrap();
@@ -157,7 +161,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("services");
         let mut journal = Journal::new(path.clone());
-        journal.reset(std::iter::empty::<(&str, &u32)>()).unwrap();
+        journal.reset(std::iter::empty::<(String, &u32)>()).unwrap();
         for value in 0..3 * u32::try_from(HISTORY_LINES_MAX).unwrap() {
             journal.apply("only", &value).unwrap();
         }

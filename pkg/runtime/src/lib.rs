@@ -10,6 +10,7 @@ pub mod health;
 pub mod informer;
 pub mod join;
 mod journal;
+mod kinds;
 pub mod ops;
 mod resolve;
 pub mod serve;
