@@ -1,19 +1,32 @@
-//! One changed endpoint: from the watch event to the kernel's answer, at growing numbers of services; the load before
-//! it, and the restart after it. The peer is in `peer.rs`.
+//! A proxy over nf_tables at growing numbers of Services: its load, one changed endpoint from the watch event to the
+//! kernel's answer, changes at a steady rate, and a restart. The peer is in `peer.rs`.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use svcnet_netlink::netns::OwnedNetNs;
 use svcnet_proxy::{Engine, Update};
 use svcnet_runtime::Change;
 
-use crate::peer;
-use crate::stats::{median, percentile, row};
+use crate::peer::{self, Measurement};
+use crate::stats::{Spread, median, percentile, row};
+use crate::sustained;
 use crate::synthetic::{self, Lists};
 
-/// Changes that are measured at each size.
+/// Changes that are measured in each run.
 const CHANGES: u32 = 500;
+
+/// What is to be measured.
+pub(crate) struct Plan {
+    pub(crate) runs: usize,
+    /// Changes a second; none leaves the rows of a steady rate out.
+    pub(crate) rate: u32,
+    pub(crate) seconds: u32,
+    /// The peer is not loaded beyond this number of services.
+    pub(crate) peer_max: u32,
+    /// The peer is given up when its first load takes longer, and is not run again when all its runs took as long.
+    pub(crate) peer_patience: Duration,
+}
 
 /// What was measured of ours; seconds.
 pub(crate) struct Measured {
@@ -21,45 +34,102 @@ pub(crate) struct Measured {
     pub(crate) changes: Vec<f64>,
 }
 
-/// Prints rows for each number of services; the peer's up to `peer_max` of them, for it takes minutes and gigabytes.
-pub(crate) fn measure(sizes: &[u32], peer_max: u32) -> Result<()> {
+/// Of several runs; seconds.
+#[derive(Default)]
+struct Runs {
+    load: Vec<f64>,
+    median: Vec<f64>,
+    p99: Vec<f64>,
+    steady_median: Vec<f64>,
+    steady_p99: Vec<f64>,
+    steady_commits: Vec<f64>,
+    restart: Vec<f64>,
+}
+
+/// Prints rows for each number of services.
+pub(crate) fn measure(sizes: &[u32], plan: &Plan) -> Result<()> {
     for &services in sizes {
-        let netns = OwnedNetNs::unique("bench")?;
-        let (ours, restart) = netns.run(|| -> Result<_> {
-            let mut engine = synthetic::nftables()?;
-            let measured = load_and_change(&mut engine, services, CHANGES)?;
-            drop(engine);
-            Ok((measured, restart(services)?))
-        })??;
-        let peer = (services <= peer_max)
-            .then(|| peer::measure(services))
-            .transpose()?;
-        let (peer_text, ratio) = peer.map_or_else(
-            || ("not tried".to_string(), String::new()),
-            |(load, change)| {
-                let ratio = format!("{:.0} times faster", change / median(&ours.changes));
-                (format!("{:.0} ms; loaded in {:.1} s", change * 1e3, load), ratio)
-            },
-        );
+        let mut runs = Runs::default();
+        for _ in 0..plan.runs {
+            let netns = OwnedNetNs::unique("bench")?;
+            netns.run(|| runs.run(services, plan))??;
+        }
+        let peer = if services <= plan.peer_max {
+            peer::measure(services, plan.runs, plan.peer_patience)?
+        } else {
+            Measurement::default()
+        };
+        runs.print(services, plan, &peer);
+    }
+    Ok(())
+}
+
+impl Runs {
+    fn run(&mut self, services: u32, plan: &Plan) -> Result<()> {
+        let mut engine = synthetic::nftables()?;
+        let measured = load_and_change(&mut engine, services, CHANGES)?;
+        self.load.push(measured.load);
+        self.median.push(median(&measured.changes));
+        self.p99.push(percentile(&measured.changes, 0.99));
+        // What the lists say is in force again, for the next.
+        for n in (0..CHANGES).map(|change| stride(change, services)) {
+            let event = synthetic::slice(n, synthetic::ENDPOINTS)?;
+            engine.apply_change(Update::Slices(Change::Apply(event)));
+        }
+        engine.sync()?;
+        self.restart.push(restart(services)?);
+        if plan.rate > 0 {
+            let steady = sustained::churn(&mut engine, services, plan.rate, plan.seconds)?;
+            self.steady_median.push(median(&steady.waits));
+            self.steady_p99.push(percentile(&steady.waits, 0.99));
+            self.steady_commits.push(f64::from(steady.commits));
+        }
+        Ok(())
+    }
+
+    fn print(&self, services: u32, plan: &Plan, peer: &Measurement) {
+        let ratio = match &peer.changes[..] {
+            [] => String::new(),
+            changes => format!("{:.0} times faster", median(changes) / median(&self.median)),
+        };
         row(
-            &format!("one endpoint changed, {services} services x 3; chains through `nft -f`"),
             &format!(
-                "{:.2} ms (p99 {:.2}); loaded in {:.2} s",
-                median(&ours.changes) * 1e3,
-                percentile(&ours.changes, 0.99) * 1e3,
-                ours.load
+                "one endpoint changed, {services} services x 3: event to commit; chains through `nft -f`"
             ),
-            &peer_text,
+            &format!("{}; p99 {}", Spread::ms(&self.median), Spread::ms(&self.p99)),
+            &peer.change_text(),
             &ratio,
         );
         row(
+            &format!("cold start, {services} services x 3; chains through `nft -f`"),
+            &Spread::s(&self.load).to_string(),
+            &peer.load_text(),
+            if services >= 100_000 { "bar 5 s" } else { "" },
+        );
+        row(
             &format!("restart over a right kernel state, {services} services x 3: nothing written"),
-            &format!("{restart:.2} s"),
+            &Spread::s(&self.restart).to_string(),
+            "",
+            "",
+        );
+        if plan.rate == 0 {
+            return;
+        }
+        row(
+            &format!(
+                "{} changes a second for {} s, {services} services x 3: event to commit",
+                plan.rate, plan.seconds
+            ),
+            &format!(
+                "{}; p99 {}; in {:.0} commits",
+                Spread::ms(&self.steady_median),
+                Spread::ms(&self.steady_p99),
+                median(&self.steady_commits)
+            ),
             "",
             "",
         );
     }
-    Ok(())
 }
 
 /// Loads the Services, then gives endpoints to some of them, one after the other.
@@ -93,8 +163,6 @@ pub(crate) fn stride(change: u32, services: u32) -> u32 {
 
 /// Seconds for a new proxy to find that the kernel holds all already.
 fn restart(services: u32) -> Result<f64> {
-    // A first one undoes the changes: what the lists say is in force again.
-    Lists::new(services)?.load(&mut synthetic::nftables()?)?;
     let lists = Lists::new(services)?;
     let begun = Instant::now();
     let report = lists.load(&mut synthetic::nftables()?)?;

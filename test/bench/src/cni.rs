@@ -11,7 +11,7 @@ use svcnet_e2e::Lab;
 use svcnet_netlink::Rtnl;
 use svcnet_netlink::netns::{NetNs, OwnedNetNs};
 
-use crate::stats::{median, row};
+use crate::stats::{Spread, ratios, row};
 
 /// Where Debian's `containernetworking-plugins` puts them.
 const REFERENCE: &str = "/usr/lib/cni";
@@ -67,20 +67,28 @@ pub(crate) fn measure(rounds: usize) -> Result<()> {
             times[1].push(begun.elapsed().as_secs_f64() * 1e3);
         }
     }
-    let [ours, theirs] = taken.map(|[add, del]| [median(&add), median(&del)]);
+    let [[add, del], [their_add, their_del]] = &taken;
     for (what, ours, theirs) in [
-        ("CNI ADD; bridge + host-local + portmap", ours[0], theirs[0]),
-        ("CNI DEL; the same", ours[1], theirs[1]),
+        ("CNI ADD; bridge + host-local + portmap", add, their_add),
+        ("CNI DEL; the same", del, their_del),
         (
             "CNI ADD and DEL together",
-            ours[0] + ours[1],
-            theirs[0] + theirs[1],
+            &together(add, del),
+            &together(their_add, their_del),
         ),
     ] {
-        let ratio = format!("{:.1} times faster", theirs / ours);
-        row(what, &format!("{ours:.1} ms"), &format!("{theirs:.1} ms"), &ratio);
+        row(
+            what,
+            &Spread::new(ours, 1).unit(" ms").to_string(),
+            &Spread::new(theirs, 1).unit(" ms").to_string(),
+            &format!("{} times faster", Spread::new(&ratios(theirs, ours), 1)),
+        );
     }
     Ok(())
+}
+
+fn together(adds: &[f64], dels: &[f64]) -> Vec<f64> {
+    adds.iter().zip(dels).map(|(add, del)| add + del).collect()
 }
 
 /// Plugins that are called one after the other, in a node's namespace.

@@ -16,7 +16,7 @@ use svcnet_netlink::Rtnl;
 use svcnet_netlink::netns::OwnedNetNs;
 use tokio_util::sync::CancellationToken;
 
-use crate::stats::{median, row};
+use crate::stats::{Spread, ratios, row};
 
 const OURS: &str = "127.0.0.1";
 const NSD: &str = "127.0.0.2";
@@ -241,13 +241,13 @@ fn dnsperf(server: &str, questions: &Path, seconds: u64) -> Result<Run> {
 }
 
 fn print_pair(what: &str, [ours, theirs]: &[Vec<f64>; 2], digits: usize) {
-    let ratios: Vec<f64> = ours
-        .iter()
-        .zip(theirs)
-        .map(|(ours, theirs)| ours / theirs)
-        .collect();
-    let [ours, theirs] = [ours, theirs].map(|side| format!("{:.digits$}", median(side)));
-    row(what, &ours, &theirs, &format!("{:.2}", median(&ratios)));
+    let [ours_shown, theirs_shown] = [ours, theirs].map(|side| Spread::new(side, digits).to_string());
+    row(
+        what,
+        &ours_shown,
+        &theirs_shown,
+        &Spread::new(&ratios(ours, theirs), 2).to_string(),
+    );
 }
 
 /// CPU time in seconds that the threads of this process with a name have used.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use svcnet_e2e::Lab;
 
 use crate::memory;
-use crate::stats::{median, row};
+use crate::stats::{Spread, ratios, row};
 
 /// Brings up labs of three nodes with a Service of two pods, one after the other; beside each, the same namespaces and
 /// links made by hand with `ip`, with nothing in them.
@@ -28,29 +28,23 @@ pub(crate) fn measure(rounds: usize) -> Result<()> {
         server.push(resident_mb(&lab, "n1")?);
         agent.push(resident_mb(&lab, "n3")?);
     }
-    let ratios: Vec<f64> = answered
-        .iter()
-        .zip(&by_hand)
-        .map(|(ours, theirs)| ours / theirs)
-        .collect();
     row(
         "`lab up`, 3 nodes, 2 pods, to the first answer; the bare links by `ip`",
-        &format!("{:.2} s", median(&answered)),
-        &format!("{:.2} s", median(&by_hand)),
-        &format!("{:.1}", median(&ratios)),
+        &Spread::s(&answered).to_string(),
+        &Spread::s(&by_hand).to_string(),
+        &Spread::new(&ratios(&answered, &by_hand), 1).to_string(),
     );
-    row(
-        "resident memory, idle: server with agent",
-        &format!("{:.1} MB", median(&server)),
-        "bar 40 MB",
-        "",
-    );
-    row(
-        "resident memory, idle: agent",
-        &format!("{:.1} MB", median(&agent)),
-        "bar 20 MB",
-        "",
-    );
+    for (process, megabytes, bar) in [
+        ("server with agent", &server, "40 MB"),
+        ("agent", &agent, "20 MB"),
+    ] {
+        row(
+            &format!("resident memory, idle, program text included: {process}"),
+            &Spread::new(megabytes, 1).unit(" MB").to_string(),
+            &format!("bar {bar}"),
+            "",
+        );
+    }
     Ok(())
 }
 

@@ -8,10 +8,13 @@ mod lab;
 mod memory;
 mod path;
 mod peer;
+mod processes;
 mod stats;
 mod sustained;
 mod synthetic;
 mod vip;
+
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -31,7 +34,7 @@ enum What {
         services: u32,
         /// Rounds; each measures both, one after the other.
         #[arg(long, default_value_t = 3)]
-        rounds: usize,
+        runs: usize,
         /// Connections a round and way.
         #[arg(long, default_value_t = 300)]
         connections: u32,
@@ -40,22 +43,34 @@ enum What {
     Cni {
         /// How often; each measures both, one after the other.
         #[arg(long, default_value_t = 25)]
-        rounds: usize,
+        runs: usize,
     },
-    /// One Service change to the kernel, at several sizes.
+    /// The proxy at several sizes: cold start, one Service change to the kernel, changes at a steady rate, restart.
     Change {
         /// Numbers of services.
         #[arg(long, value_delimiter = ',', default_value = "1000,10000,30000,100000")]
         services: Vec<u32>,
+        /// Runs at each size, ours and the peer's.
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        /// Changes a second of the steady rate; 0 leaves it out.
+        #[arg(long, default_value_t = 1000)]
+        rate: u32,
+        /// For how long.
+        #[arg(long, default_value_t = 10)]
+        seconds: u32,
         /// The peer is not loaded beyond this: it takes minutes and gigabytes.
-        #[arg(long, default_value_t = 10_000)]
+        #[arg(long, default_value_t = 30_000)]
         peer_services_max: u32,
+        /// The peer's time at each size, in seconds: a first load that takes longer is ended, and no run begins later.
+        #[arg(long, default_value_t = 240)]
+        peer_seconds_max: u64,
     },
     /// DNS answers per second against NSD, which must be installed.
     Dns {
         /// Rounds; each measures both, one after the other.
         #[arg(long, default_value_t = 5)]
-        rounds: usize,
+        runs: usize,
         /// Services in the zone.
         #[arg(long, default_value_t = 1000)]
         services: usize,
@@ -67,7 +82,7 @@ enum What {
     Lab {
         /// How often.
         #[arg(long, default_value_t = 5)]
-        rounds: usize,
+        runs: usize,
     },
     /// Resident memory of a proxy with many services.
     Memory {
@@ -76,7 +91,7 @@ enum What {
         services: u32,
         /// How often.
         #[arg(long, default_value_t = 5)]
-        rounds: usize,
+        runs: usize,
     },
     /// For `memory`: prints that of this process, in MB, with so many services.
     #[command(hide = true)]
@@ -88,8 +103,8 @@ enum What {
     Path {
         /// Rounds; each measures all, one after the other.
         #[arg(long, default_value_t = 5)]
-        rounds: usize,
-        /// Connections a round and way. All rounds together must not use up the ports of one client (28,000).
+        runs: usize,
+        /// Connections a round and way. All runs together must not use up the ports of one client (28,000).
         #[arg(long, default_value_t = 2000)]
         connections: u32,
         /// How long a stream takes.
@@ -99,24 +114,21 @@ enum What {
         #[arg(long, default_value_t = 100_000)]
         services: u32,
     },
-    /// Changes at a steady rate: how long each waits until it is in force.
-    Sustained {
-        /// Numbers of services.
-        #[arg(long, value_delimiter = ',', default_value = "1000,10000,30000,100000")]
-        services: Vec<u32>,
-        /// Changes a second.
-        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
-        rate: u32,
-        /// For how long.
-        #[arg(long, default_value_t = 10)]
-        seconds: u32,
+    /// Resident memory of `svcnet apiserver` and `svcnet proxy` as they are run, with many Services and without any.
+    Processes {
+        /// Number of services.
+        #[arg(long, default_value_t = 10_000)]
+        services: u32,
+        /// How often.
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
     },
     /// Connections per second through a ClusterIP against straight to the pod, in a lab.
     Vip {
         /// Rounds; each measures both, one after the other.
         #[arg(long, default_value_t = 5)]
-        rounds: usize,
-        /// Connections a round and side. All rounds together must not use up the ports of one client (28,000).
+        runs: usize,
+        /// Connections a round and side. All runs together must not use up the ports of one client (28,000).
         #[arg(long, default_value_t = 2000)]
         connections: u32,
     },
@@ -126,33 +138,42 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().what {
         What::Backends {
             services,
-            rounds,
+            runs,
             connections,
-        } => backends::measure(services, rounds, connections),
-        What::Cni { rounds } => cni::measure(rounds),
+        } => backends::measure(services, runs, connections),
+        What::Cni { runs } => cni::measure(runs),
         What::Change {
             services,
+            runs,
+            rate,
+            seconds,
             peer_services_max,
-        } => change::measure(&services, peer_services_max),
+            peer_seconds_max,
+        } => change::measure(
+            &services,
+            &change::Plan {
+                runs,
+                rate,
+                seconds,
+                peer_max: peer_services_max,
+                peer_patience: Duration::from_secs(peer_seconds_max),
+            },
+        ),
         What::Dns {
-            rounds,
+            runs,
             services,
             seconds,
-        } => dns::measure(rounds, services, seconds),
-        What::Lab { rounds } => lab::measure(rounds),
-        What::Memory { services, rounds } => memory::measure(services, rounds),
+        } => dns::measure(runs, services, seconds),
+        What::Lab { runs } => lab::measure(runs),
+        What::Memory { services, runs } => memory::measure(services, runs),
         What::MemoryOf { services } => memory::print_own(services),
         What::Path {
-            rounds,
+            runs,
             connections,
             seconds,
             services,
-        } => path::measure(rounds, connections, seconds, services),
-        What::Sustained {
-            services,
-            rate,
-            seconds,
-        } => sustained::measure(&services, rate, seconds),
-        What::Vip { rounds, connections } => vip::measure(rounds, connections),
+        } => path::measure(runs, connections, seconds, services),
+        What::Processes { services, runs } => processes::measure(services, runs),
+        What::Vip { runs, connections } => vip::measure(runs, connections),
     }
 }

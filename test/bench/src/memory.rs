@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use svcnet_netlink::netns::OwnedNetNs;
 
-use crate::stats::{median, row};
+use crate::stats::{Spread, median, row};
 use crate::synthetic::{self, Lists};
 
 /// Each in a process of its own, for memory that was used once is not always given back.
@@ -17,8 +17,8 @@ pub(crate) fn measure(services: u32, rounds: usize) -> Result<()> {
     }
     row(
         &format!("resident memory, a proxy with {services} services x 3; without any"),
-        &format!("{:.1} MB", median(&loaded)),
-        &format!("{:.1} MB", median(&empty)),
+        &Spread::new(&loaded, 1).unit(" MB").to_string(),
+        &Spread::new(&empty, 1).unit(" MB").to_string(),
         &format!("bar 60 MB; {:.1} MB more", median(&loaded) - median(&empty)),
     );
     Ok(())
@@ -51,11 +51,18 @@ pub(crate) fn print_own(services: u32) -> Result<()> {
 
 /// Resident memory of a process, program text included.
 pub(crate) fn resident_mb(pid: u32) -> Result<f64> {
+    megabytes(pid, "VmRSS:")
+}
+
+/// The most that it has ever been.
+pub(crate) fn peak_mb(pid: u32) -> Result<f64> {
+    megabytes(pid, "VmHWM:")
+}
+
+fn megabytes(pid: u32, field: &str) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("no VmRSS")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    let line = line.with_context(|| format!("no {field} of process {pid}"))?;
     let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kib / 1024.0)
 }

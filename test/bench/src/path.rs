@@ -16,7 +16,7 @@ use svcnet_netlink::netns::OwnedNetNs;
 use svcnet_netlink::sysctl;
 use svcnet_proxy::Engine;
 
-use crate::stats::{median, row};
+use crate::stats::{Spread, median, ratios, row};
 use crate::synthetic::{self, Lists};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
@@ -51,7 +51,11 @@ pub(crate) struct Rates {
 impl Rates {
     /// The median of the rounds' ratios.
     pub(crate) fn ratio(&self) -> f64 {
-        ratio(&self.vip, &self.straight)
+        median(&self.ratios())
+    }
+
+    fn ratios(&self) -> Vec<f64> {
+        ratios(&self.vip, &self.straight)
     }
 }
 
@@ -68,9 +72,9 @@ pub(crate) fn measure(rounds: usize, connections: u32, seconds: f64, services: u
     for (rates, loaded) in [(&of_few, 1), (&of_many, services + 1)] {
         row(
             &format!("connections per second, {loaded} services loaded: through the ClusterIP, straight"),
-            &format!("{:.0}", median(&rates.vip)),
-            &format!("{:.0}", median(&rates.straight)),
-            &format!("{:.2}", rates.ratio()),
+            &Spread::new(&rates.vip, 0).to_string(),
+            &Spread::new(&rates.straight, 0).to_string(),
+            &format!("{}; bar 0.9", Spread::new(&rates.ratios(), 2)),
         );
     }
     row(
@@ -78,29 +82,25 @@ pub(crate) fn measure(rounds: usize, connections: u32, seconds: f64, services: u
             "connections per second through the ClusterIP: {} services loaded, 1",
             services + 1
         ),
-        &format!("{:.0}", median(&of_many.vip)),
-        &format!("{:.0}", median(&of_few.vip)),
-        &format!("{:.2}", ratio(&of_many.vip, &of_few.vip)),
+        &Spread::new(&of_many.vip, 0).to_string(),
+        &Spread::new(&of_few.vip, 0).to_string(),
+        &Spread::new(&ratios(&of_many.vip, &of_few.vip), 2).to_string(),
     );
     row(
         &format!(
             "throughput, {} services loaded: through the ClusterIP, straight",
             services + 1
         ),
-        &format!("{:.1} Gbit/s", median(&streams.vip) / 1e9),
-        &format!("{:.1} Gbit/s", median(&streams.straight) / 1e9),
-        &format!("{:.2}", streams.ratio()),
+        &gigabits(&streams.vip).to_string(),
+        &gigabits(&streams.straight).to_string(),
+        &format!("{}; bar 0.9", Spread::new(&streams.ratios(), 2)),
     );
     Ok(())
 }
 
-fn ratio(ours: &[f64], theirs: &[f64]) -> f64 {
-    let ratios: Vec<f64> = ours
-        .iter()
-        .zip(theirs)
-        .map(|(ours, theirs)| ours / theirs)
-        .collect();
-    median(&ratios)
+/// Bits a second.
+fn gigabits(rates: &[f64]) -> Spread<'_> {
+    Spread::scaled(rates, 1e-9, 1).unit(" Gbit/s")
 }
 
 impl Path {

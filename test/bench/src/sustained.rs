@@ -7,13 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use svcnet_netlink::netns::OwnedNetNs;
 use svcnet_proxy::{Engine, Update};
 use svcnet_runtime::Change;
 
 use crate::change::stride;
-use crate::stats::{median, percentile, row};
-use crate::synthetic::{self, Lists};
+use crate::synthetic;
 
 /// The queue of the proxy's worker.
 const QUEUE_LENGTH: usize = 4096;
@@ -22,31 +20,15 @@ const TIDY: Duration = Duration::from_secs(1);
 
 type Event = (Instant, Arc<EndpointSlice>);
 
-/// Prints a row for each number of services.
-pub(crate) fn measure(sizes: &[u32], rate: u32, seconds: u32) -> Result<()> {
-    for &services in sizes {
-        let netns = OwnedNetNs::unique("bench")?;
-        let (waits, commits) = netns.run(|| churn(services, rate, seconds))??;
-        let late = waits.last().copied().unwrap_or(f64::NAN);
-        row(
-            &format!("{rate} changes a second for {seconds} s, {services} services x 3: event to commit"),
-            &format!(
-                "{:.2} ms (p99 {:.2}), {commits} commits; the last change after {:.2} ms",
-                median(&waits) * 1e3,
-                percentile(&waits, 0.99) * 1e3,
-                late * 1e3
-            ),
-            "",
-            "",
-        );
-    }
-    Ok(())
+/// How long each change waited, in seconds, and how many commits there were.
+#[derive(Default)]
+pub(crate) struct Steady {
+    pub(crate) waits: Vec<f64>,
+    pub(crate) commits: u32,
 }
 
-/// How long each change waited, and how many commits there were.
-fn churn(services: u32, rate: u32, seconds: u32) -> Result<(Vec<f64>, u32)> {
-    let mut engine = synthetic::nftables()?;
-    Lists::new(services)?.load(&mut engine)?;
+/// Changes at that rate to a proxy with so many Services.
+pub(crate) fn churn(engine: &mut Engine, services: u32, rate: u32, seconds: u32) -> Result<Steady> {
     // Made before, for that is not the proxy's work. Each visit to a Service adds an endpoint or takes it away again.
     let events: Vec<Arc<EndpointSlice>> = (0..rate * seconds)
         .map(|n| synthetic::slice(stride(n, services), synthetic::ENDPOINTS + 1 - (n / services) % 2))
@@ -63,20 +45,20 @@ fn churn(services: u32, rate: u32, seconds: u32) -> Result<(Vec<f64>, u32)> {
             }
         }
     });
-    let measured = consume(&mut engine, &receiver);
+    let measured = consume(engine, &receiver);
     drop(receiver);
     source.join().ok().context("the source of changes ended early")?;
     measured
 }
 
-fn consume(engine: &mut Engine, receiver: &Receiver<Event>) -> Result<(Vec<f64>, u32)> {
-    let (mut waits, mut commits) = (Vec::new(), 0);
+fn consume(engine: &mut Engine, receiver: &Receiver<Event>) -> Result<Steady> {
+    let mut steady = Steady::default();
     let mut tidied = Instant::now();
     loop {
         let left = TIDY.saturating_sub(tidied.elapsed());
         let first = match receiver.recv_timeout(left) {
             Ok(first) => first,
-            Err(RecvTimeoutError::Disconnected) => return Ok((waits, commits)),
+            Err(RecvTimeoutError::Disconnected) => return Ok(steady),
             Err(RecvTimeoutError::Timeout) => {
                 tidied = Instant::now();
                 engine.tidy()?;
@@ -90,7 +72,9 @@ fn consume(engine: &mut Engine, receiver: &Receiver<Event>) -> Result<(Vec<f64>,
             engine.apply_change(Update::Slices(Change::Apply(event)));
         }
         engine.sync()?;
-        commits += 1;
-        waits.extend(due.iter().map(|moment| moment.elapsed().as_secs_f64()));
+        steady.commits += 1;
+        steady
+            .waits
+            .extend(due.iter().map(|moment| moment.elapsed().as_secs_f64()));
     }
 }

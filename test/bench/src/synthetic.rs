@@ -57,17 +57,7 @@ impl Lists {
         ports: &[u16],
         endpoints: &[Ipv4Addr],
     ) -> Result<()> {
-        let of_service: Vec<Value> = ports
-            .iter()
-            .map(|port| json!({"name": format!("p{port}"), "port": port, "protocol": "TCP", "targetPort": port}))
-            .collect();
-        self.services.push(Arc::new(serde_json::from_value(json!({
-            "metadata": {"name": name, "namespace": "default"},
-            "spec": {
-                "type": "ClusterIP", "clusterIP": cluster_ip, "clusterIPs": [cluster_ip], "ipFamilies": ["IPv4"],
-                "ports": of_service,
-            },
-        }))?));
+        self.services.push(Arc::new(service_of(name, cluster_ip, ports)?));
         self.slices.push(Arc::new(slice_of(name, ports, endpoints)?));
         Ok(())
     }
@@ -78,6 +68,25 @@ impl Lists {
         engine.apply_change(Update::Slices(Change::Reset(self.slices)));
         Ok(engine.sync()?)
     }
+}
+
+/// The n-th Service.
+pub(crate) fn service(n: u32) -> Result<Service> {
+    service_of(&format!("s{n}"), cluster_ip(n), &[80])
+}
+
+fn service_of(name: &str, cluster_ip: Ipv4Addr, ports: &[u16]) -> Result<Service> {
+    let ports: Vec<Value> = ports
+        .iter()
+        .map(|port| json!({"name": format!("p{port}"), "port": port, "protocol": "TCP", "targetPort": port}))
+        .collect();
+    Ok(serde_json::from_value(json!({
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "type": "ClusterIP", "clusterIP": cluster_ip, "clusterIPs": [cluster_ip], "ipFamilies": ["IPv4"],
+            "ports": ports,
+        },
+    }))?)
 }
 
 /// The slice of the n-th Service with so many endpoints.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use svcnet_e2e::Lab;
 use svcnet_netlink::netns::NetNs;
 
-use crate::stats::{median, row};
+use crate::stats::{Spread, ratios, row};
 
 /// From a pod on one node to a pod on another: rounds of direct, through the ClusterIP, direct, …
 pub(crate) fn measure(rounds: usize, connections: u32) -> Result<()> {
@@ -30,16 +30,11 @@ pub(crate) fn measure(rounds: usize, connections: u32) -> Result<()> {
             rate.push(visitor.run(|| connect_often(target, connections))??);
         }
     }
-    let ratios: Vec<f64> = rates[0]
-        .iter()
-        .zip(&rates[1])
-        .map(|(vip, pod)| vip / pod)
-        .collect();
     row(
         "connections per second, pod to pod elsewhere: through the ClusterIP, straight",
-        &format!("{:.0}", median(&rates[0])),
-        &format!("{:.0}", median(&rates[1])),
-        &format!("{:.2}", median(&ratios)),
+        &Spread::new(&rates[0], 0).to_string(),
+        &Spread::new(&rates[1], 0).to_string(),
+        &format!("{}; bar 0.9", Spread::new(&ratios(&rates[0], &rates[1]), 2)),
     );
     Ok(())
 }
