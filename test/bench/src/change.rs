@@ -16,6 +16,9 @@ use crate::synthetic::{self, Lists};
 /// Changes that are measured in each run.
 const CHANGES: u32 = 500;
 
+/// For how long changes come at once after the load.
+const EARLY_SECONDS: u32 = 1;
+
 /// What is to be measured.
 pub(crate) struct Plan {
     pub(crate) runs: usize,
@@ -43,6 +46,8 @@ struct Runs {
     steady_median: Vec<f64>,
     steady_p99: Vec<f64>,
     steady_commits: Vec<f64>,
+    early_p99: Vec<f64>,
+    early_most: Vec<f64>,
     restart: Vec<f64>,
 }
 
@@ -67,16 +72,17 @@ pub(crate) fn measure(sizes: &[u32], plan: &Plan) -> Result<()> {
 impl Runs {
     fn run(&mut self, services: u32, plan: &Plan) -> Result<()> {
         let mut engine = synthetic::nftables()?;
-        let measured = load_and_change(&mut engine, services, CHANGES)?;
-        self.load.push(measured.load);
-        self.median.push(median(&measured.changes));
-        self.p99.push(percentile(&measured.changes, 0.99));
-        // What the lists say is in force again, for the next.
-        for n in (0..CHANGES).map(|change| stride(change, services)) {
-            let event = synthetic::slice(n, synthetic::ENDPOINTS)?;
-            engine.apply_change(Update::Slices(Change::Apply(event)));
+        self.load.push(load(&mut engine, services)?);
+        if plan.rate > 0 {
+            let early = sustained::churn(&mut engine, services, plan.rate, EARLY_SECONDS)?;
+            self.early_p99.push(percentile(&early.waits, 0.99));
+            self.early_most.push(percentile(&early.waits, 1.0));
+            restore(&mut engine, services, plan.rate * EARLY_SECONDS)?;
         }
-        engine.sync()?;
+        let changes = change(&mut engine, services, CHANGES)?;
+        self.median.push(median(&changes));
+        self.p99.push(percentile(&changes, 0.99));
+        restore(&mut engine, services, CHANGES)?;
         self.restart.push(restart(services)?);
         if plan.rate > 0 {
             let steady = sustained::churn(&mut engine, services, plan.rate, plan.seconds)?;
@@ -129,15 +135,37 @@ impl Runs {
             "",
             "",
         );
+        row(
+            "the same in the first second after the cold start, while the kernel's hash tables still grow: p99; the most",
+            &format!(
+                "{}; {}",
+                Spread::ms(&self.early_p99),
+                Spread::ms(&self.early_most)
+            ),
+            "",
+            "",
+        );
     }
 }
 
 /// Loads the Services, then gives endpoints to some of them, one after the other.
 pub(crate) fn load_and_change(engine: &mut Engine, services: u32, changes: u32) -> Result<Measured> {
+    Ok(Measured {
+        load: load(engine, services)?,
+        changes: change(engine, services, changes)?,
+    })
+}
+
+/// Seconds until the Services are in force.
+fn load(engine: &mut Engine, services: u32) -> Result<f64> {
     let lists = Lists::new(services)?;
     let begun = Instant::now();
     lists.load(engine)?;
-    let load = begun.elapsed().as_secs_f64();
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+/// Seconds for each of some changes, one after the other.
+fn change(engine: &mut Engine, services: u32, changes: u32) -> Result<Vec<f64>> {
     let mut seconds = Vec::new();
     for change in 0..changes {
         let event = synthetic::slice(
@@ -150,10 +178,17 @@ pub(crate) fn load_and_change(engine: &mut Engine, services: u32, changes: u32) 
         seconds.push(begun.elapsed().as_secs_f64());
         ensure!(report.operations > 0, "a change came to nothing");
     }
-    Ok(Measured {
-        load,
-        changes: seconds,
-    })
+    Ok(seconds)
+}
+
+/// Makes what the lists say be in force again after so many changes.
+fn restore(engine: &mut Engine, services: u32, changes: u32) -> Result<()> {
+    for n in (0..changes.min(services)).map(|change| stride(change, services)) {
+        let event = synthetic::slice(n, synthetic::ENDPOINTS)?;
+        engine.apply_change(Update::Slices(Change::Apply(event)));
+    }
+    engine.sync()?;
+    Ok(())
 }
 
 /// Visits services all over the tables, each once before any is visited again.

@@ -84,21 +84,6 @@ enum What {
         #[arg(long, default_value_t = 5)]
         runs: usize,
     },
-    /// Resident memory of a proxy with many services.
-    Memory {
-        /// Number of services.
-        #[arg(long, default_value_t = 10_000)]
-        services: u32,
-        /// How often.
-        #[arg(long, default_value_t = 5)]
-        runs: usize,
-    },
-    /// For `memory`: prints that of this process, in MB, with so many services.
-    #[command(hide = true)]
-    MemoryOf {
-        /// Number of services.
-        services: u32,
-    },
     /// Connections and throughput through a ClusterIP against straight to the pod, with one service loaded and with many.
     Path {
         /// Rounds; each measures all, one after the other.
@@ -165,8 +150,6 @@ fn main() -> anyhow::Result<()> {
             seconds,
         } => dns::measure(runs, services, seconds),
         What::Lab { runs } => lab::measure(runs),
-        What::Memory { services, runs } => memory::measure(services, runs),
-        What::MemoryOf { services } => memory::print_own(services),
         What::Path {
             runs,
             connections,
