@@ -53,6 +53,9 @@ pub struct Scope {
 ///
 /// Those that roles watch, in `kinds.rs`. Not every kind there is: to decode one and to write it is half a megabyte of
 /// program, which each crate would have its own copy of.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` can not be watched yet: add it to the list in pkg/runtime/src/kinds.rs"
+)]
 pub trait Watched:
     Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize + Send + Sync + 'static
 {
