@@ -21,6 +21,8 @@ const VERBS: [(&str, Method, bool); 8] = [
     ("deletecollection", Method::DELETE, false),
 ];
 
+const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+
 fn path(kind: &Kind, verb: &str, named: bool) -> String {
     let root = if kind.group.is_empty() {
         format!("/api/{}", kind.version)
@@ -217,14 +219,8 @@ async fn a_viewer_changes_nothing_and_sees_no_secret() {
     server.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_leaves_what_is_not_its_own_alone() {
-    let server = audited_server().await;
-    let (admin, client) = (
-        Client::of(&server, "etc/kubeconfig.yaml"),
-        Client::anonymous(&server),
-    );
-    let (_, token) = admin.token(json!({"role": "node", "node": "n1"})).await;
+/// Objects of another node, and a Secret that no pod needs.
+async fn make_theirs(admin: &Client) {
     let create = async |path: &str, object: Value| {
         let (code, made) = admin.send(Method::POST, path, "", &object).await;
         assert_eq!(code, 201, "{path}: {made}");
@@ -236,9 +232,8 @@ async fn a_node_leaves_what_is_not_its_own_alone() {
     let about = json!({"kind": "Pod", "name": "theirs", "namespace": "default"});
     let event = json!({"metadata": {"name": "theirs"}, "involvedObject": about, "source": {"host": "n2"}});
     create("/api/v1/namespaces/default/events", event).await;
-    let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
     create(
-        leases,
+        LEASES,
         json!({"metadata": {"name": "theirs"}, "spec": {"holderIdentity": "n2"}}),
     )
     .await;
@@ -247,6 +242,17 @@ async fn a_node_leaves_what_is_not_its_own_alone() {
         json!({"metadata": {"name": "theirs"}}),
     )
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_leaves_what_is_not_its_own_alone() {
+    let server = audited_server().await;
+    let (admin, client) = (
+        Client::of(&server, "etc/kubeconfig.yaml"),
+        Client::anonymous(&server),
+    );
+    let (_, token) = admin.token(json!({"role": "node", "node": "n1"})).await;
+    make_theirs(&admin).await;
     let node = Stranger {
         what: "a node",
         client: &client,
@@ -281,7 +287,7 @@ async fn a_node_leaves_what_is_not_its_own_alone() {
             }
         }
     }
-    let theirs = format!("{leases}/theirs");
+    let theirs = format!("{LEASES}/theirs");
     for (verb, method) in [
         ("update", Method::PUT),
         ("patch", Method::PATCH),
@@ -450,7 +456,11 @@ async fn writes_are_written_down_and_heartbeats_are_not() {
         .audited_soon("the deletion", |line| line["verb"] == "delete")
         .await;
     assert_eq!(deleted["objectRef"]["name"], name.as_str());
-    let lines = server.audited();
+    check_lines(&server.audited(), &name);
+    server.stop().await;
+}
+
+fn check_lines(lines: &[Value], name: &str) {
     let maps: Vec<&Value> = lines
         .iter()
         .filter(|l| l["objectRef"]["resource"] == "configmaps")
@@ -468,11 +478,7 @@ async fn writes_are_written_down_and_heartbeats_are_not() {
             ("delete", Some(200))
         ]
     );
-    assert_eq!(
-        maps[0]["objectRef"]["name"],
-        name.as_str(),
-        "the name that was generated"
-    );
+    assert_eq!(maps[0]["objectRef"]["name"], name, "the name that was generated");
     assert_eq!(maps[0]["user"]["username"], "svcnet-admin");
     assert_eq!(maps[0]["sourceIPs"], json!(["127.0.0.1"]));
     assert_eq!(maps[1]["user"]["username"], "svcnet-admin");
@@ -483,8 +489,7 @@ async fn writes_are_written_down_and_heartbeats_are_not() {
         "{lines:#?}"
     );
     assert!(
-        !serde_json::to_string(&lines).unwrap().contains("content\""),
+        !serde_json::to_string(lines).unwrap().contains("content\""),
         "no contents"
     );
-    server.stop().await;
 }
