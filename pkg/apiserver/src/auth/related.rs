@@ -1,5 +1,7 @@
 //! What a node needs for its pods: the Secrets that they name (as the real server's Node authorizer has it).
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 use svcnet_api::registry;
 use svcnet_store::Range;
@@ -18,43 +20,41 @@ pub(crate) fn needs_secret(server: &Server, node: &str, namespace: &str, name: &
     };
     let snapshot = server.store.list(server.collection(pods), &range, None);
     let entries = snapshot.map(|s| s.entries).unwrap_or_default();
-    entries
-        .iter()
-        .filter_map(|(_, entry)| object::parse(entry).ok())
-        .any(|pod| {
-            pod.pointer("/spec/nodeName").and_then(Value::as_str) == Some(node) && names_secret(&pod, name)
-        })
+    let pods = entries.iter().filter_map(|(_, entry)| object::parse(entry).ok());
+    let bound = |pod: &Value| pod.pointer("/spec/nodeName").and_then(Value::as_str) == Some(node);
+    pods.filter(bound).any(|pod| secrets_named(&pod).contains(name))
 }
 
-/// Whether a pod names a Secret: in a volume, in its environment, or to pull images with.
-fn names_secret(pod: &Value, name: &str) -> bool {
-    let list = |value: &Value, field: &str| -> Vec<Value> {
-        let list = value.get(field).and_then(Value::as_array);
-        list.cloned().unwrap_or_default()
-    };
-    let is = |value: &Value, path: &str| value.pointer(path).and_then(Value::as_str) == Some(name);
-    let Some(spec) = pod.get("spec") else {
-        return false;
-    };
-    let in_volume = |volume: &Value| {
-        let projected = volume.pointer("/projected/sources").and_then(Value::as_array);
-        is(volume, "/secret/secretName")
-            || projected.is_some_and(|sources| sources.iter().any(|s| is(s, "/secret/name")))
-    };
-    let in_container = |container: &Value| {
-        list(container, "env")
-            .iter()
-            .any(|e| is(e, "/valueFrom/secretKeyRef/name"))
-            || list(container, "envFrom")
-                .iter()
-                .any(|e| is(e, "/secretRef/name"))
-    };
-    let containers = ["containers", "initContainers", "ephemeralContainers"];
-    list(spec, "volumes").iter().any(in_volume)
-        || list(spec, "imagePullSecrets").iter().any(|s| is(s, "/name"))
-        || containers
-            .iter()
-            .any(|field| list(spec, field).iter().any(in_container))
+/// The Secrets that a pod names: in volumes, in its environment, or to pull images with.
+pub(super) fn secrets_named(pod: &Value) -> BTreeSet<&str> {
+    fn list<'a>(value: &'a Value, path: &str) -> Vec<&'a Value> {
+        let list = value.pointer(path).and_then(Value::as_array);
+        list.into_iter().flatten().collect()
+    }
+    let mut places: Vec<(&Value, &str)> = Vec::new();
+    for volume in list(pod, "/spec/volumes") {
+        places.push((volume, "/secret/secretName"));
+        let sources = list(volume, "/projected/sources");
+        places.extend(sources.into_iter().map(|source| (source, "/secret/name")));
+    }
+    let pull = list(pod, "/spec/imagePullSecrets");
+    places.extend(pull.into_iter().map(|secret| (secret, "/name")));
+    for kind in [
+        "/spec/containers",
+        "/spec/initContainers",
+        "/spec/ephemeralContainers",
+    ] {
+        for container in list(pod, kind) {
+            let env = list(container, "/env");
+            places.extend(env.into_iter().map(|e| (e, "/valueFrom/secretKeyRef/name")));
+            let from = list(container, "/envFrom");
+            places.extend(from.into_iter().map(|e| (e, "/secretRef/name")));
+        }
+    }
+    places
+        .into_iter()
+        .filter_map(|(value, path)| value.pointer(path)?.as_str())
+        .collect()
 }
 
 #[cfg(test)]
@@ -73,13 +73,10 @@ mod tests {
             json!({"imagePullSecrets": [{"name": "s"}]}),
         ] {
             let pod = json!({"spec": spec});
-            assert!(names_secret(&pod, "s"), "{pod}");
-            assert!(!names_secret(&pod, "t"), "{pod}");
+            assert!(secrets_named(&pod).contains("s"), "{pod}");
+            assert!(!secrets_named(&pod).contains("t"), "{pod}");
         }
-        assert!(!names_secret(
-            &json!({"spec": {"containers": [{"name": "s"}]}}),
-            "s"
-        ));
-        assert!(!names_secret(&json!({}), "s"));
+        assert!(secrets_named(&json!({"spec": {"containers": [{"name": "s"}]}})).is_empty());
+        assert!(secrets_named(&json!({})).is_empty());
     }
 }

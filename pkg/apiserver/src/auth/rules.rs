@@ -6,6 +6,7 @@ use svcnet_api::{ApiError, Kind, Reason, wellknown};
 
 use super::User;
 use super::identity::Role;
+use super::related::secrets_named;
 
 /// What a request wants, as far as its URL says.
 #[derive(Debug, Clone, Copy)]
@@ -142,12 +143,21 @@ pub(crate) fn may_object(
         }),
         Extent::Lease => (wanted.name != node || wanted.namespace != wellknown::NAMESPACE_NODE_LEASE)
             .then(|| "can only access node lease with the same name as the requesting node".to_string()),
-        Extent::Pods => all().any(|pod| text(pod, "/spec/nodeName") != node).then(|| {
-            format!(
-                "node \"{node}\" can only {} pods with spec.nodeName set to itself",
-                wanted.verb
-            )
-        }),
+        Extent::Pods if all().any(|pod| text(pod, "/spec/nodeName") != node) => Some(format!(
+            "node \"{node}\" can only {} pods with spec.nodeName set to itself",
+            wanted.verb
+        )),
+        // Or it would read any Secret, by way of a pod that names it.
+        Extent::Pods => {
+            let before = old.map(secrets_named).unwrap_or_default();
+            let after = new.map(secrets_named).unwrap_or_default();
+            (!after.is_subset(&before)).then(|| {
+                format!(
+                    "node \"{node}\" can not {} pods that reference secrets",
+                    wanted.verb
+                )
+            })
+        }
         Extent::Events => all().any(|event| !reports(event, node)).then(|| {
             format!(
                 "node \"{node}\" can only {} events whose source.host or reportingInstance is itself",
@@ -327,6 +337,13 @@ mod tests {
             Some(&pod("")),
             None
         ));
+        let names =
+            |secret: &str| json!({"spec": {"nodeName": "n1", "imagePullSecrets": [{"name": secret}]}});
+        let create = attributes("create", "pods", "default", "p");
+        assert!(!check(create, None, Some(&names("s"))));
+        let update = attributes("update", "pods", "default", "p");
+        assert!(check(update, Some(&names("s")), Some(&names("s"))));
+        assert!(!check(update, Some(&names("s")), Some(&names("t"))));
         assert!(!check(
             attributes("deletecollection", "pods", "default", ""),
             None,

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use http::{Method, Request};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use svcnet_apiserver::Limits;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::client::Client;
+use crate::client::{Client, field};
 use crate::harness::{Running, SOON, Watch};
 
 async fn limited(limits: Limits) -> Running {
@@ -253,5 +253,47 @@ async fn a_watcher_that_is_too_slow_is_told_to_begin_anew() {
         (&last["object"]["code"], &last["object"]["reason"]),
         (&json!(410), &json!("Expired"))
     );
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_http_2_that_nobody_reads_ends_its_connection() {
+    let server = limited(Limits {
+        unread_max: Duration::from_secs(1),
+        ..Limits::default()
+    })
+    .await;
+    let text = std::fs::read_to_string(&server.kubeconfig).unwrap();
+    let identity = (
+        field(&text, "client-certificate-data"),
+        field(&text, "client-key-data"),
+    );
+    let stream = Client::new(&server, Some(identity), b"h2")
+        .stream("127.0.0.1")
+        .await
+        .unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    // It answers pings and takes other streams: only this one stands still.
+    let connection = tokio::spawn(connection);
+    let watch =
+        Request::get(format!("{}/api/v1/configmaps?watch=true", server.url)).body(Full::new(Bytes::new()));
+    let response = sender.send_request(watch.unwrap()).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let map = |number: usize| {
+        let labels = json!({"number": number.to_string()});
+        json!({"metadata": {"name": "m", "labels": labels}, "data": {"text": "x".repeat(500_000)}})
+    };
+    assert_eq!(server.post(maps, &map(0)).await.0, 201);
+    let (start, mut number) = (Instant::now(), 0);
+    while !connection.is_finished() {
+        assert!(start.elapsed() < SOON, "the connection is still there");
+        number += 1;
+        assert_eq!(server.put(&format!("{maps}/m"), &map(number)).await.0, 200);
+    }
+    drop(response);
     server.stop().await;
 }
