@@ -10,6 +10,7 @@ mod body;
 mod bootstrap;
 mod carry;
 mod clients;
+mod collect;
 mod config;
 mod decode;
 mod discovery;
@@ -170,6 +171,7 @@ impl ApiServer {
         let server = self.server.clone();
         let keeper = tokio::spawn(bootstrap::keep(server.clone(), self.kubeconfigs.port()));
         let renewer = tokio::spawn(self.kubeconfigs.clone().keep(server.clone()));
+        let collector = tokio::spawn(collect::run(server.clone()));
         let stop = server.shutdown.clone();
         let stopper = tokio::spawn(async move {
             shutdown.cancelled().await;
@@ -179,7 +181,7 @@ impl ApiServer {
             tracing::info!(%address, "the API is served");
         }
         serve::serve(server.clone(), self.listeners, self.plain, self.acceptor.0).await;
-        for task in [keeper, renewer, stopper] {
+        for task in [keeper, renewer, collector, stopper] {
             _ = task.await;
         }
         if let Some(audit) = &server.audit {

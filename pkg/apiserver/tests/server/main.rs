@@ -9,6 +9,7 @@
 mod access;
 mod certificates;
 mod client;
+mod collect;
 mod encryption;
 mod harness;
 mod hooks;
