@@ -14,7 +14,7 @@ use super::rules::{
 };
 use super::tokens::Shown;
 use crate::server::Server;
-use crate::{object, traits};
+use crate::{object, own, traits};
 
 /// One kind of question.
 #[derive(Debug)]
@@ -289,6 +289,13 @@ fn access(server: &Server, user: &User, question: &Value) -> Result<Value, Probl
 /// A refusal's reason is empty where the role is all there is to say.
 fn may_path(user: &User, path: &str, verb: &str) -> Result<(), String> {
     let segments: Vec<String> = path.trim_matches('/').split('/').map(str::to_string).collect();
+    if segments[0] == own::ROOT {
+        return if own::may(user, &segments, verb) {
+            Ok(())
+        } else {
+            Err(String::new())
+        };
+    }
     let reads = matches!(verb, "get" | "head");
     let allowed = rules::may_root(user, &segments, verb).is_ok();
     if allowed && (reads || user.role == Role::Admin) {

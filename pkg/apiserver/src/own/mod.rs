@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use svcnet_api::{ApiError, Reason};
 
 use crate::audit::{ObjectRef, Trail};
-use crate::auth::{Caller, Role};
+use crate::auth::{Caller, Role, User};
 use crate::reply::Reply;
 use crate::server::Server;
 
@@ -67,6 +67,17 @@ pub(crate) async fn answer(
             Reason::NotFound,
             "the server could not find the requested resource",
         )),
+    }
+}
+
+/// Whether a caller may use one of these paths: what [`answer`] comes to, for those who ask before.
+pub(crate) fn may(user: &User, segments: &[String], verb: &str) -> bool {
+    let words: Vec<&str> = segments.iter().map(String::as_str).collect();
+    match (&user.role, &words[..]) {
+        (Role::Bootstrapper(_), ["svcnet", "v1", "join"]) => verb == "post",
+        (Role::Node(_), ["svcnet", "v1", "renew"]) => verb == "post" && user.token.is_none(),
+        (Role::Admin, ["svcnet", "v1", "tokens", ..]) => true,
+        _ => false,
     }
 }
 

@@ -52,6 +52,7 @@ async fn administrators_may_do_everything() {
         "delete secrets -A",
         "create services/status",
         "get /metrics",
+        "post /svcnet/v1/tokens",
     ] {
         assert_eq!(can_i(&server, question).await, "yes", "{question}");
     }
@@ -151,6 +152,7 @@ async fn nodes_are_told_the_truth_about_each_object() {
         ("delete pods/theirs", theirs),
         ("update leases/n1 -n kube-node-lease", "yes"),
         ("get secrets/any", "no"),
+        ("post /svcnet/v1/tokens", "no"),
     ] {
         assert_eq!(can_i(&server, question).await, answer, "{question}");
     }
