@@ -1,5 +1,5 @@
-//! Who may do what in a whole cluster: tokens from the command line, certificates that last for seconds and are renewed
-//! under running agents, the audit log, and what a node keeps of a Secret.
+//! Who may do what in a whole cluster: tokens from the command line with the audit log, and certificates that last for seconds
+//! and are renewed under running agents.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects")]
 
 use std::time::{SystemTime, UNIX_EPOCH};
