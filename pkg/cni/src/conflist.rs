@@ -5,30 +5,49 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use crate::plugin;
+use crate::protocol::{CAPABILITIES, Version};
 
 /// The configuration's file: early in the order that runtimes read the directory in.
-const FILE_NAME: &str = "10-svcnet.conflist";
+pub const FILE_NAME: &str = "10-svcnet.conflist";
+/// The network's name.
+pub const NETWORK: &str = "svcnet";
 
 /// A file that could not be put there.
 #[derive(Debug, thiserror::Error)]
 #[error("install {path}: {source}")]
-pub(crate) struct Error {
+pub struct Error {
     path: PathBuf,
     source: io::Error,
 }
 
-/// Writes the configuration, unless it is there already.
-pub(crate) fn install_config(dir: &Path, socket: &Path, data_dir: &Path) -> Result<(), Error> {
-    let path = dir.join(FILE_NAME);
+/// The configuration for runtimes. Those that know version 1.1.0 choose it out of `cniVersions`; older ones read
+/// `cniVersion` alone.
+pub fn text(socket: &Path, data_dir: &Path) -> String {
+    let capabilities: Map<String, Value> = CAPABILITIES
+        .iter()
+        .map(|c| ((*c).to_string(), true.into()))
+        .collect();
     let value = json!({
-        "cniVersion": "1.0.0",
-        "name": "svcnet",
-        "plugins": [{ "type": plugin::NAME, "socket": socket, "dataDir": data_dir }],
+        "cniVersion": Version::V1_0_0.as_str(),
+        "cniVersions": Version::ALL.map(Version::as_str),
+        "name": NETWORK,
+        "plugins": [{
+            "type": plugin::NAME, "socket": socket, "dataDir": data_dir, "capabilities": capabilities,
+        }],
     });
-    let text = format!("{value:#}\n");
+    format!("{value:#}\n")
+}
+
+/// Writes the configuration, unless it is there already.
+///
+/// # Errors
+/// When it can not be written.
+pub fn install_config(dir: &Path, socket: &Path, data_dir: &Path) -> Result<(), Error> {
+    let path = dir.join(FILE_NAME);
+    let text = text(socket, data_dir);
     let install = || -> io::Result<()> {
         if fs::read_to_string(&path).is_ok_and(|is| is == text) {
             return Ok(());
@@ -46,7 +65,10 @@ pub(crate) fn install_config(dir: &Path, socket: &Path, data_dir: &Path) -> Resu
 }
 
 /// Puts the plugin there: a symbolic link to this program, which knows by its name what it is to be.
-pub(crate) fn install_plugin(dir: &Path) -> Result<(), Error> {
+///
+/// # Errors
+/// When it can not be made.
+pub fn install_plugin(dir: &Path) -> Result<(), Error> {
     let path = dir.join(plugin::NAME);
     let install = || -> io::Result<()> {
         let program = std::env::current_exe()?;
@@ -68,6 +90,21 @@ pub(crate) fn install_plugin(dir: &Path) -> Result<(), Error> {
     })
 }
 
+/// What of ours lies in these directories: what [`install_config`] and [`install_plugin`] make. A file of the name that
+/// names no plugin of ours, or a link to another program, is somebody else's.
+pub fn installed(conf_dir: &Path, bin_dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let conf = conf_dir.join(FILE_NAME);
+    if fs::read_to_string(&conf).is_ok_and(|text| text.contains(plugin::NAME)) {
+        found.push(conf);
+    }
+    let program = bin_dir.join(plugin::NAME);
+    if fs::symlink_metadata(&program).is_ok_and(|m| m.is_symlink()) {
+        found.push(program);
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,6 +120,7 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["plugins"][0]["type"], "svcnet-cni");
         assert_eq!(value["plugins"][0]["socket"], "/run/svcnet/cni.sock");
+        assert_eq!(value["plugins"][0]["capabilities"]["portMappings"], true);
         assert_eq!(fs::read_dir(&conf).unwrap().count(), 1);
         install_plugin(dir.path()).unwrap();
         install_plugin(dir.path()).unwrap();
@@ -90,5 +128,10 @@ mod tests {
             fs::read_link(dir.path().join("svcnet-cni")).unwrap(),
             std::env::current_exe().unwrap()
         );
+        let ours = [conf.join(FILE_NAME), dir.path().join("svcnet-cni")];
+        assert_eq!(installed(&conf, dir.path()), ours);
+        fs::write(&ours[0], "{}").unwrap();
+        fs::remove_file(&ours[1]).unwrap();
+        assert!(installed(&conf, dir.path()).is_empty());
     }
 }

@@ -144,7 +144,7 @@ fn every_version_gets_its_own_shape() {
         .unwrap();
     assert_eq!(
         versions,
-        json!({ "cniVersion": "1.1.0", "supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] })
+        json!({ "cniVersion": "1.0.0", "supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] })
     );
 }
 

@@ -171,6 +171,10 @@ impl Container {
         &self.path
     }
 
+    pub(crate) fn ns(&self) -> &NetNs {
+        self.netns.as_ref().unwrap()
+    }
+
     pub(crate) fn run(&self, words: &str) -> (bool, String) {
         output(self.netns.as_ref().unwrap(), words)
     }
@@ -223,8 +227,10 @@ impl Node {
             net: "172.30.0.11/24".parse().unwrap(),
         })
         .unwrap();
-        ns.run(|| svcnet_netlink::sysctl::set("net/ipv4/ip_forward", "1").unwrap())
-            .unwrap();
+        for name in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+            ns.run(|| svcnet_netlink::sysctl::set(name, "1").unwrap())
+                .unwrap();
+        }
         let mut node = Self {
             ns,
             dir: TempDir::new().unwrap(),
@@ -234,6 +240,29 @@ impl Node {
         };
         node.start_daemon();
         node
+    }
+
+    pub(crate) fn ns(&self) -> &NetNs {
+        &self.ns
+    }
+
+    /// A host beside the node, at the other end of its cable: 172.30.0.100 and fd01::100; the node has fd01::11.
+    pub(crate) fn neighbour(&self) -> OwnedNetNs {
+        let outside = OwnedNetNs::unique("svcnet-cni-o").unwrap();
+        let mut rt = Rtnl::open_in(&self.ns).unwrap();
+        let cable = rt.link("cable").unwrap().unwrap().index;
+        rt.move_link(cable, &outside).unwrap();
+        for words in [
+            "ip link set lo up",
+            "ip link set cable up",
+            "ip address add 172.30.0.100/24 dev cable",
+            "ip address add fd01::100/64 dev cable nodad",
+        ] {
+            assert!(output(&outside, words).0, "{words}");
+        }
+        assert!(self.run("ip link set eth0 up").0);
+        assert!(self.run("ip address add fd01::11/64 dev eth0 nodad").0);
+        outside
     }
 
     pub(crate) fn stop(&mut self) {
