@@ -3,7 +3,8 @@
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "a test fails by panicking"
+    dead_code,
+    reason = "a test fails by panicking, and uses a part of what the module has"
 )]
 
 mod node;

@@ -8,6 +8,7 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcHeader, TcMessage, TcOption};
 
 use crate::link::named;
+use crate::nft::attr::Reader;
 use crate::rt::{Error, Rtnl};
 
 /// `TCA_OPTIONS`
@@ -17,7 +18,10 @@ const LINKLAYER_ETHERNET: u8 = 1;
 const TCA_TBF_PARMS: u16 = 1;
 const TCA_TBF_RATE64: u16 = 4;
 const TCA_TBF_BURST: u16 = 6;
-const TCA_MATCHALL_ACT: u16 = 2;
+const TCA_U32_SEL: u16 = 5;
+const TCA_U32_ACT: u16 = 7;
+/// `TC_U32_TERMINAL`
+const U32_TERMINAL: u8 = 1;
 const TCA_ACT_KIND: u16 = 1;
 const TCA_ACT_OPTIONS: u16 = 2;
 const TCA_MIRRED_PARMS: u16 = 2;
@@ -134,8 +138,13 @@ impl Rtnl {
         parms.extend_from_slice(&over.to_ne_bytes());
         let mut action = nla(TCA_ACT_KIND, b"mirred\0");
         action.extend(nla(TCA_ACT_OPTIONS, &nla(TCA_MIRRED_PARMS, &parms)));
-        let options = nla(TCA_MATCHALL_ACT, &nla(1, &action));
-        let mut filter = discipline(link, ingress_handle, TcHandle::UNSPEC, "matchall", options);
+        // u32 with a key that all packets have: kernels are built without `matchall` more often than without it.
+        // struct tc_u32_sel: flags, shift, number of keys, and offsets; struct tc_u32_key: mask, value, offsets.
+        let mut selector = vec![U32_TERMINAL, 0, 1];
+        selector.resize(16 + 16, 0);
+        let mut options = nla(TCA_U32_SEL, &selector);
+        options.extend(nla(TCA_U32_ACT, &nla(1, &action)));
+        let mut filter = discipline(link, ingress_handle, TcHandle::UNSPEC, "u32", options);
         filter.header.info = 1 << 16 | ALL_PROTOCOLS;
         self.request(
             RouteNetlinkMessage::NewTrafficFilter(filter),
@@ -176,21 +185,17 @@ fn read(message: &TcMessage) -> Qdisc {
     qdisc
 }
 
+/// Options of a kind that the model does not know come as one attribute with all of them in it.
 fn rate_of(options: &[TcOption]) -> Option<u64> {
-    let find = |kind: u16| {
-        options.iter().find_map(|option| match option {
-            TcOption::Other(nla) if nla.kind() == kind => {
-                let mut value = vec![0; nla.value_len()];
-                nla.emit_value(&mut value);
-                Some(value)
-            }
-            _ => None,
-        })
+    let [TcOption::Other(all)] = options else {
+        return None;
     };
+    let mut bytes = vec![0; all.value_len()];
+    all.emit_value(&mut bytes);
+    let find = |kind: u16| Reader::new(&bytes).find(kind);
     let rate64 = find(TCA_TBF_RATE64).and_then(|v| v.try_into().ok());
     rate64.map(u64::from_ne_bytes).or_else(|| {
-        let parms = find(TCA_TBF_PARMS)?;
-        let rate = parms.get(8..12)?.try_into().ok()?;
+        let rate = find(TCA_TBF_PARMS)?.get(8..12)?.try_into().ok()?;
         Some(u32::from_ne_bytes(rate).into())
     })
 }

@@ -55,12 +55,15 @@ impl HostPorts {
     /// # Errors
     /// When the kernel refuses. The next time it is looked at from the start.
     pub fn sync(&mut self, desired: &Desired) -> Result<Plan, Error> {
-        let observed = match self.held.take() {
-            Some(held) => held,
-            None => self.observe()?,
+        let plan = match self.held.take().map(|held| plan(desired, &held)) {
+            // Where somebody else changed the table, the kernel refuses all of it, or what is not there.
+            Some(plan) if self.apply(&plan).is_ok() => plan,
+            _ => {
+                let plan = plan(desired, &self.observe()?);
+                self.apply(&plan)?;
+                plan
+            }
         };
-        let plan = plan(desired, &observed);
-        self.apply(&plan)?;
         let wanted = desired.iter().filter(|(_, e)| !e.ports.is_empty());
         self.held = Some(wanted.map(|(family, e)| (*family, Some(e.clone()))).collect());
         Ok(plan)

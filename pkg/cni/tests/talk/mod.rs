@@ -1,4 +1,5 @@
-//! Who answers at an address, over TCP, UDP and SCTP.
+//! Who answers at an address over TCP and UDP, and where the first packet of an SCTP association arrives: not every kernel
+//! has sockets for SCTP, and the tables need none.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -20,17 +21,15 @@ const SCTP: i32 = 132;
 pub(crate) enum Transport {
     Tcp,
     Udp,
-    Sctp,
 }
 
 impl Transport {
-    pub(crate) const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+    pub(crate) const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
-            Self::Sctp => "sctp",
         }
     }
 
@@ -38,7 +37,6 @@ impl Transport {
         let (kind, protocol) = match self {
             Self::Tcp => (Type::STREAM, Protocol::TCP),
             Self::Udp => (Type::DGRAM, Protocol::UDP),
-            Self::Sctp => (Type::STREAM, Protocol::from(SCTP)),
         };
         Socket::new(domain, kind, Some(protocol)).unwrap()
     }
@@ -131,7 +129,7 @@ fn ask_within(
 
 /// Asks over a socket that is connected.
 pub(crate) fn exchange(mut socket: &Socket) -> io::Result<(String, IpAddr)> {
-    // SCTP and TCP servers do not wait for it, and may have closed already.
+    // TCP servers do not wait for it, and may have closed already.
     let _ = socket.send(b"who?");
     let mut bytes = [0; 128];
     let length = socket.read(&mut bytes)?;
@@ -152,4 +150,63 @@ pub(crate) fn flow(ns: &NetNs, to: &str) -> Socket {
         socket
     });
     socket.unwrap()
+}
+
+/// The port that an INIT to this address arrives at in the other namespace.
+pub(crate) fn sctp_arrives(from: &NetNs, to: &str, at: &NetNs) -> Option<u16> {
+    let to: SocketAddr = to.parse().unwrap();
+    let raw = |ns: &NetNs| {
+        let open = || Socket::new(Domain::for_address(to), Type::RAW, Some(Protocol::from(SCTP))).unwrap();
+        ns.run(open).unwrap()
+    };
+    let (sender, mut receiver) = (raw(from), raw(at));
+    receiver
+        .set_read_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
+    let begun = std::time::Instant::now();
+    let mut source_port = 40_000;
+    while begun.elapsed() < PATIENCE {
+        // Another port is another association.
+        source_port += 1;
+        let packet = sctp_init(source_port, to.port());
+        sender
+            .send_to(&packet, &SocketAddr::new(to.ip(), 0).into())
+            .unwrap();
+        let mut bytes = [0; 256];
+        let Ok(length) = receiver.read(&mut bytes) else {
+            continue;
+        };
+        // A raw IPv6 socket gives no header.
+        let header = if to.is_ipv4() {
+            usize::from(bytes[0] & 0xf) * 4
+        } else {
+            0
+        };
+        let sctp = &bytes[header..length];
+        return Some(u16::from_be_bytes([sctp[2], sctp[3]]));
+    }
+    None
+}
+
+/// An INIT chunk (RFC 9260, 3.3.2): connection tracking looks at it, checksum included.
+fn sctp_init(source_port: u16, destination_port: u16) -> Vec<u8> {
+    let mut packet = Vec::new();
+    packet.extend(source_port.to_be_bytes());
+    packet.extend(destination_port.to_be_bytes());
+    packet.extend([0; 8]); // verification tag of an INIT, and the checksum for now
+    packet.extend([1, 0, 0, 20]);
+    packet.extend(0x0102_0304u32.to_be_bytes()); // initiate tag
+    packet.extend(65_536u32.to_be_bytes()); // window
+    packet.extend([0, 1, 0, 1]); // streams out and in
+    packet.extend(1u32.to_be_bytes()); // initial TSN
+    let checksum = crc32c(&packet).to_le_bytes();
+    packet[8..12].copy_from_slice(&checksum);
+    packet
+}
+
+fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
+    !bytes
+        .iter()
+        .fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), step))
 }
