@@ -22,6 +22,7 @@ pub mod hostport;
 pub mod ipam;
 pub mod isolation;
 pub mod link;
+mod loopback;
 pub mod plugin;
 pub mod protocol;
 mod registrar;

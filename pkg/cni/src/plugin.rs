@@ -13,7 +13,7 @@ use crate::client::{Client, Error};
 use crate::daemon::detach_without_daemon;
 use crate::ipam::Ipam;
 use crate::protocol::{Attachment, CniError, Command, Invocation, Version, code};
-use crate::{leases_dir, socket_path};
+use crate::{leases_dir, loopback, socket_path};
 
 /// The plugin's name in a network configuration, and that of its file.
 pub const NAME: &str = "svcnet-cni";
@@ -61,6 +61,9 @@ pub fn run(env: impl Fn(&str) -> Option<String>, stdin: &[u8]) -> Result<Value, 
         return Ok(json!({ "cniVersion": version, "supportedVersions": Version::ALL.map(Version::as_str) }));
     }
     let request = invocation.parse()?;
+    if invocation.config.get("type").and_then(Value::as_str) == Some(loopback::NAME) {
+        return loopback::serve(&request);
+    }
     let places = Places::of(&invocation.config, &env);
     match Client::new(&places.socket).call(&invocation) {
         Ok(value) => Ok(value),

@@ -117,7 +117,10 @@ impl Invocation {
         if config.version < self.command.since() {
             return Err(CniError::new(
                 code::VERSION,
-                format!("config version does not allow {:?}", self.command),
+                format!(
+                    "config version does not allow {}",
+                    format!("{:?}", self.command).to_uppercase()
+                ),
             )
             .because(format_args!("it came with version {}", self.command.since())));
         }

@@ -17,7 +17,7 @@ fn chain(site: &Site, version: &str) -> Chain {
         ours["capabilities"][capability] = false.into();
     }
     chain.plugins.extend([
-        json!({ "type": "tuning", "sysctl": { "net.ipv4.conf.IFNAME.arp_filter": "1" }, "capabilities": { "mac": true } }),
+        json!({ "type": "tuning", "sysctl": { "net.ipv4.conf.eth0.arp_filter": "1" }, "capabilities": { "mac": true } }),
         json!({ "type": "portmap", "capabilities": { "portMappings": true } }),
         json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } }),
     ]);

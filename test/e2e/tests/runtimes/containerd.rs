@@ -126,5 +126,13 @@ impl Drop for Containerd<'_> {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap_or_default());
         let _ = kill(pid, Signal::SIGTERM);
         let _ = self.child.wait();
+        // Namespaces of sandboxes that could not be removed.
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let ours = self.site.path("");
+        for path in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
+            if path.starts_with(&*ours.to_string_lossy()) {
+                let _ = Command::new("umount").arg(path).status();
+            }
+        }
     }
 }

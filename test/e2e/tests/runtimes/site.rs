@@ -27,7 +27,10 @@ impl Site {
         let socket = run_dir.join("cni.sock");
         svcnet_cni::conflist::install_config(&site.conf_dir(), &socket, &data_dir).unwrap();
         fs::create_dir_all(site.bin_dir()).unwrap();
-        symlink(binary(), site.bin_dir().join("svcnet-cni")).unwrap();
+        // As the agent does where it is told the directory: the plugin, and the one that containerd never goes without.
+        for name in ["svcnet-cni", "loopback"] {
+            symlink(binary(), site.bin_dir().join(name)).unwrap();
+        }
         site
     }
 
