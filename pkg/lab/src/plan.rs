@@ -114,6 +114,10 @@ fn config(dir: &LabDir, node: NodeId, stack: Stack) -> String {
     set("node-ip", &format_args!("\"{}\"", stack.node_ips(node)));
     set("data-dir", &quoted(&at.data()));
     set("run-dir", &quoted(&at.run()));
+    // A container runtime of the node's own finds all that it would on a host.
+    set("cni-conf-dir", &quoted(&at.etc().join("cni/net.d")));
+    set("cni-bin-dir", &quoted(&at.etc().join("cni/bin")));
+    set("cri-socket", &quoted(&at.run().join("containerd.sock")));
     if node == NodeId::SERVER {
         set("kubeconfig-out", &quoted(&dir.kubeconfig()));
         if stack == Stack::Dual {

@@ -1,7 +1,6 @@
 //! A containerd of its own, in the node's network namespace.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
@@ -20,14 +19,10 @@ pub(crate) struct Containerd<'a> {
 }
 
 impl<'a> Containerd<'a> {
-    pub(crate) fn socket_of(site: &Site) -> PathBuf {
-        site.path("containerd.sock")
-    }
-
     /// Starts it, with the image in it.
     pub(crate) fn start(site: &'a Site) -> Self {
         let config = site.path("containerd.toml");
-        let socket = Self::socket_of(site);
+        let socket = site.runtime_socket();
         let text = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\n[grpc]\naddress = {socket:?}\n\
              [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = {:?}\nrestrict_oom_score_adj = true\n\
@@ -76,7 +71,7 @@ impl<'a> Containerd<'a> {
 
     pub(crate) fn ctr_command(&self) -> Command {
         let mut command = Command::new("ctr");
-        command.args(["-a", Self::socket_of(self.site).to_str().unwrap(), "-n", "k8s.io"]);
+        command.args(["-a", self.site.runtime_socket().to_str().unwrap(), "-n", "k8s.io"]);
         command
     }
 

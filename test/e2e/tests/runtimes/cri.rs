@@ -93,7 +93,6 @@ fn exec(containerd: &Containerd<'_>, container: &str, command: &[&str]) -> Strin
 #[ignore = "takes container runtimes: test/runtimes/run"]
 fn a_pods_containers_share_an_address_and_its_port_is_the_hosts() {
     let site = Site::up();
-    site.configure("cri-socket", &Containerd::socket_of(&site));
     let containerd = Containerd::start(&site);
     let web = sandbox(
         &containerd,

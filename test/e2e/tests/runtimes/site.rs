@@ -1,37 +1,42 @@
 //! A lab of one node where a runtime finds the plugin and its configuration.
 
 use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::Value;
 use svcnet_e2e::chain::dir;
-use svcnet_e2e::{Lab, Ran, binary, until};
+use svcnet_e2e::{Lab, Ran, until};
 use svcnet_netlink::netns::NetNs;
 
 pub(crate) struct Site {
     pub(crate) lab: Lab,
     pub(crate) node: NetNs,
     scratch: tempfile::TempDir,
+    run_dir: PathBuf,
 }
 
 impl Site {
     pub(crate) fn up() -> Self {
-        let lab = Lab::up(&["--nodes", "1"]);
+        Self::up_with(&[])
+    }
+
+    pub(crate) fn up_with(args: &[&str]) -> Self {
+        let lab = Lab::up(&[&["--nodes", "1"], args].concat());
         let scratch = tempfile::Builder::new().prefix("svcnet-site").tempdir().unwrap();
         let node = NetNs::open(&lab.namespace("n1")).unwrap();
-        let site = Self { lab, node, scratch };
-        let [run_dir, data_dir] = ["runDir", "dataDir"].map(|key| dir(&site.lab, "n1", key));
-        let socket = run_dir.join("cni.sock");
-        svcnet_cni::conflist::install_config(&site.conf_dir(), &socket, &data_dir).unwrap();
-        fs::create_dir_all(site.bin_dir()).unwrap();
-        // As the agent does where it is told the directory: the plugin, and the one that containerd never goes without.
-        for name in ["svcnet-cni", "loopback"] {
-            symlink(binary(), site.bin_dir().join(name)).unwrap();
+        let run_dir = dir(&lab, "n1", "runDir");
+        let etc = run_dir.with_file_name("etc").join("cni");
+        until("the agent has put plugin and configuration there", || {
+            let all = ["net.d/10-svcnet.conflist", "bin/svcnet-cni", "bin/loopback"];
+            all.iter().all(|file| etc.join(file).exists()).then_some(())
+        });
+        Self {
+            lab,
+            node,
+            scratch,
+            run_dir,
         }
-        site
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -39,11 +44,11 @@ impl Site {
     }
 
     pub(crate) fn conf_dir(&self) -> PathBuf {
-        self.path("net.d")
+        self.run_dir.with_file_name("etc").join("cni/net.d")
     }
 
     pub(crate) fn bin_dir(&self) -> PathBuf {
-        self.path("bin")
+        self.run_dir.with_file_name("etc").join("cni/bin")
     }
 
     /// Runs a program in the node's network namespace, with the cgroups that `ip netns exec` would hide.
@@ -54,16 +59,9 @@ impl Site {
             .into()
     }
 
-    /// Sets a key of the agent's configuration, and starts it anew.
-    pub(crate) fn configure(&self, key: &str, value: &Path) {
-        let config = dir(&self.lab, "n1", "runDir")
-            .parent()
-            .unwrap()
-            .join("etc/config.yaml");
-        let mut file = fs::OpenOptions::new().append(true).open(&config).unwrap();
-        writeln!(file, "{key}: {}", value.display()).unwrap();
-        self.stop_agent();
-        self.start_agent();
+    /// Where the agent looks for a runtime.
+    pub(crate) fn runtime_socket(&self) -> PathBuf {
+        self.run_dir.join("containerd.sock")
     }
 
     pub(crate) fn stop_agent(&self) {
