@@ -213,9 +213,10 @@ fn the_cluster_dns_and_loopback_are_out_of_reach() {
     answers(other.ns(), Transport::Udp, "172.30.0.11:53", "pod", None);
     answers(other.ns(), Transport::Udp, "10.96.0.10:53", "dns", None);
     // A container that can do all in its namespace sends to the node's loopback.
+    let set = || svcnet_netlink::sysctl::set("net/ipv4/conf/all/route_localnet", "1");
+    other.ns().run(set).unwrap().unwrap();
     for words in [
         "ip address flush dev lo",
-        "sysctl -qw net.ipv4.conf.all.route_localnet=1",
         "ip route add 127.0.0.0/8 via 10.244.1.1 dev eth0",
     ] {
         assert!(other.run(words).0, "{words}");
