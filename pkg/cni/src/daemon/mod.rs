@@ -42,6 +42,8 @@ const CALL_BYTES_MAX: u64 = 1 << 20;
 const CALL_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Changes by others come in bursts: they are answered together.
 const SETTLE: Duration = Duration::from_millis(50);
+/// What may be of use again in a moment is tidied up after this long.
+const TIDY: Duration = Duration::from_secs(2);
 /// The bridge is looked at this often even when nothing is told.
 const RESYNC: Duration = Duration::from_secs(60);
 /// How long a plugin that works without the daemon may hold the leases.
@@ -178,6 +180,9 @@ impl CniDaemon {
                         self.keeper.reconcile();
                     }
                     next_pass = Instant::now() + self.keeper.pass();
+                }
+                () = self.server.untidy.notified() => {
+                    next_pass = next_pass.min(Instant::now() + TIDY);
                 }
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => _ = tokio::spawn(serve(stream, Arc::clone(&self.server))),
@@ -359,7 +364,7 @@ impl Keeper {
             }
             tracing::info!(plan.ops = ops.len(), "bridge changed");
         }
-        self.server.sync_host_ports(true)?;
+        self.server.look_at_host_ports()?;
         self.server.set_network(Network {
             cidrs: own.cidrs,
             mtu,

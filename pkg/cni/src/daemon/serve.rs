@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use serde_json::Value;
 use svcnet_api::types::PodCidr;
+use tokio::sync::Notify;
 
 use super::busy::Busy;
 use crate::Config;
 use crate::client::Answer;
-use crate::hostport::{self, HostPorts};
+use crate::hostport::{self, Empty, HostPorts};
 use crate::ipam::{Ipam, Lease, RangeSet};
 use crate::isolation::Isolation;
 use crate::protocol::{Attachment, CniError, Command, Invocation, NetConf, Request, code};
@@ -43,6 +44,8 @@ pub(super) struct Server {
     trouble: Mutex<Option<String>>,
     /// Taken before `ipam`, so that no older state overwrites a younger one.
     host_ports: Mutex<HostPorts>,
+    /// Told when a table without a port is left.
+    pub(super) untidy: Notify,
     pub(super) busy: Busy,
     pub(super) isolation: Option<Arc<dyn Isolation>>,
     pub(super) cluster_dns: Vec<IpAddr>,
@@ -62,6 +65,7 @@ impl Server {
             network: Mutex::new(None),
             trouble: Mutex::new(None),
             host_ports: Mutex::new(HostPorts::new(&config.cluster_dns)),
+            untidy: Notify::new(),
             busy: Busy::default(),
             isolation: config.isolation.clone(),
             cluster_dns: config.cluster_dns.clone(),
@@ -110,14 +114,12 @@ impl Server {
         pods.map(|p| (p.namespace.clone(), p.name.clone())).collect()
     }
 
-    /// Makes the host's ports lead where the leases say. `doubt`: somebody else may have changed them.
-    pub(super) fn sync_host_ports(&self, doubt: bool) -> Result<(), hostport::Error> {
+    /// Makes the host's ports lead where the leases say, whatever somebody else may have changed, and tidies up.
+    pub(super) fn look_at_host_ports(&self) -> Result<(), hostport::Error> {
         let mut host_ports = lock(&self.host_ports);
-        if doubt {
-            host_ports.doubt();
-        }
+        host_ports.doubt();
         let desired = hostport::desired(self.ipam().leases());
-        sync(&mut host_ports, &desired)
+        sync(&mut host_ports, &desired, Empty::Goes)
     }
 
     /// The same after a lease came.
@@ -125,7 +127,9 @@ impl Server {
         if lease.runtime.port_mappings.is_empty() {
             return Ok(());
         }
-        self.sync_host_ports(false)
+        let mut host_ports = lock(&self.host_ports);
+        let desired = hostport::desired(self.ipam().leases());
+        sync(&mut host_ports, &desired, Empty::Stays)
             .map_err(|e| CniError::new(code::KERNEL, "failed to map ports of the host").because(e))
     }
 
@@ -140,8 +144,11 @@ impl Server {
         let mut host_ports = mapped.map(|_| lock(&self.host_ports));
         if let Some(host_ports) = &mut host_ports {
             let desired = hostport::desired(self.ipam().leases().filter(|l| l.attachment != *attachment));
-            sync(host_ports, &desired)
+            sync(host_ports, &desired, Empty::Stays)
                 .map_err(|e| CniError::new(code::KERNEL, "failed to unmap ports of the host").because(e))?;
+        }
+        if host_ports.as_ref().is_some_and(|h| h.has_empty()) {
+            self.untidy.notify_one();
         }
         let released = self.ipam().release(attachment);
         released
@@ -202,8 +209,12 @@ impl Server {
     }
 }
 
-fn sync(host_ports: &mut HostPorts, desired: &hostport::Desired) -> Result<(), hostport::Error> {
-    let plan = host_ports.sync(desired)?;
+fn sync(
+    host_ports: &mut HostPorts,
+    desired: &hostport::Desired,
+    empty: Empty,
+) -> Result<(), hostport::Error> {
+    let plan = host_ports.sync(desired, empty)?;
     if !plan.is_empty() {
         tracing::info!(plan.ops = plan.0.len(), "host ports changed");
         tracing::debug!(%plan, "applied");

@@ -7,7 +7,7 @@ use svcnet_netlink::local::LocalFor;
 use svcnet_netlink::nft::{Batch, Element, Family, Fields, Socket};
 use svcnet_netlink::{Rtnl, conntrack, nft, rt, sysctl};
 
-use super::plan::{Observed, Op, Plan, plan};
+use super::plan::{Empty, Observed, Op, Plan, carried_out, plan};
 use super::table::{self, ADDRESS_PORTS, HAIRPIN, LOOPBACK, PORTS, STAND_IN};
 use super::{Desired, Elements, Frontend, Target, desired};
 use crate::ipam::Lease;
@@ -54,19 +54,34 @@ impl HostPorts {
     ///
     /// # Errors
     /// When the kernel refuses. The next time it is looked at from the start.
-    pub fn sync(&mut self, desired: &Desired) -> Result<Plan, Error> {
-        let plan = match self.held.take().map(|held| plan(desired, &held)) {
-            // Where somebody else changed the table, the kernel refuses all of it, or what is not there.
-            Some(plan) if self.apply(&plan).is_ok() => plan,
-            _ => {
-                let plan = plan(desired, &self.observe()?);
-                self.apply(&plan)?;
-                plan
-            }
+    pub fn sync(&mut self, desired: &Desired, empty: Empty) -> Result<Plan, Error> {
+        // Where somebody else changed a table, the kernel refuses all of it, or what is not there.
+        let believed = self.held.take();
+        let by_belief = believed.and_then(|held| self.try_sync(desired, held, empty).ok());
+        let (plan, held) = match by_belief {
+            Some(done) => done,
+            None => self.try_sync(desired, self.observe()?, empty)?,
         };
-        let wanted = desired.iter().filter(|(_, e)| !e.ports.is_empty());
-        self.held = Some(wanted.map(|(family, e)| (*family, Some(e.clone()))).collect());
+        self.held = Some(held);
         Ok(plan)
+    }
+
+    /// Whether there is a table without a port.
+    pub fn has_empty(&self) -> bool {
+        let is_empty = |held: &Option<Elements>| held.as_ref().is_some_and(|e| e.ports.is_empty());
+        self.held.iter().flat_map(Observed::values).any(is_empty)
+    }
+
+    fn try_sync(
+        &self,
+        desired: &Desired,
+        observed: Observed,
+        empty: Empty,
+    ) -> Result<(Plan, Observed), Error> {
+        let plan = plan(desired, &observed, empty);
+        self.apply(&plan)?;
+        let held = carried_out(&plan, desired, &observed);
+        Ok((plan, held))
     }
 
     fn observe(&self) -> Result<Observed, Error> {
@@ -142,7 +157,7 @@ pub fn forget(addresses: &[IpAddr]) -> Result<(), Error> {
         };
         elements.loopback.retain(still);
     }
-    HostPorts::new(&[]).apply(&plan(&desired, &observed))
+    HostPorts::new(&[]).apply(&plan(&desired, &observed, Empty::Goes))
 }
 
 /// What ports of these leases do not lead where they should; `own` as for [`HostPorts::new`].

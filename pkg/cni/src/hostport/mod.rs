@@ -10,7 +10,7 @@ mod plan;
 mod table;
 
 pub use apply::{Error, HostPorts, forget, missing};
-pub use plan::{Observed, Op, Plan, plan};
+pub use plan::{Empty, Observed, Op, Plan, plan};
 pub use table::{TABLE, TABLES};
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -12,6 +12,15 @@ use crate::protocol::Protocol;
 /// What the kernel holds: nothing of a family whose table is not there or not as it should be.
 pub type Observed = BTreeMap<Family, Option<Elements>>;
 
+/// What becomes of a table without a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Empty {
+    /// It stays: making it takes longer than all else that ADD does, and the next port is often near.
+    Stays,
+    /// It goes.
+    Goes,
+}
+
 /// One operation on a family's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
@@ -85,7 +94,7 @@ impl fmt::Display for Plan {
 }
 
 /// The difference. It is as large as the change.
-pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
+pub fn plan(desired: &Desired, observed: &Observed, empty: Empty) -> Plan {
     let mut ops = Vec::new();
     for family in [Family::Ip, Family::Ip6] {
         let nothing = Elements::default();
@@ -96,7 +105,8 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
             (None, Some(held)) => {
                 // Each port on its own too: it says which flows are to be forgotten.
                 let gone = held.iter().flat_map(|held| difference(&nothing, held));
-                ops.extend(gone.chain([Op::RemoveTable]).map(|op| (family, op)));
+                ops.extend(gone.map(|op| (family, op)));
+                ops.extend((empty == Empty::Goes).then_some((family, Op::RemoveTable)));
                 continue;
             }
             (Some(wanted), Some(Some(held))) => (wanted, held),
@@ -108,6 +118,21 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
         ops.extend(difference(wanted, held).into_iter().map(|op| (family, op)));
     }
     Plan(ops)
+}
+
+/// What the kernel holds once a plan is carried out.
+pub(super) fn carried_out(plan: &Plan, desired: &Desired, observed: &Observed) -> Observed {
+    let removed = |family| plan.0.contains(&(family, Op::RemoveTable));
+    let held = |family| match desired.get(&family).filter(|e| !e.ports.is_empty()) {
+        Some(elements) => Some(Some(elements.clone())),
+        None => observed
+            .get(&family)
+            .map(|held| held.as_ref().map(|_| Elements::default())),
+    };
+    let families = [Family::Ip, Family::Ip6].into_iter().filter(|f| !removed(*f));
+    families
+        .filter_map(|family| Some((family, held(family)?)))
+        .collect()
 }
 
 /// What goes comes first: a port that leads elsewhere now is deleted and added.

@@ -51,7 +51,7 @@ fn from_nothing_to_ports_and_back() {
     ];
     let both = desired(leases.iter());
     assert_eq!(
-        plan(&both, &plan::Observed::new()).to_string(),
+        plan(&both, &plan::Observed::new(), Empty::Goes).to_string(),
         "ip make table\n\
          ip + port *:8080/tcp : 10.244.1.2:80\n\
          ip + port *:5353/udp : 10.244.1.3:80\n\
@@ -65,7 +65,7 @@ fn from_nothing_to_ports_and_back() {
     );
     let dns = desired(leases[1..].iter());
     assert_eq!(
-        plan(&dns, &observed(&both)).to_string(),
+        plan(&dns, &observed(&both), Empty::Goes).to_string(),
         "ip - port *:8080/tcp\n\
          ip - port 172.30.0.11:81/tcp\n\
          ip - hairpin 10.244.1.2\n\
@@ -76,12 +76,18 @@ fn from_nothing_to_ports_and_back() {
     );
     let nothing = desired([].iter());
     assert_eq!(
-        plan(&nothing, &observed(&dns)).to_string(),
+        plan(&nothing, &observed(&dns), Empty::Goes).to_string(),
         "ip - port *:5353/udp\nip - hairpin 10.244.1.3\nip remove table\n"
     );
     let foreign = plan::Observed::from([(Family::Ip, None)]);
-    assert_eq!(plan(&nothing, &foreign).to_string(), "ip remove table\n");
-    assert_eq!(plan(&both, &foreign).0[0], (Family::Ip, Op::MakeTable));
+    assert_eq!(
+        plan(&nothing, &foreign, Empty::Goes).to_string(),
+        "ip remove table\n"
+    );
+    assert_eq!(
+        plan(&both, &foreign, Empty::Goes).0[0],
+        (Family::Ip, Op::MakeTable)
+    );
 }
 
 #[test]
@@ -132,7 +138,7 @@ fn a_port_is_one_pods_but_a_pod_follows_itself() {
     assert_eq!(target.to_string(), "10.244.1.3:80");
     let back = desired([&first].into_iter());
     assert_eq!(
-        plan(&back, &observed(&both)).to_string(),
+        plan(&back, &observed(&both), Empty::Goes).to_string(),
         "ip - port *:8080/tcp\n\
          ip - hairpin 10.244.1.3\n\
          ip + port *:8080/tcp : 10.244.1.2:80\n\
@@ -190,13 +196,22 @@ fn some_leases() -> impl Strategy<Value = Vec<Lease>> {
 proptest! {
     /// Step by step or from scratch, the kernel comes to hold the same, and then nothing is left to do.
     #[test]
-    fn every_way_leads_to_the_same(states in prop::collection::vec(some_leases(), 1..5)) {
+    fn every_way_leads_to_the_same(
+        states in prop::collection::vec((some_leases(), any::<bool>()), 1..5),
+    ) {
         let mut held = plan::Observed::new();
-        for leases in &states {
+        for (leases, goes) in &states {
+            let empty = if *goes { Empty::Goes } else { Empty::Stays };
             let wanted = desired(leases.iter());
-            held = carried_out(held.clone(), &plan(&wanted, &held));
-            prop_assert_eq!(&held, &observed(&wanted));
-            prop_assert!(plan(&wanted, &held).is_empty());
+            let plan = plan(&wanted, &held, empty);
+            let believed = plan::carried_out(&plan, &wanted, &held);
+            held = carried_out(held, &plan);
+            prop_assert_eq!(&held, &believed);
+            let mut filled = held.clone();
+            filled.retain(|_, e| *goes || e.as_ref().is_some_and(|e| !e.ports.is_empty()));
+            prop_assert_eq!(&filled, &observed(&wanted));
+            let again = super::plan(&wanted, &held, empty);
+            prop_assert!(again.is_empty(), "{}", again);
         }
     }
 }
