@@ -36,6 +36,7 @@ pub trait Isolation: fmt::Debug + Send + Sync {
     /// Why the container must not start. ADD fails with it, and [`Self::release`] is called.
     fn enforce(&self, subject: Subject<'_>) -> Result<(), String>;
 
-    /// The container is gone, and its link with it: its addresses are about to be free for others.
+    /// The container is gone, and its link with it: its addresses are about to be free for others. This does not wait
+    /// for anything but the kernel.
     fn release(&self, subject: Subject<'_>);
 }

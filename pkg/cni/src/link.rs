@@ -62,7 +62,7 @@ pub struct PodLink {
 /// Beginning of the names of the node's ends.
 const HOST_PREFIX: &str = "veth";
 /// Letters of [`hash_of`].
-const HASH_LENGTH: usize = 10;
+pub(crate) const HASH_LENGTH: usize = 10;
 
 /// The name of the node's end of an attachment's link: always the same, so that DEL needs no memory of ADD.
 pub fn host_name(attachment: &Attachment) -> String {

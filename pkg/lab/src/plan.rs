@@ -214,6 +214,9 @@ n2: svcnet agent --config /run/svcnet/labs/lab/nodes/n2/etc/config.yaml --disabl
              node-ip: \"172.30.0.12\"\n\
              data-dir: \"/run/svcnet/labs/lab/nodes/n2/data\"\n\
              run-dir: \"/run/svcnet/labs/lab/nodes/n2/run\"\n\
+             cni-conf-dir: \"/run/svcnet/labs/lab/nodes/n2/etc/cni/net.d\"\n\
+             cni-bin-dir: \"/run/svcnet/labs/lab/nodes/n2/etc/cni/bin\"\n\
+             cri-socket: \"/run/svcnet/labs/lab/nodes/n2/run/containerd.sock\"\n\
              server: \"https://172.30.0.11:6443\"\n\
              token-file: \"/run/svcnet/labs/lab/nodes/n1/data/token\"\n"
         );

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use svcnet_api::wellknown::BRIDGE_NAME;
 use svcnet_netlink::Rtnl;
+use svcnet_netlink::link::Link;
 use svcnet_netlink::netns::NetNs;
 
-use super::serve::Server;
+use super::serve::{Server, lock};
 use crate::ipam::Lease;
 use crate::isolation::Subject;
 use crate::protocol::{Attachment, CniError, NetConf, Request, code};
@@ -122,16 +123,33 @@ impl Server {
         }
     }
 
-    /// Deletes links of ours that nobody has a lease for: ADD writes the lease first, so that they are leftovers.
+    /// Deletes links of ours that nobody has a lease for: ADD writes the lease first, so that they are leftovers. One with a
+    /// container behind it stays, since it works: the leases were lost, not the container.
     pub(super) fn delete_orphans(&self) -> Result<(), super::Error> {
         let mut rt = Rtnl::open()?;
         let links = rt.links()?;
         let bridge = links.iter().find(|l| l.name == BRIDGE_NAME).map(|l| l.index);
-        let ours = |l: &&svcnet_netlink::link::Link| {
-            (link::is_host_name(&l.name) && bridge.is_some() && l.master == bridge)
-                || bandwidth::is_ifb_name(&l.name)
+        let is_port = |l: &Link| link::is_host_name(&l.name) && bridge.is_some() && l.master == bridge;
+        let lives = |l: &&Link| is_port(l) && l.lower_up;
+        for live in links.iter().filter(lives) {
+            let leased = self.ipam().leases().any(|l| has_link(l, &live.name));
+            if !leased && lock(&self.unleased).insert(live.name.clone()) {
+                let link = &live.name;
+                tracing::warn!(%link, "a container has no lease: its address may be given to another one");
+            }
+        }
+        let belongs_to_live = |detour: &Link| {
+            let hash = detour
+                .name
+                .get(detour.name.len().saturating_sub(link::HASH_LENGTH)..);
+            let mut live = links.iter().filter(lives);
+            live.any(|l| hash.is_some_and(|hash| l.name.ends_with(hash)))
         };
-        for link in links.iter().filter(ours) {
+        let is_left = |l: &&Link| {
+            let detour = bandwidth::is_ifb_name(&l.name) && !belongs_to_live(l);
+            detour || (is_port(l) && !l.lower_up)
+        };
+        for link in links.iter().filter(is_left) {
             // No ADD can reserve an address while the leases are locked, hence none makes a link of that name.
             let ipam = self.ipam();
             if ipam.leases().any(|l| has_link(l, &link.name)) {

@@ -145,7 +145,9 @@ impl CniDaemon {
             path: self.socket.clone(),
             source,
         })?;
-        self.server.enforce_again();
+        let server = Arc::clone(&self.server);
+        // It may wait for a role that starts beside this one.
+        tokio::task::spawn_blocking(move || server.enforce_again());
         let running = self.server.pods();
         let registrar = self.server.registrar.clone();
         let socket = self.keeper.config.cri_socket.clone();

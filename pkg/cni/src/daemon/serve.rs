@@ -1,5 +1,6 @@
 //! What the daemon does for each call.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -46,6 +47,8 @@ pub(super) struct Server {
     host_ports: Mutex<HostPorts>,
     /// Told when a table without a port is left.
     pub(super) untidy: Notify,
+    /// Links of containers without a lease that were told of.
+    pub(super) unleased: Mutex<BTreeSet<String>>,
     pub(super) busy: Busy,
     pub(super) isolation: Option<Arc<dyn Isolation>>,
     pub(super) cluster_dns: Vec<IpAddr>,
@@ -66,6 +69,7 @@ impl Server {
             trouble: Mutex::new(None),
             host_ports: Mutex::new(HostPorts::new(&config.cluster_dns)),
             untidy: Notify::new(),
+            unleased: Mutex::default(),
             busy: Busy::default(),
             isolation: config.isolation.clone(),
             cluster_dns: config.cluster_dns.clone(),

@@ -188,11 +188,15 @@ impl RuntimeConfig {
         };
         let conventional = config.get("args").and_then(|a| a.get("cni"));
         let older = |key: &str| conventional.and_then(|cni| cni.get(key));
-        let ips = match runtime.get("ips").or_else(|| older("ips")) {
+        let given = |value: &&Value| !value.is_null();
+        let ips = match runtime.get("ips").filter(given).or_else(|| older("ips")) {
             Some(list) => addresses("runtimeConfig.ips", list)?,
             None => addresses("CNI_ARGS IP", &args.ips())?,
         };
-        let mac = match (runtime.get("mac").or_else(|| older("mac")), &args.mac) {
+        let mac = match (
+            runtime.get("mac").filter(given).or_else(|| older("mac")),
+            &args.mac,
+        ) {
             (None | Some(Value::Null), None) => None,
             (Some(Value::String(text)), _) if text.is_empty() => None,
             (Some(Value::String(text)), _) => Some(mac("runtimeConfig.mac", text)?),

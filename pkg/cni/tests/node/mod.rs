@@ -395,6 +395,10 @@ impl Node {
             .count()
     }
 
+    pub(crate) fn lose_leases(&self) {
+        fs::remove_dir_all(self.dir.path().join("data/cni")).unwrap();
+    }
+
     pub(crate) fn run(&self, words: &str) -> (bool, String) {
         output(&self.ns, words)
     }
