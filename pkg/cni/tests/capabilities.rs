@@ -259,7 +259,8 @@ fn status_tells_whether_pods_may_be_cut_off() {
     eventually("all is well", || code(&node).is_none());
 }
 
-/// Megabits per second that come through in about two seconds.
+/// Megabits per second that come through in about three seconds, from the first byte on: what waits in buffers, and how
+/// busy the machine is, can only make it less.
 fn rate(from: &NetNs, to: &NetNs, at: Ipv4Addr) -> f64 {
     let stream = || Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
     let listener = to.run(|| {
@@ -279,6 +280,7 @@ fn rate(from: &NetNs, to: &NetNs, at: Ipv4Addr) -> f64 {
             sender
         })
         .unwrap();
+    let begun = Instant::now();
     sender
         .set_write_timeout(Some(Duration::from_millis(100)))
         .unwrap();
@@ -291,13 +293,9 @@ fn rate(from: &NetNs, to: &NetNs, at: Ipv4Addr) -> f64 {
         }
     });
     let mut buffer = vec![0u8; 1 << 16];
-    // What comes at once is let by first.
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_millis(800) {
-        assert!(receiver.read(&mut buffer).unwrap() > 0);
-    }
-    let (begun, mut received) = (Instant::now(), 0);
-    while begun.elapsed() < Duration::from_secs(2) {
+    let mut received = 0;
+    // A gigabyte is enough to know that nothing slows it down.
+    while begun.elapsed() < Duration::from_millis(2800) && received < 1 << 30 {
         received += receiver.read(&mut buffer).unwrap();
     }
     let rate = f64::from(u32::try_from(received).unwrap()) * 8e-6 / begun.elapsed().as_secs_f64();
@@ -323,11 +321,10 @@ fn limits_hold_in_each_direction() {
     let ingress = rate(free.ns(), slow.ns(), addresses[0]);
     let free_rate = rate(free.ns(), node.ns(), Ipv4Addr::new(10, 244, 1, 1));
     println!("to it {ingress:.1}, from it {egress:.1}, without a limit {free_rate:.0} Mbit/s");
-    // Headers count, bursts are let by, and a busy machine may be slower than the limit: above it there is no way.
-    assert!(ingress < 44.0 && ingress > 4.0, "{ingress}");
-    assert!(egress < 22.0 && egress > 2.0, "{egress}");
-    assert!(free_rate > 60.0, "{free_rate}");
-    assert!(node.run("tc qdisc del dev svcnet0 root").1.is_empty());
+    // The rate, and the burst of 2 Mbit that is let by at once; a free one shows that the machine could do more.
+    assert!(ingress > 0.0 && ingress < 41.0, "{ingress}");
+    assert!(egress > 0.0 && egress < 21.0, "{egress}");
+    assert!(free_rate > 45.0, "{free_rate}");
     let ifb = node.run("ip -br link show type ifb").1;
     let ifb = ifb.split_whitespace().next().unwrap();
     assert!(node.run(&format!("tc qdisc del dev {ifb} root")).0);
