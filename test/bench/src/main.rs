@@ -39,7 +39,7 @@ enum What {
     /// CNI ADD and DEL against the reference plugins, which must be installed.
     Cni {
         /// How often; each measures both, one after the other.
-        #[arg(long, default_value_t = 25)]
+        #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
     /// One Service change to the kernel, at several sizes.
