@@ -259,9 +259,16 @@ set_key() {
   printf '%s: "%s"\n' "$1" "$2" >>"$file"
 }
 
+# runtimes: where containerd, CRI-O and podman look for their network.
+runtimes() {
+  set_key cni-conf-dir /etc/cni/net.d
+  set_key cni-bin-dir /opt/cni/bin
+}
+
 server() {
   install_binary
   "$bin" check --quiet
+  runtimes
   service server
   cat <<TEXT
 
@@ -275,6 +282,7 @@ TEXT
 agent() {
   install_binary
   "$bin" check --quiet
+  runtimes
   if [ -n "${SVCNET_SERVER:-}" ]; then set_key server "$SVCNET_SERVER"; fi
   if [ -n "${SVCNET_TOKEN:-}" ]; then set_key token "$SVCNET_TOKEN"; fi
   if [ ! -f /var/lib/svcnet/agent/kubeconfig.yaml ] && ! grep -qs '^server:' "$etc/config.yaml"; then

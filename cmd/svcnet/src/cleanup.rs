@@ -15,13 +15,15 @@ use svcnet_netlink::{Rtnl, sysctl};
 use svcnet_proxy::{Sysctls, ipvs};
 
 /// The nftables tables that the roles own.
-const TABLES: [(Family, &str); 6] = [
+const TABLES: [(Family, &str); 8] = [
     (Family::Ip, "svcnet"),
     (Family::Ip6, "svcnet"),
     (Family::Ip, "svcnet-overlay"),
     (Family::Ip6, "svcnet-overlay"),
     (Family::Ip, svcnet_announcer::NFT_TABLE),
     (Family::Ip6, svcnet_announcer::NFT_TABLE),
+    (Family::Ip, svcnet_cni::hostport::TABLE),
+    (Family::Ip6, svcnet_cni::hostport::TABLE),
 ];
 
 /// How far to go.
@@ -33,6 +35,10 @@ pub(crate) struct Extent {
     pub(crate) run_dir: PathBuf,
     /// The state, if it is to go as well.
     pub(crate) data_dir: Option<PathBuf>,
+    /// Where container runtimes look for network configurations.
+    pub(crate) cni_conf_dir: PathBuf,
+    /// Where they look for plugins.
+    pub(crate) cni_bin_dir: PathBuf,
 }
 
 /// One thing to remove.
@@ -111,7 +117,10 @@ pub(crate) fn plan(extent: &Extent) -> anyhow::Result<Plan> {
     let ours: Vec<_> = links
         .iter()
         // The pods' links are the ports of the bridge; deleting one deletes its end in the pod.
-        .filter(|link| link.name == VXLAN_NAME || (bridge.is_some() && link.master == bridge))
+        .filter(|link| {
+            let port = bridge.is_some() && link.master == bridge;
+            port || link.name == VXLAN_NAME || svcnet_cni::bandwidth::is_ifb_name(&link.name)
+        })
         .chain(links.iter().filter(|link| Some(link.index) == bridge))
         .collect();
     let filter = RouteFilter {
@@ -134,18 +143,15 @@ pub(crate) fn plan(extent: &Extent) -> anyhow::Result<Plan> {
         .into_iter()
         .filter(|address| extent.cluster_dns.contains(&address.net.addr()));
     plan.0.extend(dns.map(Operation::Address));
-    for purpose in [LocalFor::Relays, LocalFor::Loopback] {
+    for purpose in [LocalFor::Relays, LocalFor::Loopback, LocalFor::HostPorts] {
         let addresses = rtnl.local_addresses(purpose)?;
         plan.0
             .extend(addresses.into_iter().map(|ip| Operation::Local(purpose, ip)));
     }
     let files = [extent.run_dir.join("cni.sock"), sysctls.path().to_path_buf()];
-    plan.0.extend(
-        files
-            .into_iter()
-            .filter(|file| file.exists())
-            .map(Operation::File),
-    );
+    let installed = svcnet_cni::conflist::installed(&extent.cni_conf_dir, &extent.cni_bin_dir);
+    let files = files.into_iter().filter(|file| file.exists()).chain(installed);
+    plan.0.extend(files.map(Operation::File));
     if let Some(dir) = extent.data_dir.as_ref().filter(|dir| dir.exists()) {
         plan.0.push(Operation::Directory(dir.clone()));
     }
@@ -239,7 +245,11 @@ mod tests {
             cluster_dns: vec![[10, 96, 0, 10].into()],
             run_dir: dir.path().to_path_buf(),
             data_dir: None,
+            cni_conf_dir: dir.path().join("net.d"),
+            cni_bin_dir: dir.path().join("bin"),
         };
+        svcnet_cni::conflist::install_config(&extent.cni_conf_dir, Path::new("/s"), Path::new("/d")).unwrap();
+        svcnet_cni::conflist::install_plugin(&extent.cni_bin_dir).unwrap();
         let script = "set -e
             ip link set lo up
             ip link add svcnet0 type bridge && ip link add p1 type veth peer name p1x && ip link set p1 master svcnet0
@@ -247,6 +257,8 @@ mod tests {
             ip link add br0 type bridge && ip link add q1 type veth peer name q1x && ip link set q1 master br0
             ip -6 route add local fd73:7663:6e65::1 dev lo table local proto 116
             ip address add 10.96.0.10/32 dev lo && ip address add 10.1.1.1/32 dev lo
+            ip link add ifb0123456789 type ifb && ip link add ifbmine type ifb
+            ip -6 route add local fd73:7663:6e65::2 dev lo table local proto 117 && nft add table ip svcnet-hostport
             ip link set br0 up && ip route add 10.7.0.0/24 dev br0 proto 115 && ip route add 10.8.0.0/24 dev br0
             nft add table ip svcnet && nft add table ip svcnet-overlay && nft add table ip other";
         netns
@@ -269,6 +281,9 @@ mod tests {
                 let links = shown("ip", &["-o", "link"]);
                 assert!(!links.contains("svcnet") && !links.contains("p1"), "{links}");
                 assert!(links.contains("br0") && links.contains("q1"), "{links}");
+                assert!(links.contains("ifbmine") && !links.contains("ifb0123456789"), "{links}");
+                let left = [&extent.cni_conf_dir, &extent.cni_bin_dir].map(|d| std::fs::read_dir(d).unwrap().count());
+                assert_eq!(left, [0, 0]);
                 assert_eq!(shown("nft", &["list", "tables"]), "table ip other\n");
                 let routes = shown("ip", &["route"]);
                 assert!(

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use svcnet_runtime::backoff::Backoff;
 use svcnet_runtime::join::{ClusterFacts, JoinToken, join};
+use svcnet_runtime::renew;
 
 /// A server that starts at the same time is there within a moment; one that is away costs nothing.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
@@ -43,7 +44,10 @@ pub(crate) async fn establish(membership: &Membership) -> anyhow::Result<Option<
         return Ok(before.map(|joined| joined.facts));
     };
     if let Some(joined) = before.filter(|joined| {
-        joined.server == *server && joined.ca_hash == token.ca_hash() && joined.node == membership.node
+        joined.server == *server
+            && joined.ca_hash == token.ca_hash()
+            && joined.node == membership.node
+            && !renew::has_expired(&membership.kubeconfig)
     }) {
         return Ok(Some(joined.facts));
     }

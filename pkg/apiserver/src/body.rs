@@ -12,12 +12,22 @@ use flate2::write::GzEncoder;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::mpsc;
 
+use crate::limits::Permit;
+
 /// How much of a long body is put together at a time.
 const CHUNK: usize = 64 << 10;
 
 /// The body of an answer.
 #[derive(Debug)]
-pub(crate) enum Body {
+pub(crate) struct Body {
+    content: Content,
+    /// Held until the last of it is gone.
+    #[expect(dead_code, reason = "its end is what counts")]
+    permit: Option<Permit>,
+}
+
+#[derive(Debug)]
+enum Content {
     /// Pieces, sent in chunks. The number is their length together.
     Pieces(VecDeque<Bytes>, u64),
     /// The same, compressed on the way.
@@ -30,25 +40,46 @@ impl Body {
     pub(crate) fn pieces(pieces: impl Into<VecDeque<Bytes>>) -> Self {
         let pieces = pieces.into();
         let length = pieces.iter().map(|p| p.len() as u64).sum();
-        Self::Pieces(pieces, length)
+        Content::Pieces(pieces, length).into()
+    }
+
+    /// Whatever comes, until the sender is dropped.
+    pub(crate) fn stream(receiver: mpsc::Receiver<Bytes>) -> Self {
+        Content::Stream(receiver).into()
+    }
+
+    /// Counts as under way until it is sent.
+    #[must_use]
+    pub(crate) fn holding(self, permit: Option<Permit>) -> Self {
+        Self { permit, ..self }
     }
 
     /// How long it is, if that is known.
     pub(crate) fn len(&self) -> Option<u64> {
-        match self {
-            Self::Pieces(_, length) => Some(*length),
+        match &self.content {
+            Content::Pieces(_, length) => Some(*length),
             _ => None,
         }
     }
 
     #[must_use]
     pub(crate) fn compressed(self) -> Self {
-        match self {
+        let content = match self.content {
             // The real server's level: lists are long and repetitive.
-            Self::Pieces(pieces, _) => {
-                Self::Gzip(pieces, Some(GzEncoder::new(Vec::new(), Compression::fast())))
+            Content::Pieces(pieces, _) => {
+                Content::Gzip(pieces, Some(GzEncoder::new(Vec::new(), Compression::fast())))
             }
             other => other,
+        };
+        Self { content, ..self }
+    }
+}
+
+impl From<Content> for Body {
+    fn from(content: Content) -> Self {
+        Self {
+            content,
+            permit: None,
         }
     }
 }
@@ -104,14 +135,14 @@ impl HttpBody for Body {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let frame = |bytes: Option<Bytes>| bytes.map(|b| Ok(Frame::data(b)));
-        match self.get_mut() {
-            Self::Pieces(pieces, left) => {
+        match &mut self.get_mut().content {
+            Content::Pieces(pieces, left) => {
                 let next = chunk(pieces);
                 *left -= next.as_ref().map_or(0, |b| b.len() as u64);
                 Poll::Ready(frame(next))
             }
-            Self::Gzip(pieces, encoder) => Poll::Ready(frame(squeeze(pieces, encoder))),
-            Self::Stream(receiver) => receiver.poll_recv(context).map(frame),
+            Content::Gzip(pieces, encoder) => Poll::Ready(frame(squeeze(pieces, encoder))),
+            Content::Stream(receiver) => receiver.poll_recv(context).map(frame),
         }
     }
 
@@ -120,6 +151,6 @@ impl HttpBody for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Pieces(_, 0))
+        matches!(self.content, Content::Pieces(_, 0))
     }
 }

@@ -72,7 +72,10 @@ pub(crate) async fn keep(server: Arc<Server>, port: u16) {
     loop {
         tokio::select! {
             _ = repair_tick.tick() => { _ = repair(&server, port).await; }
-            _ = expire_tick.tick() => expire(&server).await,
+            _ = expire_tick.tick() => {
+                expire(&server).await;
+                server.tokens.sweep(&server.authority).await;
+            }
             () = server.shutdown.cancelled() => return,
         }
     }

@@ -4,12 +4,19 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use svcnet_api::Admission;
 
+use crate::audit::AuditConfig;
+use crate::limits::Limits;
+
 /// Prints the process's metrics in Prometheus' text format.
 pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// How long certificates last, if nothing else is said (the real `--cluster-signing-duration`).
+pub const CERTIFICATES_LAST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Everything that an API server needs to know.
 #[derive(Clone)]
@@ -38,6 +45,13 @@ pub struct Config {
     pub tls_sans: Vec<String>,
     /// Hooks on writes, in this order.
     pub admissions: Vec<Arc<dyn Admission>>,
+    /// Bounds for what clients may ask of the server at a time.
+    pub limits: Limits,
+    /// Where what was changed and refused is written down; nowhere without.
+    pub audit: Option<AuditConfig>,
+    /// How long certificates last that the server makes (`--cluster-signing-duration`). They are renewed, while in use, when
+    /// a third of that is left. The authority itself lasts for twenty years.
+    pub certificates_last: Duration,
     /// What `/metrics` answers.
     pub metrics: Option<RenderMetrics>,
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use serde_json::Value;
 use svcnet_api::{ApiError, Kind, Reason, schema};
 
@@ -42,19 +42,28 @@ impl FieldValidation {
 
 /// Reads a body, up to the limit.
 pub(crate) async fn read(body: Incoming) -> Result<Bytes, ApiError> {
+    // Whoever tells the length is not made to send it.
+    if body.size_hint().lower() > BODY_MAX as u64 {
+        return Err(too_large());
+    }
     let collected = tokio::time::timeout(BODY_TIME_MAX, Limited::new(body, BODY_MAX).collect()).await;
     let collected =
         collected.map_err(|_| ApiError::new(Reason::Timeout, "the body did not arrive in time"))?;
     match collected {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => Err(ApiError::new(
-            Reason::RequestEntityTooLarge,
-            format!("Request entity too large: limit is {BODY_MAX}"),
-        )),
+        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => Err(too_large()),
         Err(error) => Err(ApiError::bad_request(format!(
             "the body could not be read: {error}"
         ))),
     }
+}
+
+/// The real server's words.
+fn too_large() -> ApiError {
+    ApiError::new(
+        Reason::RequestEntityTooLarge,
+        format!("Request entity too large: limit is {BODY_MAX}"),
+    )
 }
 
 /// The media type of a body, without parameters; JSON where none is named.

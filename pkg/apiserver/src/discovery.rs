@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use svcnet_api::registry::{self, GroupVersion};
 use svcnet_api::{ApiError, Kind, Reason};
 
+use crate::auth::{Review, reviews, reviews_of};
 use crate::reply::Reply;
 use crate::server::Server;
 use crate::traits;
@@ -19,6 +20,7 @@ const VERBS: [&str; 8] = [
     "watch",
 ];
 const VERBS_STATUS: [&str; 3] = ["get", "patch", "update"];
+const VERBS_REVIEW: [&str; 1] = ["create"];
 const VERBS_FINALIZE: [&str; 1] = ["update"];
 
 /// `/api`
@@ -33,15 +35,27 @@ pub(crate) fn api(server: &Server) -> Value {
     json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": [here]})
 }
 
+/// Every group version: of objects, and of questions about rights.
+pub(crate) fn group_versions() -> Vec<GroupVersion> {
+    let mut all = registry::group_versions();
+    for Review { group, version, .. } in reviews() {
+        let one = GroupVersion { group, version };
+        if !all.contains(&one) {
+            all.push(one);
+        }
+    }
+    all
+}
+
 fn group_names() -> Vec<&'static str> {
-    let mut names: Vec<&str> = registry::group_versions().iter().map(|gv| gv.group).collect();
+    let mut names: Vec<&str> = group_versions().iter().map(|gv| gv.group).collect();
     names.retain(|g| !g.is_empty());
     names.dedup();
     names
 }
 
 fn described(group: &str) -> Value {
-    let versions: Vec<Value> = registry::group_versions()
+    let versions: Vec<Value> = group_versions()
         .iter()
         .filter(|gv| gv.group == group)
         .map(|gv| json!({"groupVersion": format!("{group}/{}", gv.version), "version": gv.version}))
@@ -88,6 +102,12 @@ pub(crate) fn resources(group: &str, version: &str) -> Result<Reply, ApiError> {
             }));
         }
     }
+    for review in reviews_of(gv.group, gv.version) {
+        resources.push(json!({
+            "name": review.plural, "singularName": review.singular, "namespaced": review.namespaced,
+            "kind": review.kind, "verbs": VERBS_REVIEW,
+        }));
+    }
     let group_version = gv
         .path()
         .trim_start_matches("apis/")
@@ -106,7 +126,7 @@ fn subresources(kind: &Kind) -> impl Iterator<Item = (&'static str, &'static [&'
 }
 
 fn find(group: &str, version: &str) -> Option<GroupVersion> {
-    registry::group_versions()
+    group_versions()
         .into_iter()
         .find(|gv| gv.group == group && gv.version == version)
 }
@@ -124,12 +144,12 @@ pub(crate) fn aggregated(root: &str) -> Reply {
     let items: Vec<Value> = groups
         .into_iter()
         .map(|group| {
-            let versions = registry::group_versions()
-                .into_iter()
-                .filter(|gv| gv.group == group);
+            let versions = group_versions().into_iter().filter(|gv| gv.group == group);
             let versions: Vec<Value> = versions
                 .map(|gv| {
-                    let resources: Vec<Value> = gv.kinds().map(aggregated_kind).collect();
+                    let kinds = gv.kinds().map(aggregated_kind);
+                    let reviews = reviews_of(gv.group, gv.version).map(aggregated_review);
+                    let resources: Vec<Value> = kinds.chain(reviews).collect();
                     json!({"version": gv.version, "resources": resources, "freshness": "Current"})
                 })
                 .collect();
@@ -142,6 +162,19 @@ pub(crate) fn aggregated(root: &str) -> Reply {
     let mut reply = Reply::json(200, &list);
     reply.content_type = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
     reply
+}
+
+fn aggregated_review(review: &Review) -> Value {
+    let scope = if review.namespaced {
+        "Namespaced"
+    } else {
+        "Cluster"
+    };
+    let response = json!({"group": review.group, "version": review.version, "kind": review.kind});
+    json!({
+        "resource": review.plural, "responseKind": response, "scope": scope, "singularResource": review.singular,
+        "verbs": VERBS_REVIEW,
+    })
 }
 
 fn aggregated_kind(kind: &'static Kind) -> Value {

@@ -1,21 +1,38 @@
 //! From a request to its answer.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderMap, Method, Request, Response};
 use hyper::body::Incoming;
+use serde_json::Value;
 use svcnet_api::{ApiError, Reason};
+use tokio_util::sync::CancellationToken;
 
-use crate::auth::{self, Attributes, User};
+use crate::audit::{ObjectRef, Trail};
+use crate::auth::{self, Attributes, Caller, User};
 use crate::body::Body;
 use crate::decode::{self, FieldValidation};
+use crate::limits::{Permit, What};
 use crate::negotiate::{self, Form};
 use crate::reply::Reply;
 use crate::server::Server;
 use crate::url::{self, Path, Query, Target};
 use crate::write::{Outcome, Place, Written};
-use crate::{join, object, patch, read, root, traits, watch, write};
+use crate::{object, own, patch, read, root, traits, watch, write};
+
+/// The connection that a request comes over.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    /// Who is at the other end, as far as a certificate tells.
+    pub(crate) user: User,
+    pub(crate) from: Option<SocketAddr>,
+    /// When that certificate ends, in seconds since 1970.
+    pub(crate) until: Option<i64>,
+    /// Ends the connection at once when cancelled.
+    pub(crate) abort: CancellationToken,
+}
 
 /// A request for objects, its body apart.
 struct Call {
@@ -26,69 +43,178 @@ struct Call {
     headers: HeaderMap,
     form: Form,
     verb: &'static str,
+    abort: CancellationToken,
+    trail: Option<Arc<Trail>>,
 }
 
-/// Answers a request. `peer` is the caller as far as the connection tells.
-pub(crate) async fn handle(server: Arc<Server>, peer: User, request: Request<Incoming>) -> Response<Body> {
+/// Answers a request.
+pub(crate) async fn handle(server: Arc<Server>, peer: Peer, request: Request<Incoming>) -> Response<Body> {
     let gzip = negotiate::gzip(request.headers());
     let head_only = request.method() == Method::HEAD;
     let (method, path) = (request.method().clone(), request.uri().path().to_string());
     let started = Instant::now();
-    let reply = match route(server, peer, request).await {
+    let audit = server.audit.clone();
+    let trail = audit.map(|audit| Arc::new(Trail::begin(audit, peer.from, &request)));
+    let mut permit = None;
+    let reply = match route(server, peer, request, trail.clone(), &mut permit).await {
         Ok(reply) => reply,
         Err(error) => {
             tracing::debug!(%method, path, reason = %error, "refused");
             error.into()
         }
     };
-    metrics::counter!("svcnet_apiserver_requests_total", "code" => reply.code.to_string(), "verb" => method.to_string())
+    if let Some(trail) = &trail {
+        trail.end(&reply).await;
+    }
+    let counted = counted(&method);
+    metrics::counter!("svcnet_apiserver_requests_total", "code" => reply.code.to_string(), "verb" => counted)
         .increment(1);
-    metrics::histogram!("svcnet_apiserver_request_duration_seconds", "verb" => method.to_string())
+    metrics::histogram!("svcnet_apiserver_request_duration_seconds", "verb" => counted)
         .record(started.elapsed().as_secs_f64());
-    let mut response = reply.into_response(gzip);
+    let mut response = reply.into_response(gzip).map(|body| body.holding(permit));
     if head_only {
         *response.body_mut() = Body::pieces([]);
     }
     response
 }
 
-async fn route(server: Arc<Server>, peer: User, request: Request<Incoming>) -> Result<Reply, ApiError> {
-    let user = authenticate(&server, peer, request.headers())?;
+/// A method as metrics name it: whoever makes methods up makes no metrics.
+fn counted(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    }
+}
+
+async fn route(
+    server: Arc<Server>,
+    peer: Peer,
+    request: Request<Incoming>,
+    trail: Option<Arc<Trail>>,
+    permit: &mut Option<Permit>,
+) -> Result<Reply, ApiError> {
+    let path = url::parse(request.uri().path());
     let query = Query::parse(request.uri().query());
-    let Some(path) = url::parse(request.uri().path()) else {
+    if let (Some(trail), Some(path)) = (&trail, &path) {
+        note(trail, path, request.method(), &query);
+    }
+    let caller = authenticate(&server, &peer, &request, path.as_ref(), trail.as_deref())?;
+    let Some(path) = path else {
         // Strangers learn nothing about what is served.
-        auth::may_root(&user, &["apis".to_string()], "get")?;
-        return Err(ApiError::new(
-            Reason::NotFound,
-            "the server could not find the requested resource",
-        ));
+        auth::may_root(&caller.user, &["apis".to_string()], "get")?;
+        return Err(not_found());
+    };
+    let client = caller.by.as_ref().unwrap_or(&caller.user);
+    let count = |what| {
+        server
+            .in_flight
+            .enter(client, peer.from.map(|from| from.ip()), what)
+            .map(Some)
     };
     match path {
+        Path::Root(segments) if segments[0] == own::ROOT => {
+            *permit = count(What::Request)?;
+            own::answer(&server, &caller, &segments, request, trail.as_deref()).await
+        }
         Path::Root(segments) => {
-            if segments == ["svcnet", "v1", "join"] {
-                return join::join(server, user, request).await;
-            }
             let method = request.method().as_str().to_lowercase();
-            auth::may_root(&user, &segments, &method)?;
+            auth::may_root(&caller.user, &segments, &method)?;
             if !matches!(*request.method(), Method::GET | Method::HEAD) {
                 return Err(method_not_allowed());
             }
             root::answer(&server, &segments, &query, request.headers())
         }
+        Path::Review(review, namespace) => {
+            review.may_ask(&caller, &namespace)?;
+            if request.method() != Method::POST {
+                return Err(method_not_allowed());
+            }
+            *permit = count(What::Request)?;
+            let media = decode::media_type(request.headers()).to_string();
+            let body = decode::read(request.into_body()).await?;
+            let (question, _) = decode::value(&media, &body)?;
+            let answer = review.answer(&server, &caller, &namespace, question)?;
+            Ok(Reply::json(201, &answer))
+        }
         Path::Resource(target) => {
             let verb = verb(request.method(), &target, &query)?;
+            let what = if verb == "watch" {
+                What::Watch
+            } else {
+                What::Request
+            };
+            *permit = count(what)?;
             let call = Call {
                 form: negotiate::form(request.headers()),
                 headers: request.headers().clone(),
                 server,
-                user,
+                user: caller.user,
                 target: *target,
                 query,
                 verb,
+                abort: peer.abort,
+                trail,
             };
             call.answer(request.into_body()).await
         }
     }
+}
+
+/// What the URL tells of a request, for the audit log.
+fn note(trail: &Trail, path: &Path, method: &Method, query: &Query) {
+    match path {
+        Path::Resource(target) => {
+            let Target {
+                kind,
+                namespace,
+                name,
+                subresource,
+            } = target.as_ref();
+            if let Ok(verb) = verb(method, target, query) {
+                trail.object(
+                    verb,
+                    ObjectRef::of(kind, namespace, name, subresource),
+                    kind.volatile,
+                );
+            }
+        }
+        // A question changes nothing.
+        Path::Review(review, namespace) => {
+            trail.object("create", ObjectRef::of_review(review, namespace), true);
+        }
+        Path::Root(_) => {}
+    }
+}
+
+fn authenticate(
+    server: &Server,
+    peer: &Peer,
+    request: &Request<Incoming>,
+    path: Option<&Path>,
+    trail: Option<&Trail>,
+) -> Result<Caller, ApiError> {
+    let caller = auth::authenticate(&server.tokens, peer.user.clone(), request.headers());
+    match (&caller, trail) {
+        (Ok(caller), Some(trail)) => trail.caller(&caller.user, caller.by.as_ref()),
+        (Err(refused), Some(trail)) => {
+            trail.caller(&refused.user, None);
+            trail.because(&refused.why);
+        }
+        (_, None) => {}
+    }
+    caller.map_err(|refused| root::refused(path, refused.error))
+}
+
+fn not_found() -> ApiError {
+    ApiError::new(
+        Reason::NotFound,
+        "the server could not find the requested resource",
+    )
 }
 
 fn method_not_allowed() -> ApiError {
@@ -96,20 +222,6 @@ fn method_not_allowed() -> ApiError {
         Reason::MethodNotAllowed,
         "the server does not allow this method on the requested resource",
     )
-}
-
-/// Who calls: what the connection says, or else the bearer token. A wrong token is refused even where none is needed.
-fn authenticate(server: &Server, peer: User, headers: &HeaderMap) -> Result<User, ApiError> {
-    let given = headers
-        .get(http::header::AUTHORIZATION)
-        .and_then(|a| a.to_str().ok());
-    let token = given.and_then(|g| g.strip_prefix("Bearer ")).map(str::trim);
-    match token {
-        None => Ok(peer),
-        Some(_) if peer != User::anonymous() => Ok(peer),
-        Some(token) if server.token.is(token) => Ok(User::bootstrapper()),
-        Some(_) => Err(ApiError::new(Reason::Unauthorized, join::WRONG_TOKEN)),
-    }
 }
 
 /// What Kubernetes calls a method on a target.
@@ -136,24 +248,37 @@ impl Call {
             name,
             subresource,
         } = &self.target;
+        // As the real server has it: whoever selects one name wants that object.
+        let selected = match self.verb {
+            "list" | "watch" => read::selected_name(kind, &self.query),
+            _ => None,
+        };
         let wanted = Attributes {
             verb: self.verb,
             kind,
             namespace,
-            name,
+            name: selected.as_deref().unwrap_or(name),
             subresource,
         };
-        auth::may(&self.user, &wanted)?;
+        if let Some(trail) = &self.trail {
+            trail.name(wanted.name);
+        }
+        let related = |node: &str| auth::needs_secret(&self.server, node, namespace, wanted.name);
+        auth::may(&self.user, &wanted, related)?;
         if !traits::has_subresource(kind, subresource) {
-            return Err(ApiError::new(
-                Reason::NotFound,
-                "the server could not find the requested resource",
-            ));
+            return Err(not_found());
         }
         match self.verb {
             "get" => return read::get(&self.server, &self.target, &self.query, self.form),
             "list" => return read::list(&self.server, &self.target, &self.query, self.form),
-            "watch" => return watch::watch(&self.server, &self.target, &self.query, self.form),
+            "watch" => {
+                let reader = watch::Reader {
+                    token: self.user.token.clone(),
+                    form: self.form,
+                    abort: self.abort.clone(),
+                };
+                return watch::watch(&self.server, &self.target, &self.query, reader);
+            }
             // A subresource is changed, never made.
             "create" if !name.is_empty() => return Err(method_not_allowed()),
             _ => {}
@@ -165,8 +290,22 @@ impl Call {
             return Err(method_not_allowed());
         }
         let body = decode::read(body).await?;
-        // A write goes on when its client hangs up: its hooks must learn what has become of it.
-        let done = tokio::spawn(async move { self.write(&body).await });
+        // A write goes on when its client hangs up: its hooks, and the audit log, must learn what has become of it.
+        let done = tokio::spawn(async move {
+            let trail = self.trail.clone();
+            let done = self.write(&body).await;
+            match (trail, done) {
+                (Some(trail), Ok(reply)) => {
+                    trail.end(&reply).await;
+                    Ok(reply)
+                }
+                (Some(trail), Err(error)) => {
+                    trail.end(&error.clone().into()).await;
+                    Err(error)
+                }
+                (None, done) => done,
+            }
+        });
         done.await
             .unwrap_or_else(|_| Err(ApiError::internal("the request handler failed")))
     }
@@ -217,7 +356,15 @@ impl Call {
         let validation = FieldValidation::of(&self.query)?;
         let media = decode::media_type(&self.headers);
         let (object, warnings) = decode::object(self.target.kind, media, body, validation)?;
+        let name = object::meta_text(&object, "name").to_string();
+        if let Some(trail) = &self.trail {
+            trail.name(&name);
+        }
         let done = self.server.create(self.place()?, object).await?;
+        if let Some(trail) = self.trail.as_ref().filter(|_| name.is_empty()) {
+            let made: Value = serde_json::from_slice(&done.object).unwrap_or_default();
+            trail.name(object::meta_text(&made, "name"));
+        }
         self.written(&done, warnings)
     }
 

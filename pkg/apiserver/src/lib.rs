@@ -4,19 +4,24 @@
 //! straight from the store's memory, or `decode` → `patch` → `write` (defaults, hooks, checks, commit) → `reply`.
 //! No verb knows a kind by name: kinds are entries of `svcnet_api::registry`, their few exceptions stand in `traits`.
 
+mod audit;
 mod auth;
 mod body;
 mod bootstrap;
 mod carry;
+mod clients;
+mod collect;
 mod config;
 mod decode;
 mod discovery;
 mod handler;
-mod join;
+mod limits;
 mod namespace;
 mod negotiate;
 mod object;
+mod own;
 mod patch;
+mod patient;
 mod pki;
 mod protobuf;
 mod read;
@@ -33,21 +38,20 @@ mod write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-pub use config::{Config, RenderMetrics};
+pub use audit::{AuditConfig, AuditError};
+pub use config::{CERTIFICATES_LAST, Config, RenderMetrics};
+pub use limits::Limits;
 pub use pki::PkiError;
 pub use root::VERSION;
-use svcnet_store::{OpenError, Store};
+use svcnet_store::{Keyring, KeyringError, OpenError, Store};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::pki::{Authority, ClientName, Serving, Token, write_kubeconfig};
+use crate::clients::Kubeconfigs;
+use crate::pki::{Authority, Serving, Token};
 use crate::server::Server;
-
-/// How often is looked whether the serving certificate nears its end.
-const RENEW_EVERY: Duration = Duration::from_secs(12 * 60 * 60);
 
 /// Why the server does not start, or stops.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +62,12 @@ pub enum Error {
     /// The data.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// The audit log.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// The key file of what is encrypted.
+    #[error(transparent)]
+    Keys(#[from] KeyringError),
     /// The port.
     #[error("cannot listen on {address}{}", if in_use(.source) { " (another program has that port)" } else { "" })]
     Listen {
@@ -91,10 +101,8 @@ pub struct ApiServer {
     listeners: Vec<TcpListener>,
     plain: Option<TcpListener>,
     acceptor: Acceptor,
-    addresses: Vec<SocketAddr>,
+    kubeconfigs: Kubeconfigs,
     plain_address: Option<SocketAddr>,
-    controller_kubeconfig: PathBuf,
-    agent_kubeconfig: PathBuf,
     token_path: PathBuf,
 }
 
@@ -125,28 +133,33 @@ impl ApiServer {
             None => None,
         };
         let data_dir = config.data_dir.clone();
-        let store = Store::open(&data_dir.join("store"), &server::collection_specs())?;
-        let authority = Authority::open(&data_dir.join("pki"))?;
+        let keyring = Keyring::open_or_make(&data_dir.join("encryption.key"))?;
+        let store = Store::open_encrypted(&data_dir.join("store"), &server::collection_specs(), keyring)?;
+        let authority = Authority::open(&data_dir.join("pki"), config.certificates_last)?;
         let serving = Serving::open(&authority, pki::sans(&config))?;
         let token_path = data_dir.join("token");
         let token = Token::open(&token_path, &authority)?;
         let server = Arc::new(Server::new(config, store, authority, serving, token)?);
         server.restore_admissions()?;
         let acceptor = Acceptor(serve::acceptor(&server)?);
+        let kubeconfigs = Kubeconfigs {
+            admin: server.config.admin_kubeconfig.clone(),
+            controller: data_dir.join("controller/kubeconfig.yaml"),
+            agent: data_dir.join("agent/kubeconfig.yaml"),
+            addresses,
+        };
+        kubeconfigs.write(&server)?;
         let started = Self {
             plain_address: plain.as_ref().and_then(|l| l.local_addr().ok()),
             server,
             listeners,
             plain,
             acceptor,
-            addresses,
-            controller_kubeconfig: data_dir.join("controller/kubeconfig.yaml"),
-            agent_kubeconfig: data_dir.join("agent/kubeconfig.yaml"),
+            kubeconfigs,
             token_path,
         };
-        started.write_kubeconfigs()?;
         // What fails here is said in the log, and tried again while the server runs.
-        _ = bootstrap::repair(&started.server, started.port()).await;
+        _ = bootstrap::repair(&started.server, started.kubeconfigs.port()).await;
         Ok(started)
     }
 
@@ -156,19 +169,23 @@ impl ApiServer {
     /// None at present: what fails while running is logged, and said at `/readyz`.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
         let server = self.server.clone();
-        let keeper = tokio::spawn(bootstrap::keep(server.clone(), self.port()));
-        let renewer = tokio::spawn(renew(server.clone()));
+        let keeper = tokio::spawn(bootstrap::keep(server.clone(), self.kubeconfigs.port()));
+        let renewer = tokio::spawn(self.kubeconfigs.clone().keep(server.clone()));
+        let collector = tokio::spawn(collect::run(server.clone()));
         let stop = server.shutdown.clone();
         let stopper = tokio::spawn(async move {
             shutdown.cancelled().await;
             stop.cancel();
         });
-        for address in &self.addresses {
+        for address in &self.kubeconfigs.addresses {
             tracing::info!(%address, "the API is served");
         }
         serve::serve(server.clone(), self.listeners, self.plain, self.acceptor.0).await;
-        for task in [keeper, renewer, stopper] {
+        for task in [keeper, renewer, collector, stopper] {
             _ = task.await;
+        }
+        if let Some(audit) = &server.audit {
+            audit.flush().await;
         }
         server.store.close().await;
         Ok(())
@@ -176,7 +193,7 @@ impl ApiServer {
 
     /// The addresses that HTTPS is served on, with the ports that were really taken.
     pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
+        &self.kubeconfigs.addresses
     }
 
     /// The address that plain HTTP is served on, if it is.
@@ -186,75 +203,22 @@ impl ApiServer {
 
     /// The administrator's kubeconfig.
     pub fn admin_kubeconfig(&self) -> &Path {
-        &self.server.config.admin_kubeconfig
+        &self.kubeconfigs.admin
     }
 
     /// The kubeconfig of the controllers in this process.
     pub fn controller_kubeconfig(&self) -> &Path {
-        &self.controller_kubeconfig
+        &self.kubeconfigs.controller
     }
 
     /// The kubeconfig of the agent on this host.
     pub fn agent_kubeconfig(&self) -> &Path {
-        &self.agent_kubeconfig
+        &self.kubeconfigs.agent
     }
 
     /// The file that holds the join token.
     pub fn token_path(&self) -> &Path {
         &self.token_path
-    }
-
-    fn port(&self) -> u16 {
-        self.addresses
-            .first()
-            .map_or(svcnet_api::wellknown::API_PORT, SocketAddr::port)
-    }
-
-    /// The administrator may be anywhere, and is told the advertised address; the roles of this host use loopback where
-    /// it is served, which stays when the host's address changes.
-    fn write_kubeconfigs(&self) -> Result<(), Error> {
-        let config = &self.server.config;
-        let local = self
-            .addresses
-            .iter()
-            .find(|a| a.ip().is_loopback() || a.ip().is_unspecified());
-        let loopback = |a: &SocketAddr| if a.ip().is_ipv4() { "127.0.0.1" } else { "[::1]" };
-        let advertised = SocketAddr::new(config.advertise_address, self.port());
-        let here = local.map_or_else(
-            || advertised.to_string(),
-            |a| format!("{}:{}", loopback(a), a.port()),
-        );
-        let node = format!("system:node:{}", config.node_name);
-        let advertised = advertised.to_string();
-        let files = [
-            (
-                "admin",
-                "svcnet-admin",
-                "system:masters",
-                config.admin_kubeconfig.as_path(),
-                &advertised,
-            ),
-            (
-                "controller",
-                "system:svcnet-controller",
-                "system:controller",
-                self.controller_kubeconfig.as_path(),
-                &here,
-            ),
-            (
-                "agent",
-                node.as_str(),
-                "system:nodes",
-                self.agent_kubeconfig.as_path(),
-                &here,
-            ),
-        ];
-        let authority = &self.server.authority;
-        for (file, user, group, path, address) in files {
-            let (cert, key) = authority.client_pair(file, ClientName { user, group })?;
-            write_kubeconfig(path, &format!("https://{address}"), authority, (&cert, &key))?;
-        }
-        Ok(())
     }
 }
 
@@ -262,16 +226,4 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
     TcpListener::bind(address)
         .await
         .map_err(|source| Error::Listen { address, source })
-}
-
-async fn renew(server: Arc<Server>) {
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(RENEW_EVERY) => {}
-            () = server.shutdown.cancelled() => return,
-        }
-        if let Err(error) = server.serving.renew(&server.authority) {
-            tracing::warn!(reason = %error, "the serving certificate cannot be renewed");
-        }
-    }
 }

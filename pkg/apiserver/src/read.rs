@@ -96,6 +96,12 @@ impl Continue {
     }
 }
 
+/// The one name that a list selects, if it does.
+pub(crate) fn selected_name(kind: &Kind, query: &Query) -> Option<String> {
+    let fields = FieldSelector::parse(query.get("fieldSelector")?, kind).ok()?;
+    fields.required("metadata.name").map(str::to_string)
+}
+
 /// One object.
 pub(crate) fn get(server: &Server, target: &Target, query: &Query, form: Form) -> Result<Reply, ApiError> {
     let entry = server.get(target.kind, &target.namespace, &target.name);

@@ -20,6 +20,8 @@ pub(crate) struct Reply {
     /// What `Warning` headers say.
     pub(crate) warnings: Vec<String>,
     pub(crate) headers: Vec<(HeaderName, String)>,
+    /// The refusal that it is, if it is one.
+    pub(crate) refusal: Option<ApiError>,
 }
 
 impl Reply {
@@ -30,6 +32,7 @@ impl Reply {
             body: body.into(),
             warnings: Vec::new(),
             headers: Vec::new(),
+            refusal: None,
         }
     }
 
@@ -90,6 +93,7 @@ impl From<ApiError> for Reply {
             }
             _ => {}
         }
+        reply.refusal = Some(error);
         reply
     }
 }

@@ -11,8 +11,8 @@ use svcnet_api::{ApiError, Reason, schema};
 use crate::negotiate;
 use crate::reply::Reply;
 use crate::server::Server;
-use crate::url::Query;
-use crate::{body::Body, discovery};
+use crate::url::{Path, Query};
+use crate::{body::Body, discovery, own};
 
 /// The Kubernetes version that clients are told: kubectl's dispatchers choose by it.
 pub const VERSION: &str = "v1.33.0+svcnet";
@@ -55,10 +55,20 @@ pub(crate) fn answer(
     }
 }
 
+/// What those are told who do not get in: who wanted to join is told where the right token is.
+pub(crate) fn refused(path: Option<&Path>, error: ApiError) -> ApiError {
+    match path {
+        Some(Path::Root(segments)) if segments == &own::JOIN && error.reason == Reason::Unauthorized => {
+            ApiError::new(Reason::Unauthorized, own::WRONG_TOKEN)
+        }
+        _ => error,
+    }
+}
+
 fn paths() -> serde_json::Value {
     let mut paths = vec!["/api".to_string(), "/apis".to_string()];
     paths.extend(
-        svcnet_api::registry::group_versions()
+        discovery::group_versions()
             .iter()
             .map(|gv| format!("/{}", gv.path())),
     );

@@ -13,10 +13,12 @@ use rustls::server::{ServerConfig, WebPkiClientVerifier};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{self, User};
-use crate::handler;
+use crate::handler::{self, Peer};
+use crate::patient::Patient;
 use crate::pki::PkiError;
 use crate::server::Server;
 
@@ -25,6 +27,8 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const HEAD_MAX: Duration = Duration::from_secs(30);
 /// How often an idle HTTP/2 client must show that it is there.
 const PING_EVERY: Duration = Duration::from_secs(30);
+/// How often is looked at the clock for the end of a client's certificate, at least.
+const LOOK_EVERY_MAX: Duration = Duration::from_secs(60 * 60);
 /// How long requests that are under way may go on after the end has come.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
@@ -98,8 +102,15 @@ async fn accept(
 
 async fn connection(server: Arc<Server>, stream: TcpStream, from: SocketAddr, acceptor: Option<TlsAcceptor>) {
     _ = stream.set_nodelay(true);
+    let stream = Patient::new(stream, server.config.limits.unread_max);
+    let mut peer = Peer {
+        user: User::apiserver(),
+        from: Some(from),
+        until: None,
+        abort: CancellationToken::new(),
+    };
     let Some(acceptor) = acceptor else {
-        return requests(server, stream, User::apiserver()).await;
+        return requests(server, stream, peer).await;
     };
     let shaken = tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await;
     let stream = match shaken {
@@ -114,10 +125,29 @@ async fn connection(server: Arc<Server>, stream: TcpStream, from: SocketAddr, ac
     let user = certificates
         .and_then(|c| c.first())
         .and_then(auth::from_certificate);
-    requests(server, stream, user.unwrap_or_else(User::anonymous)).await;
+    (peer.user, peer.until) = match user {
+        Some((user, until)) => (user, Some(until)),
+        None => (User::anonymous(), None),
+    };
+    requests(server, stream, peer).await;
 }
 
-async fn requests<S>(server: Arc<Server>, stream: S, user: User)
+/// Returns when the certificate of a client ends: no request is taken over this connection any more, and the client
+/// shows the one that it has by now. Looks at the clock now and then, since a sleep knows nothing of its jumps.
+async fn ended(until: Option<i64>) {
+    let Some(until) = until else {
+        return std::future::pending().await;
+    };
+    loop {
+        let left = until - jiff::Timestamp::now().as_second();
+        let Ok(left @ 1..) = u64::try_from(left) else {
+            return;
+        };
+        tokio::time::sleep(Duration::from_secs(left).min(LOOK_EVERY_MAX)).await;
+    }
+}
+
+async fn requests<S>(server: Arc<Server>, stream: S, peer: Peer)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -131,18 +161,29 @@ where
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)
         .max_concurrent_streams(1000);
-    let (shared, shutdown) = (server.clone(), server.shutdown.clone());
+    let (shared, shutdown, abort) = (server.clone(), server.shutdown.clone(), peer.abort.clone());
+    let until = peer.until;
     let service = service_fn(move |request| {
-        let (server, user) = (shared.clone(), user.clone());
-        async move { Ok::<_, std::convert::Infallible>(handler::handle(server, user, request).await) }
+        let (server, peer) = (shared.clone(), peer.clone());
+        async move { Ok::<_, std::convert::Infallible>(handler::handle(server, peer, request).await) }
     });
+    let over = async {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = ended(until) => {}
+        }
+    };
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = shutdown.cancelled() => {
+        () = abort.cancelled() => return,
+        () = over => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::select! {
+                ended = connection => ended,
+                () = abort.cancelled() => return,
+            }
         }
     };
     if let Err(error) = ended {

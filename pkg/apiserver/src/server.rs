@@ -10,8 +10,11 @@ use svcnet_store::{Collection, CollectionSpec, Entry, Key, Range, Store};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::Audit;
+use crate::auth::{TOKEN_COLLECTION, Tokens};
+use crate::limits::InFlight;
 use crate::pki::{Authority, Serving, Token};
-use crate::{Config, Error};
+use crate::{Config, Error, traits};
 
 /// How many locks writers to different objects share.
 const LOCKS: usize = 256;
@@ -23,7 +26,9 @@ pub(crate) struct Server {
     pub(crate) store: Store,
     pub(crate) authority: Authority,
     pub(crate) serving: Arc<Serving>,
-    pub(crate) token: Token,
+    pub(crate) tokens: Tokens,
+    pub(crate) in_flight: InFlight,
+    pub(crate) audit: Option<Audit>,
     /// Cancelled when the server stops: ends watches.
     pub(crate) shutdown: CancellationToken,
     collections: HashMap<(&'static str, &'static str), Collection>,
@@ -36,8 +41,13 @@ pub(crate) fn collection_specs() -> Vec<CollectionSpec> {
     let spec = |kind: &Kind| CollectionSpec {
         name: kind.resource(),
         volatile: kind.volatile,
+        encrypted: traits::of(kind).encrypted,
     };
-    registry::kinds().iter().map(spec).collect()
+    let tokens = CollectionSpec {
+        name: TOKEN_COLLECTION.to_string(),
+        ..CollectionSpec::default()
+    };
+    registry::kinds().iter().map(spec).chain([tokens]).collect()
 }
 
 impl Server {
@@ -48,15 +58,22 @@ impl Server {
         serving: Serving,
         token: Token,
     ) -> Result<Self, Error> {
+        let audit = config.audit.clone().map(Audit::open).transpose()?;
         let kinds = registry::kinds().iter();
         let collections = kinds.filter_map(|k| Some(((k.group, k.plural), store.collection(&k.resource())?)));
         let collections = collections.collect();
+        #[expect(clippy::expect_used, reason = "the store was opened with it")]
+        let held = store
+            .collection(TOKEN_COLLECTION)
+            .expect("invariant: a collection for tokens");
         Ok(Self {
+            tokens: Tokens::new(store.clone(), held, token),
+            in_flight: InFlight::new(config.limits),
+            audit,
             config,
             store,
             authority,
             serving: Arc::new(serving),
-            token,
             shutdown: CancellationToken::new(),
             collections,
             locks: (0..LOCKS).map(|_| Mutex::new(())).collect(),

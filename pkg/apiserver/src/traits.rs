@@ -17,6 +17,8 @@ pub(crate) struct Traits {
     pub(crate) create_on_update: bool,
     /// Objects go by themselves, so long after their last change.
     pub(crate) lifetime: Option<Duration>,
+    /// Objects are encrypted on the disk.
+    pub(crate) encrypted: bool,
     /// Names that cannot be deleted.
     pub(crate) immortal: &'static [&'static str],
 }
@@ -26,10 +28,11 @@ const NONE: Traits = Traits {
     status_on_create: false,
     create_on_update: false,
     lifetime: None,
+    encrypted: false,
     immortal: &[],
 };
 
-static TABLE: [(&str, &str, Traits); 5] = [
+static TABLE: [(&str, &str, Traits); 6] = [
     (
         "",
         "namespaces",
@@ -54,6 +57,14 @@ static TABLE: [(&str, &str, Traits); 5] = [
             create_on_update: true,
             // The real server's --event-ttl.
             lifetime: Some(Duration::from_secs(60 * 60)),
+            ..NONE
+        },
+    ),
+    (
+        "",
+        "secrets",
+        Traits {
+            encrypted: true,
             ..NONE
         },
     ),

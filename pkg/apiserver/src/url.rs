@@ -3,13 +3,17 @@
 use percent_encoding::percent_decode_str;
 use svcnet_api::{Kind, registry};
 
+use crate::auth::{Review, reviews_of};
+
 /// The thing behind a path.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) enum Path {
     /// `/version`, `/healthz/ping`, `/openapi/v3/api/v1`, `/apis`: the segments.
     Root(Vec<String>),
     /// Objects.
     Resource(Box<Target>),
+    /// A question about rights, and the namespace that it is asked in.
+    Review(&'static Review, String),
 }
 
 /// Objects, or one of them.
@@ -51,7 +55,20 @@ pub(crate) fn parse(path: &str) -> Option<Path> {
         ["apis", group, version, ref rest @ ..] if !rest.is_empty() => (group, version, rest),
         _ => return Some(Path::Root(segments)),
     };
+    if let Some((review, namespace)) = review(group, version, rest) {
+        return Some(Path::Review(review, namespace.to_string()));
+    }
     resource(group, version, rest).map(|t| Path::Resource(Box::new(t)))
+}
+
+fn review<'a>(group: &str, version: &str, rest: &[&'a str]) -> Option<(&'static Review, &'a str)> {
+    let (namespace, plural) = match *rest {
+        [plural] => ("", plural),
+        ["namespaces", namespace, plural] => (namespace, plural),
+        _ => return None,
+    };
+    let review = reviews_of(group, version).find(|r| r.plural == plural)?;
+    (review.namespaced != namespace.is_empty()).then_some((review, namespace))
 }
 
 fn resource(group: &str, version: &str, rest: &[&str]) -> Option<Target> {
@@ -123,6 +140,9 @@ mod tests {
                     .to_string()
             }
             Some(Path::Root(words)) => format!("root {}", words.join(" ")),
+            Some(Path::Review(review, namespace)) => format!("review {} {namespace}", review.kind)
+                .trim_end()
+                .to_string(),
             None => "none".to_string(),
         }
     }
@@ -155,6 +175,16 @@ mod tests {
                 "namespaces  default gadgets",
             ),
             ("/api/v1/gadgets", "none"),
+            (
+                "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+                "review SelfSubjectAccessReview",
+            ),
+            (
+                "/apis/authorization.k8s.io/v1/namespaces/a/localsubjectaccessreviews",
+                "review LocalSubjectAccessReview a",
+            ),
+            ("/apis/authorization.k8s.io/v1/localsubjectaccessreviews", "none"),
+            ("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews/x", "none"),
             ("/api/v1/namespaces/a%2Fb/services/x", "none"),
             ("/api/v1/namespaces/a/services/%ff", "none"),
         ] {

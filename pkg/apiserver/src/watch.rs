@@ -10,7 +10,9 @@ use svcnet_api::{ApiError, Kind};
 use svcnet_store::{Event, ListError, Range, Watcher};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use tokio_util::sync::CancellationToken;
 
+use crate::auth::TokenHeld;
 use crate::body::Body;
 use crate::negotiate::Form;
 use crate::read::{self, Selection};
@@ -42,12 +44,22 @@ struct Watch {
     chunk: Vec<u8>,
 }
 
+/// Who watches.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    /// Its end is the end of the watch.
+    pub(crate) token: Option<TokenHeld>,
+    pub(crate) form: Form,
+    /// Ends the reader's connection.
+    pub(crate) abort: CancellationToken,
+}
+
 /// Answers a watch.
 pub(crate) fn watch(
     server: &Arc<Server>,
     target: &Target,
     query: &Query,
-    form: Form,
+    reader: Reader,
 ) -> Result<Reply, ApiError> {
     let selection = Selection::of(target.kind, query)?;
     let asked = read::number(query, "resourceVersion")?.unwrap_or_default();
@@ -82,13 +94,18 @@ pub(crate) fn watch(
         kind: target.kind,
         namespace: target.namespace.clone(),
         selection,
-        form,
+        form: reader.form,
         include: table::include(query)?,
         columns_told: false,
         bookmarks: query.flag("allowWatchBookmarks"),
         chunk: Vec::new(),
     };
-    let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
+    let (chunks, receiver) = mpsc::channel(CHUNKS_MAX);
+    let sender = Sender {
+        chunks,
+        unread_max: server.config.limits.unread_max,
+        abort: reader.abort,
+    };
     let (server, marks_end) = (server.clone(), query.flag("sendInitialEvents"));
     let deadline = Instant::now() + Duration::from_secs(seconds.min(24 * 60 * 60));
     tokio::spawn(async move {
@@ -96,11 +113,14 @@ pub(crate) fn watch(
         let entries = snapshot.map(|s| s.entries).unwrap_or_default();
         let initial = entries.into_iter().map(|(_, entry)| entry.value);
         if watch.initial(initial, marks_end, &sender).await.is_some() {
-            watch.follow(&server, deadline, &sender).await;
+            tokio::select! {
+                () = watch.follow(&server, deadline, &sender) => {}
+                () = ended(&server, reader.token) => {}
+            }
         }
         metrics::gauge!("svcnet_apiserver_watches", "resource" => watch.kind.plural).decrement(1);
     });
-    Ok(Reply::new(200, "application/json", Body::Stream(receiver)))
+    Ok(Reply::new(200, "application/json", Body::stream(receiver)))
 }
 
 /// A watch that cannot begin: the real server says so in the stream, as the one event. A revision that has not been is
@@ -124,7 +144,7 @@ impl Watch {
         &mut self,
         values: impl Iterator<Item = Bytes>,
         marks_end: bool,
-        sender: &mpsc::Sender<Bytes>,
+        sender: &Sender,
     ) -> Option<()> {
         for value in values {
             if self.selection.matches_bytes(&value) {
@@ -140,7 +160,7 @@ impl Watch {
         self.flush(sender).await
     }
 
-    async fn follow(&mut self, server: &Server, deadline: Instant, sender: &mpsc::Sender<Bytes>) {
+    async fn follow(&mut self, server: &Server, deadline: Instant, sender: &Sender) {
         let mut bookmarks = interval_at(Instant::now() + BOOKMARK_EVERY, BOOKMARK_EVERY);
         bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut mark_due = false;
@@ -156,6 +176,9 @@ impl Watch {
             };
             for event in &pending.events {
                 self.change(event);
+                if self.chunk.len() >= CHUNK && self.flush(sender).await.is_none() {
+                    return;
+                }
             }
             // Only now is the position that of all that has been told.
             if mark_due && !pending.more {
@@ -173,7 +196,7 @@ impl Watch {
                 _ = bookmarks.tick(), if self.bookmarks => mark_due = true,
                 () = sleep_until(deadline) => return,
                 () = server.shutdown.cancelled() => return,
-                () = sender.closed() => return,
+                () = sender.chunks.closed() => return,
             }
         }
     }
@@ -259,11 +282,38 @@ impl Watch {
         table
     }
 
-    async fn flush(&mut self, sender: &mpsc::Sender<Bytes>) -> Option<()> {
+    async fn flush(&mut self, sender: &Sender) -> Option<()> {
         if self.chunk.is_empty() {
             return Some(());
         }
-        let chunk = std::mem::take(&mut self.chunk);
-        sender.send(chunk.into()).await.ok()
+        sender.send(std::mem::take(&mut self.chunk).into()).await
+    }
+}
+
+/// The way to the client.
+struct Sender {
+    chunks: mpsc::Sender<Bytes>,
+    unread_max: Duration,
+    abort: CancellationToken,
+}
+
+impl Sender {
+    /// Nothing comes back once the client is gone. One that leaves what it asked for unread is cut off: its connection may
+    /// be alive, as other streams of HTTP/2 are, and would hold all this for ever.
+    async fn send(&self, chunk: Bytes) -> Option<()> {
+        let Ok(sent) = tokio::time::timeout(self.unread_max, self.chunks.send(chunk)).await else {
+            metrics::counter!("svcnet_apiserver_slow_readers_total").increment(1);
+            self.abort.cancel();
+            return None;
+        };
+        sent.ok()
+    }
+}
+
+/// Returns when the token of a watch is no longer good; never without one.
+async fn ended(server: &Server, token: Option<TokenHeld>) {
+    match token {
+        Some(token) => server.tokens.ended(&token).await,
+        None => std::future::pending().await,
     }
 }

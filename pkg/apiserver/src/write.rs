@@ -6,6 +6,7 @@ use svcnet_api::{Admission, ApiError, Kind, Operation, Reason, Request, Reservat
 use svcnet_store::{Change, CommitError, Entry, Key, Write};
 
 use crate::auth::{self, Attributes, User};
+use crate::collect::Propagation;
 use crate::server::Server;
 use crate::{carry, namespace, object, traits};
 
@@ -182,10 +183,14 @@ impl Server {
             return Err(ApiError::forbidden(place.kind, &place.name, &why));
         }
         carry::preconditions(&place, &stored, options)?;
-        if !object::is_held(&stored.object, traits.finalize) {
+        let mut new = stored.object.clone();
+        let propagation = Propagation::of(options)?;
+        if !object::is_terminating(&new) {
+            propagation.mark(&mut new);
+        }
+        if !object::is_held(&new, traits.finalize) {
             return self.remove(&place, stored, key).await.map_err(Stop::into_error);
         }
-        let mut new = stored.object.clone();
         if !object::is_terminating(&new) {
             let metadata = object::metadata(&mut new);
             metadata.insert("deletionTimestamp".to_string(), object::now().into());

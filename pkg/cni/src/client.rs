@@ -132,6 +132,6 @@ fn invocation(command: Command, container: &str, netns: &Path, pod: Option<&PodR
         netns: netns.display().to_string(),
         ifname: "eth0".to_string(),
         args,
-        config: json!({ "cniVersion": Version::V1_1_0.as_str(), "name": "svcnet", "type": crate::plugin::NAME }),
+        config: json!({ "cniVersion": Version::V1_1_0.as_str(), "name": "svcnet-programs", "type": crate::plugin::NAME }),
     }
 }

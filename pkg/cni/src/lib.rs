@@ -4,17 +4,25 @@
 //! - [`protocol`]: what runtimes and plugins say to each other.
 //! - [`ipam`]: which pod has which address, on disk.
 //! - [`link`]: a pod's link in the kernel; [`bridge`]: what all of them hang on.
+//! - [`hostport`]: ports of the host that lead to pods; [`bandwidth`]: how fast a pod may be.
+//! - [`isolation`]: where whoever enforces policies is asked before a pod starts.
 //! - [`CniDaemon`]: the role. It serialises calls for one container, and tells the API which address a pod has.
+//! - [`cri`]: what the container runtime knows of a pod.
 //! - [`plugin`]: the thin client that runtimes run; [`client`]: the same for programs.
 //!
-//! The daemon owns the bridge with its addresses, the pods' links, and the directory of leases.
+//! The daemon owns the bridge with its addresses, the pods' links, the tables `svcnet-hostport`, and the directory of leases.
 
+pub mod bandwidth;
 pub mod bridge;
 pub mod client;
-mod conflist;
+pub mod conflist;
+pub mod cri;
 mod daemon;
+pub mod hostport;
 pub mod ipam;
+pub mod isolation;
 pub mod link;
+mod loopback;
 pub mod plugin;
 pub mod protocol;
 mod registrar;
@@ -23,6 +31,7 @@ pub use daemon::{CniDaemon, Error};
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use svcnet_api::types::IfName;
 
@@ -43,6 +52,10 @@ pub struct Config {
     pub cni_conf_dir: Option<PathBuf>,
     /// Where to put the plugin for runtimes (`/opt/cni/bin`), if anywhere.
     pub cni_bin_dir: Option<PathBuf>,
+    /// The container runtime's socket (`--cri-socket`), for labels of pods that the API does not know.
+    pub cri_socket: Option<PathBuf>,
+    /// Whoever isolates pods as policies want it, if anybody.
+    pub isolation: Option<Arc<dyn isolation::Isolation>>,
 }
 
 /// The daemon's socket.

@@ -59,14 +59,33 @@ pub struct PodLink {
     pub addresses: Vec<(IpAddr, IpAddr)>,
 }
 
+/// Beginning of the names of the node's ends.
+const HOST_PREFIX: &str = "veth";
+/// Letters of [`hash_of`].
+pub(crate) const HASH_LENGTH: usize = 10;
+
 /// The name of the node's end of an attachment's link: always the same, so that DEL needs no memory of ADD.
 pub fn host_name(attachment: &Attachment) -> String {
+    format!("{HOST_PREFIX}{}", hash_of(attachment))
+}
+
+/// Whether a link's name is one of [`host_name`]'s.
+pub fn is_host_name(name: &str) -> bool {
+    name.strip_prefix(HOST_PREFIX).is_some_and(is_hash)
+}
+
+/// What the names of an attachment's links end with.
+pub(crate) fn hash_of(attachment: &Attachment) -> String {
     let digest = Sha256::digest(format!("{}@{}", attachment.container(), attachment.ifname()));
-    let mut name = "veth".to_string();
-    for byte in digest.iter().take(5) {
-        name += &format!("{byte:02x}");
-    }
-    name
+    digest
+        .iter()
+        .take(HASH_LENGTH / 2)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+pub(crate) fn is_hash(text: &str) -> bool {
+    text.len() == HASH_LENGTH && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// The Ethernet address of whoever has an address: one that neighbours may keep in mind when the address gets a new
@@ -87,8 +106,15 @@ pub fn mac_of(address: IpAddr) -> MacAddr {
 }
 
 impl PodLink {
-    /// The link of an attachment with these addresses, which are of these pod networks.
-    pub fn new(attachment: &Attachment, addresses: &[IpAddr], cidrs: &[PodCidr], mtu: u32) -> Self {
+    /// The link of an attachment with these addresses, which are of these pod networks. Its Ethernet address comes from the
+    /// first of them, unless another one is asked for.
+    pub fn new(
+        attachment: &Attachment,
+        addresses: &[IpAddr],
+        mac: Option<MacAddr>,
+        cidrs: &[PodCidr],
+        mtu: u32,
+    ) -> Self {
         let with_gateway = |address: &IpAddr| {
             let cidr = cidrs.iter().find(|c| c.contains(*address));
             cidr.map(|c| (*address, c.gateway()))
@@ -96,9 +122,9 @@ impl PodLink {
         Self {
             host_name: host_name(attachment),
             ifname: attachment.ifname().to_string(),
-            mac: addresses
-                .first()
-                .map_or(MacAddr::new([2, 0, 0, 0, 0, 1]), |a| mac_of(*a)),
+            mac: mac
+                .or_else(|| addresses.first().map(|a| mac_of(*a)))
+                .unwrap_or(MacAddr::new([2, 0, 0, 0, 0, 1])),
             mtu,
             addresses: addresses.iter().filter_map(with_gateway).collect(),
         }

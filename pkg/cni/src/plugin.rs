@@ -10,9 +10,10 @@ use svcnet_api::wellknown::{DEFAULT_DATA_DIR, DEFAULT_RUN_DIR};
 use svcnet_netlink::Rtnl;
 
 use crate::client::{Client, Error};
+use crate::daemon::detach_without_daemon;
 use crate::ipam::Ipam;
 use crate::protocol::{Attachment, CniError, Command, Invocation, Version, code};
-use crate::{leases_dir, link, socket_path};
+use crate::{leases_dir, loopback, socket_path};
 
 /// The plugin's name in a network configuration, and that of its file.
 pub const NAME: &str = "svcnet-cni";
@@ -55,10 +56,14 @@ fn version_of(stdin: &[u8]) -> String {
 pub fn run(env: impl Fn(&str) -> Option<String>, stdin: &[u8]) -> Result<Value, CniError> {
     let invocation = Invocation::from_env(&env, stdin)?;
     if invocation.command == Command::Version {
-        let newest = Version::V1_1_0.as_str();
-        return Ok(json!({ "cniVersion": newest, "supportedVersions": Version::ALL.map(Version::as_str) }));
+        let asked = invocation.config.get("cniVersion").and_then(Value::as_str);
+        let version = asked.unwrap_or(Version::V1_1_0.as_str());
+        return Ok(json!({ "cniVersion": version, "supportedVersions": Version::ALL.map(Version::as_str) }));
     }
     let request = invocation.parse()?;
+    if invocation.config.get("type").and_then(Value::as_str) == Some(loopback::NAME) {
+        return loopback::serve(&request);
+    }
     let places = Places::of(&invocation.config, &env);
     match Client::new(&places.socket).call(&invocation) {
         Ok(value) => Ok(value),
@@ -100,9 +105,7 @@ impl Places {
 /// whether nobody else works on them; if somebody does, the daemon is about to be there. A lease that is out of reach
 /// is freed by the daemon's next start, since neither its link nor its namespace will be there.
 fn delete_without_daemon(attachment: &Attachment, places: &Places, away: Error) -> Result<(), CniError> {
-    let refused =
-        |e: svcnet_netlink::rt::Error| CniError::new(code::KERNEL, "failed to delete the link").because(e);
-    let leases = match places
+    let mut leases = match places
         .data_dir
         .as_deref()
         .map(leases_dir)
@@ -114,11 +117,7 @@ fn delete_without_daemon(attachment: &Attachment, places: &Places, away: Error) 
         },
         None => None,
     };
-    let mut rt = Rtnl::open().map_err(refused)?;
-    link::delete(&mut rt, attachment).map_err(refused)?;
-    let Some(mut leases) = leases else { return Ok(()) };
-    let released = leases.release(attachment);
-    released
-        .map(drop)
-        .map_err(|e| CniError::new(code::IO, "failed to release the address").because(e))
+    let mut rt =
+        Rtnl::open().map_err(|e| CniError::new(code::KERNEL, "failed to delete the link").because(e))?;
+    detach_without_daemon(&mut rt, leases.as_mut(), attachment)
 }

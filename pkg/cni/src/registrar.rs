@@ -1,6 +1,7 @@
 //! Tells the API which address a pod has: in the background, again and again until it is done or no longer true.
 //!
-//! A pod that a runtime starts without the API knowing it (podman, `ctr`) gets a Pod object, which goes with it.
+//! A pod that a runtime starts without the API knowing it (podman, `ctr`, `crictl`) gets a Pod object, which goes with it. Its
+//! labels are those that the runtime tells over its socket, else those of the pod's annotation.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta as Meta;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Status;
 use serde_json::{Value, json};
@@ -15,10 +17,18 @@ use svcnet_runtime::backoff::Backoff;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::cri;
+use crate::ipam::Lease;
 use crate::protocol::PodRef;
 
 /// On Pods that the daemon made, with the value `cni`.
 const LABEL_CREATED_BY: &str = "svcnet.io/created-by";
+
+/// Further names of a pod, as its runtime gave them.
+const ANNOTATION_ALIASES: &str = "svcnet.io/aliases";
+/// How often the runtime is asked for the labels of a sandbox that it does not know yet, and how long apart.
+const LABEL_TRIES_MAX: usize = 40;
+const LABEL_DELAY: Duration = Duration::from_millis(500);
 
 /// Which pod, whatever its identity.
 type Key = (String, String);
@@ -31,9 +41,18 @@ enum Wanted {
         uid: Option<String>,
         addresses: Vec<IpAddr>,
         host: Option<IpAddr>,
+        made: Made,
     },
     /// It has ended: the object goes if the daemon made it.
     Ended { uid: Option<String> },
+}
+
+/// What an object that the daemon makes says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Made {
+    container: String,
+    labels: BTreeMap<String, String>,
+    aliases: Vec<String>,
 }
 
 /// What is still to be told.
@@ -50,14 +69,20 @@ struct Inner {
 }
 
 impl Registrar {
-    /// A pod has these addresses.
-    pub(crate) fn register(&self, pod: &PodRef, addresses: &[IpAddr], host: Option<IpAddr>) {
+    /// The pod of a lease, if it is of one, has these addresses.
+    pub(crate) fn register(&self, lease: &Lease, host: Option<IpAddr>) {
+        let Some(pod) = &lease.pod else { return };
         self.put(
             pod,
             Wanted::Addresses {
                 uid: pod.uid.clone(),
-                addresses: addresses.to_vec(),
+                addresses: lease.addresses.clone(),
                 host,
+                made: Made {
+                    container: lease.attachment.container().to_string(),
+                    labels: lease.runtime.labels.clone(),
+                    aliases: lease.runtime.aliases.clone(),
+                },
             },
         );
     }
@@ -79,14 +104,7 @@ impl Registrar {
 
     /// Tells the API until shutdown. Objects that the daemon made for pods which are not among `running` go first:
     /// they ended while nobody looked.
-    pub(crate) async fn run(
-        self,
-        client: kube::Client,
-        node: String,
-        running: Vec<Key>,
-        shutdown: CancellationToken,
-    ) {
-        let teller = Teller { client, node };
+    pub(crate) async fn run(self, teller: Teller, running: Vec<Key>, shutdown: CancellationToken) {
         let work = async {
             let mut backoff = Backoff::default();
             while let Err(error) = teller.remove_ended(&running).await {
@@ -151,9 +169,12 @@ impl Registrar {
     }
 }
 
-struct Teller {
-    client: kube::Client,
-    node: String,
+/// Whom to tell, and whom to ask.
+pub(crate) struct Teller {
+    pub(crate) client: kube::Client,
+    pub(crate) node: String,
+    /// The container runtime.
+    pub(crate) runtime: Option<cri::Runtime>,
 }
 
 impl Teller {
@@ -161,7 +182,12 @@ impl Teller {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let pod = api.get_opt(name).await?;
         match (pod, wanted) {
-            (Some(pod), Wanted::Addresses { uid, addresses, host }) => {
+            (
+                Some(pod),
+                Wanted::Addresses {
+                    uid, addresses, host, ..
+                },
+            ) => {
                 if !same(&pod, uid.as_ref()) {
                     tracing::debug!(object.ns = %namespace, object.name = %name, "a newer pod has the name");
                     return Ok(());
@@ -175,14 +201,20 @@ impl Teller {
                     None => Ok(()),
                 }
             }
-            (None, Wanted::Addresses { addresses, host, .. }) => {
-                match api
-                    .create(&PostParams::default(), &self.object(namespace, name))
-                    .await
-                {
+            (
+                None,
+                Wanted::Addresses {
+                    addresses,
+                    host,
+                    made,
+                    ..
+                },
+            ) => {
+                let object = self.object(namespace, name, made);
+                match api.create(&PostParams::default(), &object).await {
                     // Somebody else was faster: the next try tells its object.
                     Err(kube::Error::Api(e)) if e.code == 409 && e.reason == "AlreadyExists" => {}
-                    created => _ = created?,
+                    created => self.label_later(api.clone(), created?, made),
                 }
                 let patch = json!({ "status": running(addresses, *host) });
                 gone_is_fine(
@@ -229,17 +261,60 @@ impl Teller {
         Ok(())
     }
 
-    fn object(&self, namespace: &str, name: &str) -> Pod {
-        let object = json!({
-            "metadata": { "namespace": namespace, "name": name, "labels": { LABEL_CREATED_BY: "cni" } },
+    fn object(&self, namespace: &str, name: &str, made: &Made) -> Pod {
+        let mut labels = made.labels.clone();
+        labels.insert(LABEL_CREATED_BY.to_string(), "cni".to_string());
+        let mut object = json!({
+            "metadata": { "namespace": namespace, "name": name, "labels": labels },
             "spec": {
                 "nodeName": self.node,
                 // The runtime does not tell what runs in it, and a Pod without a container is not valid.
                 "containers": [{ "name": "unknown", "image": "unknown" }],
             },
         });
+        if !made.aliases.is_empty() {
+            object["metadata"]["annotations"] = json!({ ANNOTATION_ALIASES: made.aliases.join(",") });
+        }
         serde_json::from_value(object).unwrap_or_default()
     }
+
+    /// Gives an object that was made the labels that the runtime knows. It knows them only when the sandbox runs, a moment
+    /// after ADD.
+    fn label_later(&self, api: Api<Pod>, pod: Pod, made: &Made) {
+        let Some(runtime) = self.runtime.clone() else {
+            return;
+        };
+        let container = made.container.clone();
+        tokio::spawn(async move {
+            let Some(labels) = labels_of(&runtime, &container).await.filter(|l| !l.is_empty()) else {
+                return;
+            };
+            let Meta { name, uid, .. } = pod.metadata;
+            // Not those of another pod that has the name by now.
+            let patch = json!({ "metadata": { "uid": uid, "labels": labels } });
+            let params = PatchParams::default();
+            if let Err(error) = api
+                .patch(&name.unwrap_or_default(), &params, &Patch::Merge(patch))
+                .await
+            {
+                tracing::debug!(%error, "a pod does not get the labels that the runtime knows");
+            }
+        });
+    }
+}
+
+async fn labels_of(runtime: &cri::Runtime, container: &str) -> Option<BTreeMap<String, String>> {
+    for _ in 0..LABEL_TRIES_MAX {
+        match runtime.pod_labels(container).await {
+            Ok(Some(labels)) => return Some(labels),
+            Ok(None) => tokio::time::sleep(LABEL_DELAY).await,
+            Err(error) => {
+                tracing::debug!(%error, "the container runtime tells no labels");
+                return None;
+            }
+        }
+    }
+    None
 }
 
 /// Whether the object is of the pod that the runtime meant.

@@ -114,6 +114,10 @@ fn config(dir: &LabDir, node: NodeId, stack: Stack) -> String {
     set("node-ip", &format_args!("\"{}\"", stack.node_ips(node)));
     set("data-dir", &quoted(&at.data()));
     set("run-dir", &quoted(&at.run()));
+    // A container runtime of the node's own finds all that it would on a host.
+    set("cni-conf-dir", &quoted(&at.etc().join("cni/net.d")));
+    set("cni-bin-dir", &quoted(&at.etc().join("cni/bin")));
+    set("cri-socket", &quoted(&at.run().join("containerd.sock")));
     if node == NodeId::SERVER {
         set("kubeconfig-out", &quoted(&dir.kubeconfig()));
         if stack == Stack::Dual {
@@ -210,6 +214,9 @@ n2: svcnet agent --config /run/svcnet/labs/lab/nodes/n2/etc/config.yaml --disabl
              node-ip: \"172.30.0.12\"\n\
              data-dir: \"/run/svcnet/labs/lab/nodes/n2/data\"\n\
              run-dir: \"/run/svcnet/labs/lab/nodes/n2/run\"\n\
+             cni-conf-dir: \"/run/svcnet/labs/lab/nodes/n2/etc/cni/net.d\"\n\
+             cni-bin-dir: \"/run/svcnet/labs/lab/nodes/n2/etc/cni/bin\"\n\
+             cri-socket: \"/run/svcnet/labs/lab/nodes/n2/run/containerd.sock\"\n\
              server: \"https://172.30.0.11:6443\"\n\
              token-file: \"/run/svcnet/labs/lab/nodes/n1/data/token\"\n"
         );

@@ -21,6 +21,7 @@ pub mod neigh;
 pub mod netns;
 pub mod nft;
 pub mod packet;
+pub mod qdisc;
 pub mod route;
 pub mod rt;
 pub mod signal;

@@ -218,7 +218,7 @@ fn vxlan(data: &[InfoVxlan]) -> Vxlan {
     vxlan
 }
 
-fn named(name: &str) -> LinkMessage {
+pub(crate) fn named(name: &str) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_string()));
     message

@@ -27,6 +27,8 @@ pub enum LocalFor {
     Relays,
     /// It stands for `::1` as the source of a packet.
     Loopback,
+    /// The same for host ports.
+    HostPorts,
 }
 
 impl LocalFor {
@@ -34,6 +36,7 @@ impl LocalFor {
         RouteProtocol::from(match self {
             Self::Relays => PROTOCOL_SVCNET,
             Self::Loopback => PROTOCOL_SVCNET + 1,
+            Self::HostPorts => PROTOCOL_SVCNET + 2,
         })
     }
 }

@@ -18,6 +18,7 @@ use svcnet_netlink::local::LocalFor;
 use svcnet_netlink::monitor::{Event, Group, Happened, Listener, Monitor};
 use svcnet_netlink::neigh::{FdbEntry, Neighbour, Resolution};
 use svcnet_netlink::netns::OwnedNetNs;
+use svcnet_netlink::qdisc::TokenBucket;
 use svcnet_netlink::route::{PROTOCOL_SVCNET, Packet, Route, RouteFilter, Way};
 
 fn json(ns: &OwnedNetNs, program: &str, arguments: &str) -> Value {
@@ -499,4 +500,42 @@ fn it_is_told_how_far_a_neighbour_is_known() {
     );
     let other: IpAddr = "10.244.1.8".parse().unwrap();
     assert_eq!(rt.resolution(bridge, other).unwrap(), None);
+}
+
+#[test]
+fn links_are_slowed_down_both_ways() {
+    let ns = OwnedNetNs::unique("svcnet-qdisc").unwrap();
+    let mut rt = Rtnl::open_in(&ns).unwrap();
+    let end = |name| VethEnd {
+        name,
+        mac: None,
+        master: None,
+        netns: None,
+    };
+    rt.add_veth(end("near"), end("far"), None).unwrap();
+    rt.add_ifb("ifb-near", 1450).unwrap();
+    assert!(rt.add_ifb("ifb-near", 1450).unwrap_err().is_exists());
+    let [near, ifb] = ["near", "ifb-near"].map(|name| rt.link(name).unwrap().unwrap().index);
+    for rate_bytes in [1_250_000, 6_000_000_000] {
+        let bucket = TokenBucket {
+            rate_bytes,
+            burst_bytes: 65_536,
+        };
+        rt.limit_link(near, bucket).unwrap();
+        let qdiscs = rt.qdiscs(near).unwrap();
+        let root: Vec<_> = qdiscs.iter().filter(|q| q.root).collect();
+        assert_eq!(
+            (root[0].kind.as_str(), root[0].rate_bytes),
+            ("tbf", Some(rate_bytes))
+        );
+    }
+    rt.redirect_ingress(near, ifb).unwrap();
+    assert!(rt.qdiscs(near).unwrap().iter().any(|q| q.kind == "ingress"));
+    let show = || {
+        Command::new("tc")
+            .args(["filter", "show", "dev", "near", "ingress"])
+            .output()
+    };
+    let shown = String::from_utf8(ns.run(show).unwrap().unwrap().stdout).unwrap();
+    assert!(shown.contains("Redirect to device ifb-near"), "{shown}");
 }

@@ -10,7 +10,8 @@
 #[allow(dead_code, reason = "shared by several tests")]
 mod world;
 
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -18,13 +19,17 @@ use std::time::Duration;
 
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
-use serde_json::json;
+use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 use svcnet_netlink::netns::OwnedNetNs;
 use world::{A, B, C, PATIENCE, World, ask_on, names, service, slice};
 
 const VIP: &str = "10.96.1.1:80";
 const ROUNDS: usize = 1000;
-/// Between two connections of a client: with 64,000 ports, none is used again within half a minute.
+/// The ports that a client leaves from, each once: conntrack sends a connection from a port that it remembers the way of
+/// the former one.
+const PORTS: std::ops::Range<u16> = 1024..65_000;
+/// Between two connections of a client, so that its ports last.
 const PAUSE: Duration = Duration::from_micros(500);
 
 /// Which endpoints there are, by name and by address, one round after the other.
@@ -59,8 +64,12 @@ impl Client {
         let progress = progress.clone();
         // A thread stays in the namespace that it was made in.
         Self(
-            ns.run(|| std::thread::spawn(move || connect_until_ended(&progress)))
-                .unwrap(),
+            ns.run(|| {
+                let thread = std::thread::Builder::new().name(ns.name().to_string());
+                thread.spawn(move || connect_until_ended(&progress))
+            })
+            .unwrap()
+            .unwrap(),
         )
     }
 
@@ -71,12 +80,18 @@ impl Client {
 }
 
 fn connect_until_ended(progress: &Progress) -> usize {
-    let vip: SocketAddr = VIP.parse().unwrap();
     let mut count = 0;
-    while !progress.ended.load(Ordering::SeqCst) {
+    for port in PORTS {
+        if progress.ended.load(Ordering::SeqCst) {
+            break;
+        }
         let oldest = progress.done.load(Ordering::SeqCst);
-        let mut stream = TcpStream::connect_timeout(&vip, PATIENCE)
-            .unwrap_or_else(|error| panic!("connection {count}, in round {oldest}: {error}"));
+        let mut stream = match connect_from(port) {
+            Ok(stream) => stream,
+            // Somebody else's.
+            Err(error) if error.kind() == ErrorKind::AddrInUse => continue,
+            Err(error) => panic!("connection {count} from port {port}, in round {oldest}: {error}"),
+        };
         let (name, _) = ask_on(&mut stream).unwrap();
         let newest = progress.begun.load(Ordering::SeqCst);
         assert!(
@@ -91,36 +106,36 @@ fn connect_until_ended(progress: &Progress) -> usize {
         setsockopt(&stream, sockopt::Linger, &at_once).unwrap();
         count += 1;
         drop(stream);
-        // conntrack remembers a closed connection for ten seconds, and sends one from the same port the same way.
         std::thread::sleep(PAUSE);
     }
     count
 }
 
-/// All that answer do so all the time, so a connection that fails was sent to nowhere.
-#[test]
-fn no_connection_is_lost_while_endpoints_come_and_go() {
+fn connect_from(port: u16) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+    let vip: SocketAddr = VIP.parse().unwrap();
+    socket.connect_timeout(&vip.into(), PATIENCE)?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Has a Service's endpoints change under clients. All that answer do so all the time, so a connection that fails was
+/// sent to nowhere.
+fn churn(mut after: impl FnMut(&mut World, usize)) -> World {
     let mut world = World::new();
-    let web = service("web", "10.96.1.1", json!({}));
-    world.service(web.clone());
+    world.service(web());
     world.slice(slice("web", choice(0).1));
     let progress = Arc::new(Progress::default());
-    for ns in [&world.node, &world.b] {
-        world::sysctl(ns, "net/ipv4/ip_local_port_range", "1024 65535");
-    }
     // From the node itself, and through it.
     let clients = [&world.node, &world.b].map(|ns| Client::start(ns, &progress));
     for round in 1..=ROUNDS {
-        let endpoints = slice("web", choice(round).1);
         progress.begun.store(round, Ordering::SeqCst);
-        world.slice(endpoints.clone());
+        world.slice(slice("web", choice(round).1));
         progress.done.store(round, Ordering::SeqCst);
-        if round % 100 == 0 {
-            // Another agent takes over.
-            world.restart();
-            let report = world.apply_all(vec![web.clone()], vec![endpoints]);
-            assert_eq!(report.operations, 0);
-        }
+        after(&mut world, round);
+        // One has failed, or is out of ports.
         if clients.iter().any(|client| client.0.is_finished()) {
             break;
         }
@@ -129,6 +144,33 @@ fn no_connection_is_lost_while_endpoints_come_and_go() {
     for client in clients {
         assert!(client.join() > 0);
     }
+    world
+}
+
+fn web() -> Value {
+    service("web", "10.96.1.1", json!({}))
+}
+
+#[test]
+fn no_connection_is_lost_while_endpoints_come_and_go() {
+    let mut world = churn(|world, round| {
+        if round % 100 == 0 {
+            // Another agent takes over.
+            world.restart();
+            let report = world.apply_all(vec![web()], vec![slice("web", choice(round).1)]);
+            assert_eq!(report.operations, 0);
+        }
+    });
     world.slice(slice("web", &[B]));
     assert_eq!(names(&world.a, VIP), ["b"], "none goes to one that is removed");
+}
+
+/// What a change makes is there before anything leads to it: a packet on its way sees the rules of before.
+#[test]
+fn no_connection_is_lost_in_a_chain_that_is_new() {
+    churn(|world, _| {
+        // Long after all packets of before, as tidying is everywhere.
+        std::thread::sleep(Duration::from_millis(2));
+        world.tidy();
+    });
 }

@@ -1,15 +1,20 @@
 //! From a kubeconfig to an API client.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use rustls::client::Resumption;
+use rustls_pki_types::ServerName;
 use tower::ServiceBuilder;
 
+use crate::identity::ReadAnew;
 use crate::resolve::Resolver;
 
 /// A server that says nothing for this long is probed, so that a watch notices a cut cable or a power loss.
@@ -55,18 +60,34 @@ pub async fn client(path: &Path) -> Result<kube::Client, ConnectError> {
         source: Box::new(source),
     };
     let kubeconfig = Kubeconfig::read_from(path).map_err(read_error)?;
+    let identity = ReadAnew::of(path, &kubeconfig);
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
         .map_err(read_error)?;
-    from_config(config).map_err(|source| ConnectError::Client {
+    from_config(config, identity).map_err(|source| ConnectError::Client {
         path: path.to_path_buf(),
         source: Box::new(source),
     })
 }
 
-/// kube's own client, but for two things: connections notice a silent peer, and failures are not logged at each try.
-fn from_config(config: kube::Config) -> Result<kube::Client, kube::Error> {
-    let connector = config.rustls_https_connector_with_connector(tcp())?;
+/// kube's own client, but for three things: connections notice a silent peer, failures are not logged at each try, and a
+/// client certificate that was renewed meanwhile is shown to the server without a restart.
+fn from_config(config: kube::Config, identity: Option<ReadAnew>) -> Result<kube::Client, kube::Error> {
+    let mut tls = config.rustls_client_config()?;
+    if let Some(identity) = identity {
+        tls.client_auth_cert_resolver = Arc::new(identity);
+        // A session that goes on would go on with the certificate that it began with.
+        tls.resumption = Resumption::disabled();
+    }
+    let mut builder = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
+    if let Some(name) = config
+        .tls_server_name
+        .as_ref()
+        .and_then(|n| ServerName::try_from(n.clone()).ok())
+    {
+        builder = builder.with_server_name_resolver(FixedServerNameResolver::new(name));
+    }
+    let connector = builder.enable_http1().wrap_connector(tcp());
     let client: HyperClient<_, Body> = HyperClient::builder(TokioExecutor::new()).build(connector);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())

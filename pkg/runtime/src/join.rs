@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::engine::general_purpose::STANDARD;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
@@ -185,18 +186,7 @@ impl JoinError {
 /// # Errors
 /// See [`JoinError`]; those that [`JoinError::is_passing`] are worth another try.
 pub async fn join(server: &str, token: &JoinToken, node: &str) -> Result<Joined, JoinError> {
-    let key = rcgen::KeyPair::generate().map_err(JoinError::Key)?;
-    let mut request = rcgen::CertificateParams::default();
-    request
-        .distinguished_name
-        .push(rcgen::DnType::CommonName, format!("system:node:{node}"));
-    request
-        .distinguished_name
-        .push(rcgen::DnType::OrganizationName, "system:nodes");
-    let csr = request
-        .serialize_request(&key)
-        .and_then(|csr| csr.pem())
-        .map_err(JoinError::Key)?;
+    let (key, csr) = key_and_request(node).map_err(JoinError::Key)?;
     let body = serde_json::json!({"node": node, "csr": csr}).to_string();
     let answer = tokio::time::timeout(TRY_MAX, post(server, token, body))
         .await
@@ -212,6 +202,17 @@ pub async fn join(server: &str, token: &JoinToken, node: &str) -> Result<Joined,
         key: key.serialize_pem(),
         facts: answer.facts,
     })
+}
+
+/// A new key for a node, and the request to certify it.
+pub(crate) fn key_and_request(node: &str) -> Result<(rcgen::KeyPair, String), rcgen::Error> {
+    let key = rcgen::KeyPair::generate()?;
+    let mut request = rcgen::CertificateParams::default();
+    let name = &mut request.distinguished_name;
+    name.push(rcgen::DnType::CommonName, format!("system:node:{node}"));
+    name.push(rcgen::DnType::OrganizationName, "system:nodes");
+    let csr = request.serialize_request(&key)?.pem()?;
+    Ok((key, csr))
 }
 
 async fn post(server: &str, token: &JoinToken, body: String) -> Result<Bytes, JoinError> {
@@ -371,22 +372,33 @@ impl Joined {
     /// # Errors
     /// When the file or its directory cannot be written.
     pub fn write_kubeconfig(&self, path: &Path, server: &str) -> Result<(), JoinError> {
-        let data = |pem: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, pem);
-        let mut text = String::from("apiVersion: v1\nkind: Config\ncurrent-context: svcnet\n");
-        _ = write!(
-            text,
-            "clusters:\n- name: svcnet\n  cluster:\n    server: {server}\n    certificate-authority-data: {}\n\
-             contexts:\n- name: svcnet\n  context:\n    cluster: svcnet\n    user: node\n\
-             users:\n- name: node\n  user:\n    client-certificate-data: {}\n    client-key-data: {}\n",
-            data(&self.ca),
-            data(&self.certificate),
-            data(&self.key),
-        );
-        write_private(path, &text).map_err(|source| JoinError::Write {
+        let ca = base64::Engine::encode(&STANDARD, &self.ca);
+        write_kubeconfig(path, server, &ca, &self.certificate, &self.key).map_err(|source| JoinError::Write {
             path: path.to_path_buf(),
             source,
         })
     }
+}
+
+/// A node's kubeconfig; `ca` is in base64 already.
+pub(crate) fn write_kubeconfig(
+    path: &Path,
+    server: &str,
+    ca: &str,
+    certificate: &str,
+    key: &str,
+) -> std::io::Result<()> {
+    let data = |pem: &str| base64::Engine::encode(&STANDARD, pem);
+    let mut text = String::from("apiVersion: v1\nkind: Config\ncurrent-context: svcnet\n");
+    _ = write!(
+        text,
+        "clusters:\n- name: svcnet\n  cluster:\n    server: {server}\n    certificate-authority-data: {ca}\n\
+         contexts:\n- name: svcnet\n  context:\n    cluster: svcnet\n    user: node\n\
+         users:\n- name: node\n  user:\n    client-certificate-data: {}\n    client-key-data: {}\n",
+        data(certificate),
+        data(key),
+    );
+    write_private(path, &text)
 }
 
 fn write_private(path: &Path, text: &str) -> std::io::Result<()> {

@@ -1,5 +1,6 @@
 //! The half of the store that survives: sled, and the files around it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read as _, Write as _};
@@ -12,6 +13,7 @@ use bytes::Bytes;
 
 use crate::error::OpenError;
 use crate::key::CollectionSpec;
+use crate::keyring::{self, Keyring, Sealed};
 use crate::state::Entry;
 
 const FORMAT: &str = "svcnet-store 1";
@@ -27,6 +29,8 @@ const CACHE_BYTES: u64 = 2 << 20;
 pub(crate) struct Loaded {
     /// By collection, in the order of the specs.
     pub(crate) entries: Vec<BTreeMap<Arc<str>, Entry>>,
+    /// What is not encrypted with the first key, and is to be: the collection's index, and the path.
+    pub(crate) stale: Vec<(usize, Arc<str>)>,
     /// By collection: the revision of its last durable change.
     pub(crate) last: Vec<u64>,
     /// No revision up to this one may be given out again.
@@ -48,7 +52,23 @@ pub(crate) struct Disk {
     db: sled::Db,
     data: File,
     count: u64,
+    keyring: Option<Keyring>,
     _lock: File,
+}
+
+/// Why the objects cannot be had.
+#[derive(Debug)]
+enum LoadError {
+    Sled(sled::Error),
+    /// A key is missing: its fingerprint, and an object that needs it.
+    Key(String, String),
+    Damaged(String),
+}
+
+impl From<sled::Error> for LoadError {
+    fn from(error: sled::Error) -> Self {
+        Self::Sled(error)
+    }
 }
 
 impl Batch {
@@ -59,12 +79,13 @@ impl Batch {
         }
     }
 
-    pub(crate) fn put(&mut self, collection: &str, path: &str, entry: &Entry, is_new: bool) {
-        let mut value = Vec::with_capacity(8 + entry.value.len());
-        value.extend_from_slice(&entry.revision.to_be_bytes());
-        value.extend_from_slice(&entry.value);
+    /// `bytes` as [`Disk::payload`] gives them.
+    pub(crate) fn put(&mut self, collection: &str, path: &str, revision: u64, bytes: &[u8], is_new: bool) {
+        let mut value = Vec::with_capacity(8 + bytes.len());
+        value.extend_from_slice(&revision.to_be_bytes());
+        value.extend_from_slice(bytes);
         self.sled.insert(object_key(collection, path), value);
-        self.touch(collection, entry.revision);
+        self.touch(collection, revision);
         self.added += u64::from(is_new);
     }
 
@@ -92,7 +113,11 @@ impl Batch {
 
 impl Disk {
     /// Opens or makes the store in `dir`.
-    pub(crate) fn open(dir: &Path, specs: &[CollectionSpec]) -> Result<(Self, Loaded), OpenError> {
+    pub(crate) fn open(
+        dir: &Path,
+        specs: &[CollectionSpec],
+        keyring: Option<Keyring>,
+    ) -> Result<(Self, Loaded), OpenError> {
         // Secrets lie in here.
         let mut builder = fs::DirBuilder::new();
         let made = builder.recursive(true).mode(0o700).create(dir);
@@ -106,13 +131,22 @@ impl Disk {
         // sled panics on some kinds of damage.
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let db = open_sled(dir)?;
-            let loaded = load(&db, specs)?;
+            let loaded = load(&db, specs, keyring.as_ref())?;
             Ok((db, loaded))
         }));
         let (db, (loaded, counted, count)) = match opened {
             Ok(Ok(opened)) => opened,
-            Ok(Err(sled::Error::Io(source))) => return Err(io(dir, source)),
-            Ok(Err(other)) => return Err(damaged(other.to_string())),
+            Ok(Err(LoadError::Sled(sled::Error::Io(source)))) => return Err(io(dir, source)),
+            Ok(Err(LoadError::Sled(other))) => return Err(damaged(other.to_string())),
+            Ok(Err(LoadError::Damaged(why))) => return Err(damaged(why)),
+            Ok(Err(LoadError::Key(id, what))) => {
+                return Err(OpenError::Key {
+                    path: dir.to_path_buf(),
+                    keys: keyring.as_ref().map(|k| k.path().to_path_buf()),
+                    id,
+                    what,
+                });
+            }
             Err(_) => return Err(damaged("its log cannot be read".to_string())),
         };
         match count {
@@ -128,6 +162,7 @@ impl Disk {
             db,
             data,
             count: counted,
+            keyring,
             _lock: lock,
         };
         Ok((disk, loaded))
@@ -136,6 +171,22 @@ impl Disk {
     /// Marks a new store as whole, after its first batch.
     pub(crate) fn seal(&self, dir: &Path) -> Result<(), OpenError> {
         write_format(dir, FORMAT)
+    }
+
+    /// What is written of an object: its bytes, or what encryption makes of them.
+    pub(crate) fn payload<'a>(
+        &self,
+        spec: &CollectionSpec,
+        path: &str,
+        entry: &'a Entry,
+    ) -> Result<Cow<'a, [u8]>, String> {
+        match &self.keyring {
+            Some(keyring) if spec.encrypted => {
+                let place = bound_to(&object_key(&spec.name, path), entry.revision);
+                keyring.seal(&place, &entry.value).map(Cow::Owned)
+            }
+            _ => Ok(Cow::Borrowed(&entry.value)),
+        }
     }
 
     /// Writes a batch. When this returns, it is on the disk, all of it.
@@ -168,9 +219,10 @@ fn open_sled(dir: &Path) -> sled::Result<sled::Db> {
 
 type Counted = (Loaded, u64, Option<u64>);
 
-fn load(db: &sled::Db, specs: &[CollectionSpec]) -> sled::Result<Counted> {
+fn load(db: &sled::Db, specs: &[CollectionSpec], keyring: Option<&Keyring>) -> Result<Counted, LoadError> {
     let mut loaded = Loaded {
         entries: specs.iter().map(|_| BTreeMap::new()).collect(),
+        stale: Vec::new(),
         last: vec![0; specs.len()],
         limit: 0,
     };
@@ -180,7 +232,7 @@ fn load(db: &sled::Db, specs: &[CollectionSpec]) -> sled::Result<Counted> {
             .position(|s| !s.volatile && s.name.as_bytes() == name)
     };
     let number = |value: &[u8]| value.first_chunk().map(|b| u64::from_be_bytes(*b));
-    let torn = |key: &[u8]| sled::Error::ReportableBug(format!("value of {}", String::from_utf8_lossy(key)));
+    let torn = |key: &[u8]| LoadError::Damaged(format!("value of {}", String::from_utf8_lossy(key)));
     let (mut counted, mut count) = (0, None);
     for item in db.iter() {
         let (key, value): (sled::IVec, sled::IVec) = item?;
@@ -193,8 +245,17 @@ fn load(db: &sled::Db, specs: &[CollectionSpec]) -> sled::Result<Counted> {
                 let Some(index) = index(&place[..cut]) else {
                     continue;
                 };
-                let value = Bytes::copy_from_slice(&value[8..]);
-                loaded.entries[index].insert(path.into(), Entry { revision, value });
+                let (path, stored): (Arc<str>, &[u8]) = (path.into(), &value[8..]);
+                if specs[index].encrypted && keyring.is_some_and(|k| !k.is_current(stored)) {
+                    loaded.stale.push((index, path.clone()));
+                }
+                let value = if keyring::is_sealed(stored) {
+                    let what = || format!("{} {path}", specs[index].name);
+                    unseal(keyring, &bound_to(&key, revision), stored, what)?
+                } else {
+                    Bytes::copy_from_slice(stored)
+                };
+                loaded.entries[index].insert(path, Entry { revision, value });
             }
             Some((b'r', name)) => {
                 if let Some(index) = index(name) {
@@ -207,6 +268,27 @@ fn load(db: &sled::Db, specs: &[CollectionSpec]) -> sled::Result<Counted> {
         }
     }
     Ok((loaded, counted, count))
+}
+
+fn unseal(
+    keyring: Option<&Keyring>,
+    place: &[u8],
+    stored: &[u8],
+    what: impl Fn() -> String,
+) -> Result<Bytes, LoadError> {
+    let Some(keyring) = keyring else {
+        return Err(LoadError::Key("any".to_string(), what()));
+    };
+    match keyring.unseal(place, stored) {
+        Ok(plain) => Ok(plain.into()),
+        Err(Sealed::Unknown(id)) => Err(LoadError::Key(id, what())),
+        Err(Sealed::Broken) => Err(LoadError::Damaged(format!("{} cannot be decrypted", what()))),
+    }
+}
+
+/// What names a value: its key, and the revision at which it was written.
+fn bound_to(key: &[u8], revision: u64) -> Vec<u8> {
+    [key, &revision.to_be_bytes()].concat()
 }
 
 fn object_key(collection: &str, path: &str) -> Vec<u8> {

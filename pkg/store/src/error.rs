@@ -43,6 +43,22 @@ pub enum OpenError {
         /// What is known.
         known: &'static str,
     },
+    /// Some of it is encrypted with a key that is not there.
+    #[error(
+        "{what} in {path} is encrypted with a key (fingerprint {id}) that is not in {}; restore the file with the keys \
+         from where the data is from",
+        keys.as_ref().map_or_else(|| "use".to_string(), |keys| keys.display().to_string())
+    )]
+    Key {
+        /// The store's directory.
+        path: PathBuf,
+        /// The file with keys, if there is one.
+        keys: Option<PathBuf>,
+        /// The missing key's fingerprint.
+        id: String,
+        /// One of the objects, as in `secrets default/tls`.
+        what: String,
+    },
     /// Part of the data is missing or damaged.
     #[error(
         "the store in {path} is damaged ({why}); nothing was changed: restore the directory from a backup"

@@ -7,12 +7,14 @@ use std::sync::Arc;
 pub struct Collection(pub(crate) u16);
 
 /// A collection that the store is opened with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CollectionSpec {
     /// Its name on disk, as in `endpointslices.discovery.k8s.io`. Holds no NUL.
     pub name: String,
     /// Kept in memory alone.
     pub volatile: bool,
+    /// Encrypted on the disk, by a store that has keys.
+    pub encrypted: bool,
 }
 
 /// The place of one object.

@@ -17,6 +17,8 @@
 //! that a crash could take back, and sixteen writers share one flush. sled's own flush waits for the data pages alone
 //! (`sync_file_range`); the store adds `fdatasync` on sled's file, which also makes the disk empty its cache.
 //!
+//! Objects of *encrypted* collections are encrypted on the disk, not in memory (`keyring`).
+//!
 //! Collections that are only ever refreshed (Leases) are *volatile*: same checks and revisions, but never written.
 //!
 //! # Revisions
@@ -42,6 +44,7 @@ mod disk;
 mod error;
 mod history;
 mod key;
+mod keyring;
 mod state;
 mod store;
 mod value;
@@ -51,6 +54,7 @@ mod writer;
 pub use error::{CommitError, OpenError};
 pub use history::{Compacted, Event};
 pub use key::{Collection, CollectionSpec, Key};
+pub use keyring::{Keyring, KeyringError};
 pub use state::{Entry, ListError, Range, Snapshot};
 pub use store::{Committed, Store, Write};
 pub use value::{Change, Template};

@@ -10,6 +10,7 @@ use crate::disk::{Batch, Disk};
 use crate::error::{CommitError, OpenError};
 use crate::history::History;
 use crate::key::{Collection, CollectionSpec, Key};
+use crate::keyring::Keyring;
 use crate::state::{Entry, ListError, Range, Snapshot, State, Table};
 use crate::value::Change;
 use crate::watch::Watcher;
@@ -87,15 +88,45 @@ impl Store {
     /// # Errors
     /// When the directory is in use, is not a store, or is damaged.
     pub fn open(dir: &Path, specs: &[CollectionSpec]) -> Result<Self, OpenError> {
-        let (mut disk, loaded) = Disk::open(dir, specs)?;
+        Self::open_with(dir, specs, None)
+    }
+
+    /// The same, with keys for the collections that are encrypted. What is not encrypted with the first key yet is
+    /// encrypted anew. A key file that was only just made, for data that needs another, is taken away again.
+    ///
+    /// # Errors
+    /// As for [`Store::open`], and when a key is missing.
+    pub fn open_encrypted(dir: &Path, specs: &[CollectionSpec], keyring: Keyring) -> Result<Self, OpenError> {
+        let new = keyring.is_new().then(|| keyring.path().to_path_buf());
+        let opened = Self::open_with(dir, specs, Some(keyring));
+        if let (Err(OpenError::Key { .. }), Some(path)) = (&opened, new) {
+            _ = std::fs::remove_file(path);
+        }
+        opened
+    }
+
+    fn open_with(dir: &Path, specs: &[CollectionSpec], keyring: Option<Keyring>) -> Result<Self, OpenError> {
+        let (mut disk, loaded) = Disk::open(dir, specs, keyring)?;
         let revision = loaded.limit.max(1);
         let limit = revision + REVISION_BLOCK;
         let mut batch = Batch::new();
         batch.limit(limit);
-        disk.write(batch).map_err(|why| OpenError::Io {
+        let failed = |why| OpenError::Io {
             path: dir.to_path_buf(),
             source: std::io::Error::other(why),
-        })?;
+        };
+        for (index, path) in &loaded.stale {
+            let entry = &loaded.entries[*index][path];
+            let bytes = disk.payload(&specs[*index], path, entry).map_err(failed)?;
+            batch.put(&specs[*index].name, path, entry.revision, &bytes, false);
+        }
+        if !loaded.stale.is_empty() {
+            tracing::info!(
+                objects = loaded.stale.len(),
+                "encrypted on the disk with the first key"
+            );
+        }
+        disk.write(batch).map_err(failed)?;
         disk.seal(dir)?;
         let tables = loaded.entries.into_iter().zip(loaded.last).zip(specs);
         let tables = tables.map(|((entries, last), spec)| Table {

@@ -125,8 +125,7 @@ impl Writer {
             self.limit += REVISION_BLOCK;
             round.batch.limit(self.limit);
         }
-        self.revision += 1;
-        let (revision, key) = (self.revision, write.key);
+        let (revision, key) = (self.revision + 1, write.key);
         let spec = &self.specs[usize::from(key.collection.0)];
         let (value, deleted) = match write.change {
             Change::Put(template) => (template.fill(revision), false),
@@ -139,10 +138,18 @@ impl Writer {
         if !spec.volatile && deleted {
             round.batch.delete(&spec.name, key.path(), revision);
         } else if !spec.volatile {
-            round
-                .batch
-                .put(&spec.name, key.path(), &entry, previous.is_none());
+            match self.disk.payload(spec, key.path(), &entry) {
+                Ok(bytes) => {
+                    let is_new = previous.is_none();
+                    round.batch.put(&spec.name, key.path(), revision, &bytes, is_new);
+                }
+                Err(why) => {
+                    _ = answer.send(Err(CommitError::Disk(why.into())));
+                    return;
+                }
+            }
         }
+        self.revision = revision;
         let event = Event {
             revision,
             path: key.path().clone(),

@@ -16,6 +16,7 @@ fn open(dir: &Path) -> Store {
     let spec = |name: &str, volatile| CollectionSpec {
         name: name.to_string(),
         volatile,
+        encrypted: false,
     };
     Store::open(dir, &[spec("services", false), spec("leases", true)]).unwrap()
 }

@@ -13,6 +13,7 @@ fn specs() -> Vec<CollectionSpec> {
     let spec = |name: &str, volatile| CollectionSpec {
         name: name.to_string(),
         volatile,
+        encrypted: false,
     };
     vec![spec("services", false), spec("leases", true)]
 }

@@ -1,149 +1,140 @@
-//! What it takes to attach a container, against the reference plugins.
+//! What it takes to attach a container with a port of the host, against the reference plugins.
 
-use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 use svcnet_e2e::Lab;
+use svcnet_e2e::chain::{Attached, Chain, REFERENCE};
 use svcnet_netlink::Rtnl;
 use svcnet_netlink::netns::{NetNs, OwnedNetNs};
 
-use crate::stats::{Spread, ratios, row};
+use crate::stats::{median, row};
 
-/// Where Debian's `containernetworking-plugins` puts them.
-const REFERENCE: &str = "/usr/lib/cni";
+/// How many runtimes' calls are under way at the same time.
+const AT_ONCE: [usize; 3] = [1, 8, 32];
+/// Containers that each of them attaches and detaches in a round, one after the other.
+const EACH: usize = 4;
 
-/// ADD and DEL of one container after the other, by turns through svcnet's plugin and through the chain bridge,
-/// host-local, portmap: each call is a process, as a runtime makes them.
+/// ADD and DEL by turns through svcnet's plugin and through the chain bridge, host-local, portmap: each call is a process,
+/// as a runtime makes them.
 pub(crate) fn measure(rounds: usize) -> Result<()> {
     ensure!(
         Path::new(REFERENCE).join("bridge").exists(),
         "the reference plugins are not in {REFERENCE}: apt-get install containernetworking-plugins"
     );
     let lab = Lab::up(&["--nodes", "1"]);
-    let node = NetNs::open(&lab.namespace("n1"))?;
-    let members = lab.state()["members"].as_array().cloned().unwrap_or_default();
-    let run_dir = members
-        .iter()
-        .find(|m| m["name"] == "n1")
-        .and_then(|m| m["runDir"].as_str().map(String::from));
-    let socket = format!("{}/cni.sock", run_dir.context("n1 has no runDir")?);
-    let ours = Chain {
-        node: &node,
-        program_dir: None,
-        plugins: vec![json!({ "type": "svcnet", "socket": socket })],
-    };
+    let ours = Chain::of(&lab, "n1", "1.0.0");
     let elsewhere = OwnedNetNs::unique("bench-cni")?;
     Rtnl::open_in(&elsewhere)?.set_loopback_up()?;
     let data = tempfile::tempdir()?;
-    let theirs = Chain {
-        node: &elsewhere,
-        program_dir: Some(Path::new(REFERENCE)),
-        plugins: vec![
-            json!({
-                "type": "bridge", "bridge": "cni0", "isGateway": true,
-                "ipam": {
-                    "type": "host-local", "dataDir": data.path(),
-                    "ranges": [[{ "subnet": "10.99.0.0/24" }]], "routes": [{ "dst": "0.0.0.0/0" }],
-                },
-            }),
-            json!({ "type": "portmap", "runtimeConfig": { "portMappings": [
-                { "hostPort": 8080, "containerPort": 80, "protocol": "tcp" },
-            ] } }),
-        ],
-    };
-    let mut taken = [[Vec::new(), Vec::new()], [Vec::new(), Vec::new()]];
-    for _ in 0..rounds {
-        for (chain, times) in [&ours, &theirs].into_iter().zip(&mut taken) {
-            let container = OwnedNetNs::unique("bench-cni")?;
-            let begun = Instant::now();
-            let result = chain.add(&container)?;
-            times[0].push(begun.elapsed().as_secs_f64() * 1e3);
-            let begun = Instant::now();
-            chain.del(&container, &result)?;
-            times[1].push(begun.elapsed().as_secs_f64() * 1e3);
+    let theirs = reference(NetNs::open_path(elsewhere.path())?, data.path());
+    for at_once in AT_ONCE {
+        let mut kept = [Vec::new(), Vec::new()];
+        for _ in 0..rounds {
+            for (chain, rounds) in [&ours, &theirs].into_iter().zip(&mut kept) {
+                rounds.push(round(chain, at_once)?);
+            }
         }
-    }
-    let [[add, del], [their_add, their_del]] = &taken;
-    for (what, ours, theirs) in [
-        ("CNI ADD; bridge + host-local + portmap", add, their_add),
-        ("CNI DEL; the same", del, their_del),
-        (
-            "CNI ADD and DEL together",
-            &together(add, del),
-            &together(their_add, their_del),
-        ),
-    ] {
-        row(
-            what,
-            &Spread::new(ours, 1).unit(" ms").to_string(),
-            &Spread::new(theirs, 1).unit(" ms").to_string(),
-            &format!("{} times faster", Spread::new(&ratios(theirs, ours), 1)),
-        );
+        print(at_once, &kept);
     }
     Ok(())
 }
 
-fn together(adds: &[f64], dels: &[f64]) -> Vec<f64> {
-    adds.iter().zip(dels).map(|(add, del)| add + del).collect()
+fn reference(node: NetNs, data: &Path) -> Chain {
+    Chain {
+        node,
+        name: "bench".to_string(),
+        version: "1.0.0".to_string(),
+        plugins: vec![
+            json!({
+                "type": "bridge", "bridge": "cni0", "isGateway": true,
+                "ipam": {
+                    "type": "host-local", "dataDir": data,
+                    "ranges": [[{ "subnet": "10.99.0.0/22" }]], "routes": [{ "dst": "0.0.0.0/0" }],
+                },
+            }),
+            json!({ "type": "portmap", "capabilities": { "portMappings": true } }),
+        ],
+    }
 }
 
-/// Plugins that are called one after the other, in a node's namespace.
-struct Chain<'a> {
-    node: &'a NetNs,
-    /// Where they are; none for svcnet's own.
-    program_dir: Option<&'a Path>,
-    plugins: Vec<Value>,
+/// What a round took: medians of the calls in milliseconds, and containers a second.
+struct Round {
+    add_ms: f64,
+    del_ms: f64,
+    per_second: f64,
 }
 
-impl Chain<'_> {
-    fn add(&self, container: &OwnedNetNs) -> Result<Value> {
-        let mut result = Value::Null;
-        for plugin in &self.plugins {
-            result = self.call("ADD", container, plugin, &result)?;
-        }
-        Ok(result)
-    }
+fn round(chain: &Chain, at_once: usize) -> Result<Round> {
+    // Making the namespaces is the runtime's affair.
+    let namespaces: Vec<OwnedNetNs> = (0..at_once * EACH)
+        .map(|_| OwnedNetNs::unique("bench-cni"))
+        .collect::<Result<_, _>>()?;
+    let taken = Mutex::new(Vec::new());
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        let each = namespaces.chunks(EACH).enumerate().map(|(worker, containers)| {
+            let taken = &taken;
+            scope.spawn(move || -> Result<()> {
+                for (index, netns) in containers.iter().enumerate() {
+                    let times = attach(chain, netns, worker * EACH + index)?;
+                    taken.lock().map_err(|_| anyhow!("a worker failed"))?.push(times);
+                }
+                Ok(())
+            })
+        });
+        let workers: Vec<_> = each.collect();
+        let ends = workers
+            .into_iter()
+            .map(|w| w.join().map_err(|_| anyhow!("a worker failed"))?);
+        ends.collect::<Result<Vec<()>>>()
+    })?;
+    let elapsed = begun.elapsed().as_secs_f64();
+    let taken = taken.into_inner().map_err(|_| anyhow!("a worker failed"))?;
+    let (add, del): (Vec<f64>, Vec<f64>) = taken.into_iter().unzip();
+    let count = u32::try_from(namespaces.len()).context("too many containers")?;
+    Ok(Round {
+        add_ms: median(&add),
+        del_ms: median(&del),
+        per_second: f64::from(count) / elapsed,
+    })
+}
 
-    fn del(&self, container: &OwnedNetNs, result: &Value) -> Result<()> {
-        for plugin in self.plugins.iter().rev() {
-            self.call("DEL", container, plugin, result)?;
-        }
-        Ok(())
-    }
+/// Milliseconds of ADD and of DEL.
+fn attach(chain: &Chain, netns: &OwnedNetNs, number: usize) -> Result<(f64, f64)> {
+    let mut container = Attached::pod(netns.name(), netns.path());
+    let mapping = json!({ "hostPort": 20_000 + number, "containerPort": 80, "protocol": "tcp" });
+    container.runtime = json!({ "portMappings": [mapping] });
+    let refused = |verb: &str, error: &Value| anyhow!("{verb}: {error}");
+    let begun = Instant::now();
+    let result = chain.add(&container).map_err(|e| refused("ADD", &e))?;
+    let add = begun.elapsed();
+    let begun = Instant::now();
+    chain.del(&container, &result).map_err(|e| refused("DEL", &e))?;
+    Ok((add.as_secs_f64() * 1e3, begun.elapsed().as_secs_f64() * 1e3))
+}
 
-    fn call(&self, command: &str, container: &OwnedNetNs, plugin: &Value, previous: &Value) -> Result<Value> {
-        let mut config = plugin.clone();
-        config["cniVersion"] = json!("1.0.0");
-        config["name"] = json!("bench");
-        if !previous.is_null() {
-            config["prevResult"] = previous.clone();
-        }
-        let program = match self.program_dir {
-            Some(dir) => dir.join(plugin["type"].as_str().unwrap_or_default()),
-            None => svcnet_e2e::binary(),
-        };
-        let mut call = Command::new(program);
-        call.env("CNI_COMMAND", command)
-            .env("CNI_CONTAINERID", container.name())
-            .env("CNI_NETNS", container.path())
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", REFERENCE)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
-        // A child is born into the namespace of the thread that makes it.
-        let mut child = self.node.run(|| call.spawn())??;
-        child
-            .stdin
-            .take()
-            .context("the plugin reads nothing")?
-            .write_all(config.to_string().as_bytes())?;
-        let output = child.wait_with_output()?;
-        let answer = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(output.status.success(), "{command} of {plugin}: {answer}");
-        Ok(serde_json::from_str(&answer).unwrap_or(Value::Null))
+/// Medians of the rounds, and of the rounds' own ratios.
+fn print(at_once: usize, [ours, theirs]: &[Vec<Round>; 2]) {
+    type Figure = fn(&Round) -> f64;
+    let figures: [(&str, &str, Figure); 3] = [
+        ("CNI ADD", "ms", |r| r.add_ms),
+        ("CNI DEL", "ms", |r| r.del_ms),
+        ("CNI ADD and DEL, containers a second", "", |r| r.per_second),
+    ];
+    for (what, unit, figure) in figures {
+        let of = |rounds: &[Round]| median(&rounds.iter().map(figure).collect::<Vec<_>>());
+        let ratios = ours.iter().zip(theirs).map(|(o, t)| {
+            let ratio = figure(t) / figure(o);
+            if unit.is_empty() { ratio.recip() } else { ratio }
+        });
+        let ratio = format!("{:.1} times faster", median(&ratios.collect::<Vec<_>>()));
+        let shown = |value: f64| format!("{value:.1} {unit}").trim_end().to_string();
+        let what = format!("{what}, {at_once} at once; bridge + host-local + portmap");
+        row(&what, &shown(of(ours)), &shown(of(theirs)), &ratio);
     }
 }

@@ -42,7 +42,7 @@ enum What {
     /// CNI ADD and DEL against the reference plugins, which must be installed.
     Cni {
         /// How often; each measures both, one after the other.
-        #[arg(long, default_value_t = 25)]
+        #[arg(long, default_value_t = 5)]
         runs: usize,
     },
     /// The proxy at several sizes: cold start, one Service change to the kernel, changes at a steady rate, restart.

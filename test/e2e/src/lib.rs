@@ -1,5 +1,6 @@
 //! The lab as a test fixture: a cluster of network namespaces that belongs to one test and goes with it.
 
+pub mod chain;
 mod upstream;
 
 use std::path::PathBuf;

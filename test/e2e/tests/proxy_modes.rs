@@ -83,7 +83,8 @@ fn the_config_map_switches_every_node_without_an_interruption() {
     let without_pause = |from: &'static str, url: String| {
         while !stop.load(Ordering::Relaxed) {
             let answer = lab.curl(from, &url);
-            assert!(answer.text().starts_with("web"), "{from}: {answer:?}");
+            let at = jiff::Timestamp::now();
+            assert!(answer.out.starts_with("web"), "{at}: {from}: {answer:?}");
             asked.fetch_add(1, Ordering::Relaxed);
         }
     };

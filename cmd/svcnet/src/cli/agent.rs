@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use svcnet_api::types::NodeIps;
-use svcnet_runtime::Context;
 use svcnet_runtime::join::{ClusterFacts, JoinToken};
+use svcnet_runtime::{Context, renew};
 
 use super::flags::{Cluster, ClusterFlags, KubeconfigFlags, NodeFlags, OpsFlags, ProcessFlags};
 use super::role::{
@@ -157,6 +157,7 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<()> {
         token,
         node: name.clone(),
     };
+    let own = args.api.kubeconfig.is_none();
     let register = register.unwrap_or(args.api.kubeconfig.is_none());
     let (cluster, given) = (&args.cluster, given.clone());
     process::run(&logging, async |process| {
@@ -164,6 +165,12 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<()> {
         let facts = membership::establish(&membership).await?;
         let cluster = with_facts(cluster, &given, facts.as_ref())?;
         let ctx = process.context(&membership.kubeconfig, &name, &places).await?;
+        // A kubeconfig that was given is renewed by whoever wrote it.
+        if facts.is_some() && own {
+            let kubeconfig = membership.kubeconfig.clone();
+            let renewing = renew::keep(ctx.client.clone(), kubeconfig, name.clone(), ctx.shutdown.clone());
+            process.spawn("certificate", renewing);
+        }
         start(process, &ctx, &agent, &cluster, ips, register)?;
         ctx.informers.start();
         Ok(())

@@ -3,15 +3,21 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use svcnet_api::types::{NodeIps, NodePortRange, nth_host};
 use svcnet_api::wellknown::{API_PORT, DEFAULT_KUBECONFIG, DEFAULT_NODE_PORT_RANGE};
-use svcnet_apiserver::{ApiServer, Config};
+use svcnet_apiserver::{ApiServer, AuditConfig, CERTIFICATES_LAST, Config, Limits};
 use svcnet_controller::alloc::ServiceAllocator;
 
 use super::flags::{Cluster, ClusterFlags, NodeFlags, ProcessFlags};
+use super::span;
 use crate::process::{self, Process};
 use crate::settings::{Given, Problems};
+
+/// Shorter ones would be renewed all the time; longer ones outlive the authority.
+const CERTIFICATES_LAST_MIN: Duration = Duration::from_secs(10);
+const CERTIFICATES_LAST_MAX: Duration = Duration::from_secs(87_600 * 60 * 60);
 
 /// Flags of the API server.
 #[derive(Debug, clap::Args)]
@@ -42,6 +48,82 @@ pub(crate) struct ApiFlags {
     /// Ports of NodePort Services
     #[arg(long, value_name = "RANGE", help_heading = "Cluster", default_value = DEFAULT_NODE_PORT_RANGE)]
     service_node_port_range: String,
+    #[command(flatten)]
+    guard: GuardFlags,
+}
+
+/// Flags of what is written down, and of what clients may take.
+#[derive(Debug, clap::Args)]
+struct GuardFlags {
+    /// Write what is changed and what is refused to this file, one JSON line each [default: nowhere]
+    #[arg(long, value_name = "FILE", help_heading = "Security")]
+    audit_log_path: Option<PathBuf>,
+    /// Begin another audit log when this one has so many megabytes
+    #[arg(
+        long,
+        value_name = "MEGABYTES",
+        help_heading = "Security",
+        default_value = "100"
+    )]
+    audit_log_maxsize: String,
+    /// Keep so many former audit logs: FILE.1 is the youngest
+    #[arg(long, value_name = "COUNT", help_heading = "Security", default_value = "5")]
+    audit_log_maxbackup: String,
+    /// Requests that one client may have under way, watches apart
+    #[arg(long, value_name = "COUNT", help_heading = "Security", default_value = "400")]
+    max_requests_inflight: String,
+    /// Watches that one client may have
+    #[arg(long, value_name = "COUNT", help_heading = "Security", default_value = "4000")]
+    max_watches: String,
+    /// How long certificates last; they are renewed while in use, when a third of it is left
+    #[arg(long, value_name = "TIME", help_heading = "Security", default_value = "8760h")]
+    cluster_signing_duration: String,
+}
+
+/// The same, in their types.
+#[derive(Debug, Clone)]
+struct Guard {
+    audit: Option<AuditConfig>,
+    limits: Limits,
+    certificates_last: Duration,
+}
+
+impl GuardFlags {
+    fn parse(&self, problems: &mut Problems<'_>) -> Guard {
+        let positive = |text: &str| match text.parse::<usize>() {
+            Ok(count) if count > 0 => Ok(count),
+            _ => Err("must be a whole number above 0".to_string()),
+        };
+        let limits = Limits::default();
+        let megabytes = problems.parse_with("audit-log-maxsize", &self.audit_log_maxsize, positive);
+        let backups_max = problems.parse("audit-log-maxbackup", &self.audit_log_maxbackup);
+        let requests = problems.parse_with("max-requests-inflight", &self.max_requests_inflight, positive);
+        let watches = problems.parse_with("max-watches", &self.max_watches, positive);
+        let last = problems.parse_with(
+            "cluster-signing-duration",
+            &self.cluster_signing_duration,
+            |text| {
+                let last = span::parse(text)?;
+                if last < CERTIFICATES_LAST_MIN || last > CERTIFICATES_LAST_MAX {
+                    return Err("must be from 10s to 87600h".to_string());
+                }
+                Ok(last)
+            },
+        );
+        Guard {
+            audit: self.audit_log_path.as_ref().map(|path| AuditConfig {
+                path: path.clone(),
+                bytes_max: megabytes.unwrap_or_default() as u64 * 1_000_000,
+                backups_max: backups_max.unwrap_or_default(),
+            }),
+            limits: Limits {
+                requests_max: requests.unwrap_or(limits.requests_max),
+                watches_max: watches.unwrap_or(limits.watches_max),
+                ..limits
+            },
+            certificates_last: last.unwrap_or(CERTIFICATES_LAST),
+        }
+    }
 }
 
 /// What the API server is told.
@@ -52,6 +134,7 @@ pub(crate) struct Api {
     sans: Vec<String>,
     kubeconfig: PathBuf,
     node_ports: Option<NodePortRange>,
+    guard: Guard,
 }
 
 impl ApiFlags {
@@ -74,6 +157,7 @@ impl ApiFlags {
             sans: sans.map(str::to_string).collect(),
             kubeconfig: self.kubeconfig_out.clone(),
             node_ports: problems.parse("service-node-port-range", &self.service_node_port_range),
+            guard: self.guard.parse(problems),
         }
     }
 }
@@ -175,6 +259,9 @@ pub(crate) async fn start(
         cluster_domain: cluster.domain.clone(),
         tls_sans: api.sans.clone(),
         admissions: vec![Arc::new(allocator.clone())],
+        limits: api.guard.limits,
+        audit: api.guard.audit.clone(),
+        certificates_last: api.guard.certificates_last,
         metrics: Some(Arc::new(process.render_metrics())),
     };
     Ok((ApiServer::start(config).await?, allocator))

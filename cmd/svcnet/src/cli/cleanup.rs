@@ -9,8 +9,8 @@ use crate::settings::{Given, Problems};
 
 /// Remove from this host all that svcnet made in its network, and nothing else
 ///
-/// Its links with their addresses and routes, its nftables tables, the cluster DNS address on lo, its sockets; kernel parameters
-/// of the proxy are as they were before. Not state and
+/// Its links with their addresses and routes, its nftables tables, the cluster DNS address on lo, its sockets, its plugin and
+/// network configuration for container runtimes; kernel parameters of the proxy are as they were before. Not state and
 /// settings: --data takes the state too.
 ///
 /// Stop svcnet first. What was never made, or is gone already, is no error.
@@ -25,6 +25,12 @@ pub(crate) struct Args {
     /// Addresses of the cluster's DNS, which were put on the link lo
     #[arg(long, value_name = "ADDRESSES", default_value = svcnet_api::wellknown::DEFAULT_CLUSTER_DNS)]
     cluster_dns: String,
+    /// Where container runtimes look for network configurations: ours goes from there
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    cni_conf_dir: PathBuf,
+    /// Where they look for plugins: ours goes from there
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    cni_bin_dir: PathBuf,
     /// Remove the state as well: the store, certificates, address leases
     #[arg(long)]
     data: bool,
@@ -39,6 +45,8 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<()> {
         cluster_dns: problems.parse_list("cluster-dns", &args.cluster_dns),
         run_dir: args.run_dir.clone(),
         data_dir: args.data.then(|| args.data_dir.clone()),
+        cni_conf_dir: args.cni_conf_dir.clone(),
+        cni_bin_dir: args.cni_bin_dir.clone(),
     };
     problems.check()?;
     let plan = cleanup::plan(&extent)?;

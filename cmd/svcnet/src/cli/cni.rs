@@ -8,10 +8,11 @@ use std::process::ExitCode;
 /// It reads CNI_COMMAND and its companions from the environment and the network configuration from standard input, and has
 /// the agent on this node do the work.
 ///
-/// Container runtimes call it under any name: copy or link the binary to /opt/cni/bin/svcnet and write
+/// Container runtimes call it under any name. `svcnet agent --cni-conf-dir /etc/cni/net.d --cni-bin-dir /opt/cni/bin` puts it
+/// there as svcnet-cni and writes the configuration. By hand: link the binary to /opt/cni/bin/svcnet and write
 /// /etc/cni/net.d/10-svcnet.conflist:
 ///
-///   {"cniVersion": "1.1.0", "name": "svcnet", "plugins": [{"type": "svcnet", "capabilities": {"portMappings": true}}]}
+///   {"cniVersion": "1.0.0", "name": "svcnet", "plugins": [{"type": "svcnet", "capabilities": {"portMappings": true}}]}
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {}

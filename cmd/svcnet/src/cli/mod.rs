@@ -13,7 +13,9 @@ pub(crate) mod lab;
 pub(crate) mod pod;
 pub(crate) mod role;
 pub(crate) mod server;
+mod span;
 pub(crate) mod status;
+pub(crate) mod token;
 pub(crate) mod why;
 
 use std::process::ExitCode;
@@ -64,6 +66,9 @@ pub(crate) enum Command {
     Check(check::Args),
     Status(status::Args),
     Why(Box<why::Args>),
+    /// Tokens: to join nodes, and for people and programs that use the API
+    #[command(subcommand)]
+    Token(token::Command),
     Cleanup(cleanup::Args),
     /// Print the version
     Version,
@@ -74,7 +79,13 @@ impl Command {
     pub(crate) fn run(self, given: &Given) -> anyhow::Result<ExitCode> {
         if matches!(
             self,
-            Self::Lab(_) | Self::Check(_) | Self::Status(_) | Self::Why(_) | Self::Cleanup(_) | Self::Version
+            Self::Lab(_)
+                | Self::Check(_)
+                | Self::Status(_)
+                | Self::Why(_)
+                | Self::Token(_)
+                | Self::Cleanup(_)
+                | Self::Version
         ) {
             svcnet_netlink::signal::end_on_broken_pipe();
         }
@@ -93,6 +104,7 @@ impl Command {
             Self::Check(args) => return Ok(check::run(&args)),
             Self::Status(args) => return status::run(&args, given),
             Self::Why(args) => return why::run(&args, given),
+            Self::Token(command) => token::run(command),
             Self::Cleanup(args) => cleanup::run(&args, given),
             Self::Version => {
                 println!("svcnet {}", env!("CARGO_PKG_VERSION"));

@@ -82,6 +82,10 @@ pub(crate) struct Runtimes {
     /// Put the CNI plugin for container runtimes here (/opt/cni/bin is usual)
     #[arg(long, value_name = "DIR", help_heading = "Pod network")]
     cni_bin_dir: Option<PathBuf>,
+    /// The container runtime's socket, asked for the labels of pods that the API does not know
+    /// [default: containerd's or CRI-O's usual one, if it is there]
+    #[arg(long, value_name = "PATH", help_heading = "Pod network")]
+    cri_socket: Option<PathBuf>,
 }
 
 /// Flags of the DNS server.
@@ -262,6 +266,8 @@ pub(crate) fn start_cni(
         cluster_domain: cluster.domain.clone(),
         cni_conf_dir: runtimes.cni_conf_dir.clone(),
         cni_bin_dir: runtimes.cni_bin_dir.clone(),
+        cri_socket: runtimes.cri_socket.clone(),
+        isolation: None,
     };
     process.spawn("cni", CniDaemon::new(config, ctx)?.run());
     Ok(())

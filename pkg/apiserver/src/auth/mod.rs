@@ -1,7 +1,15 @@
 //! Who calls, and what they may do.
 
+mod authenticate;
 mod identity;
+mod related;
+mod review;
 mod rules;
+mod tokens;
 
-pub(crate) use identity::{User, from_certificate};
+pub(crate) use authenticate::{Caller, authenticate};
+pub(crate) use identity::{Role, TokenHeld, User, from_certificate};
+pub(crate) use related::needs_secret;
+pub(crate) use review::{Review, reviews, reviews_of};
 pub(crate) use rules::{Attributes, may, may_object, may_root};
+pub(crate) use tokens::{COLLECTION as TOKEN_COLLECTION, NewToken, Tokens};

@@ -1,10 +1,12 @@
-//! What each role may do: a small table, no RBAC engine.
+//! What each role may do: a small table, no RBAC engine. What is enforced and what reviews answer (`review`) come out of
+//! the same functions.
 
 use serde_json::Value;
 use svcnet_api::{ApiError, Kind, Reason, wellknown};
 
 use super::User;
 use super::identity::Role;
+use super::related::secrets_named;
 
 /// What a request wants, as far as its URL says.
 #[derive(Debug, Clone, Copy)]
@@ -13,69 +15,102 @@ pub(crate) struct Attributes<'a> {
     pub(crate) verb: &'a str,
     pub(crate) kind: &'static Kind,
     pub(crate) namespace: &'a str,
+    /// Of lists and watches too, where they select one name.
     pub(crate) name: &'a str,
     pub(crate) subresource: &'a str,
 }
 
 /// What nodes may write, and how far.
-struct NodeRight {
-    group: &'static str,
-    plural: &'static str,
-    subresources: &'static [&'static str],
-    verbs: &'static [&'static str],
-    extent: Extent,
+#[derive(Debug)]
+pub(super) struct NodeRight {
+    pub(super) group: &'static str,
+    pub(super) plural: &'static str,
+    pub(super) subresources: &'static [&'static str],
+    pub(super) verbs: &'static [&'static str],
+    pub(super) extent: Extent,
 }
 
-/// Which objects of a kind a node may write.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Extent {
+/// Which objects of a kind a node may write: its own, by what?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
     /// Those of its own name.
-    OwnName,
+    Name,
     /// Those of its own name, in the namespace of node Leases.
-    OwnLease,
+    Lease,
     /// Those bound to it.
-    OwnPods,
-    /// All.
-    Any,
+    Pods,
+    /// Those that it reports itself.
+    Events,
 }
 
-const NODE_RIGHTS: [NodeRight; 4] = [
+pub(super) const NODE_RIGHTS: [NodeRight; 4] = [
     NodeRight {
         group: "",
         plural: "nodes",
         subresources: &["", "status"],
         verbs: &["create", "update", "patch", "delete"],
-        extent: Extent::OwnName,
+        extent: Extent::Name,
     },
     NodeRight {
         group: "coordination.k8s.io",
         plural: "leases",
         subresources: &[""],
         verbs: &["create", "update", "patch", "delete"],
-        extent: Extent::OwnLease,
+        extent: Extent::Lease,
     },
     NodeRight {
         group: "",
         plural: "pods",
         subresources: &["", "status"],
         verbs: &["create", "update", "patch", "delete"],
-        extent: Extent::OwnPods,
+        extent: Extent::Pods,
     },
     NodeRight {
         group: "",
         plural: "events",
         subresources: &[""],
         verbs: &["create", "update", "patch"],
-        extent: Extent::Any,
+        extent: Extent::Events,
     },
 ];
 
-/// Whether the user may do this to any object at all.
-pub(crate) fn may(user: &User, wanted: &Attributes<'_>) -> Result<(), ApiError> {
+/// The verbs that change nothing.
+pub(super) const READS: [&str; 3] = ["get", "list", "watch"];
+/// First parts of paths that anybody may read.
+pub(super) const OPEN_PATHS: [&str; 4] = ["healthz", "livez", "readyz", "version"];
+/// Those that everybody may read who has said who they are.
+pub(super) const DISCOVERY_PATHS: [&str; 3] = ["api", "apis", "openapi"];
+/// Those that nodes and viewers may read besides.
+pub(super) const LOOK_PATHS: [&str; 2] = ["metrics", ""];
+
+/// Whether objects of a kind are for administrators' eyes, and for nodes whose pods need them (the real server's
+/// ClusterRole `view` leaves them out too).
+pub(super) fn is_confidential(kind: &Kind) -> bool {
+    (kind.group, kind.plural) == ("", "secrets")
+}
+
+/// Whether the user may do this to any object at all. `is_related` tells whether a node's pods need the object.
+pub(crate) fn may(
+    user: &User,
+    wanted: &Attributes<'_>,
+    is_related: impl FnOnce(&str) -> bool,
+) -> Result<(), ApiError> {
+    let reads = READS.contains(&wanted.verb);
     let allowed = match &user.role {
         Role::Admin | Role::Controller => true,
-        Role::Node(_) => matches!(wanted.verb, "get" | "list" | "watch") || right(wanted).is_some(),
-        Role::Bootstrapper | Role::Nobody => false,
+        Role::Node(node) if reads && is_confidential(wanted.kind) => {
+            if wanted.name.is_empty() || wanted.namespace.is_empty() || !is_related(node) {
+                let why = format!(
+                    "{}: no relationship found between node '{node}' and this object",
+                    refusal_text(user, wanted)
+                );
+                return Err(ApiError::forbidden(wanted.kind, wanted.name, &why));
+            }
+            true
+        }
+        Role::Node(_) => reads || right(wanted).is_some(),
+        Role::Viewer => reads && !is_confidential(wanted.kind),
+        Role::Bootstrapper(_) | Role::Nobody => false,
         Role::Anonymous => return Err(ApiError::new(Reason::Unauthorized, "Unauthorized")),
     };
     if allowed {
@@ -98,32 +133,44 @@ pub(crate) fn may_object(
     let Some(right) = right(wanted) else {
         return Err(refusal(user, wanted));
     };
+    let all = || [old, new].into_iter().flatten();
     let why = match right.extent {
-        Extent::Any => None,
-        Extent::OwnName => (wanted.name != node).then(|| {
+        Extent::Name => (wanted.name != node).then(|| {
             format!(
                 "node \"{node}\" is not allowed to modify node \"{}\"",
                 wanted.name
             )
         }),
-        Extent::OwnLease => (wanted.name != node || wanted.namespace != wellknown::NAMESPACE_NODE_LEASE)
+        Extent::Lease => (wanted.name != node || wanted.namespace != wellknown::NAMESPACE_NODE_LEASE)
             .then(|| "can only access node lease with the same name as the requesting node".to_string()),
-        Extent::OwnPods => {
-            let mut bound = [old, new].into_iter().flatten().map(node_name);
-            bound.any(|n| n != node).then(|| {
+        Extent::Pods if all().any(|pod| text(pod, "/spec/nodeName") != node) => Some(format!(
+            "node \"{node}\" can only {} pods with spec.nodeName set to itself",
+            wanted.verb
+        )),
+        // Or it would read any Secret, by way of a pod that names it.
+        Extent::Pods => {
+            let before = old.map(secrets_named).unwrap_or_default();
+            let after = new.map(secrets_named).unwrap_or_default();
+            (!after.is_subset(&before)).then(|| {
                 format!(
-                    "node \"{node}\" can only {} pods with spec.nodeName set to itself",
+                    "node \"{node}\" can not {} pods that reference secrets",
                     wanted.verb
                 )
             })
         }
+        Extent::Events => all().any(|event| !reports(event, node)).then(|| {
+            format!(
+                "node \"{node}\" can only {} events whose source.host or reportingInstance is itself",
+                wanted.verb
+            )
+        }),
     };
     why.map_or(Ok(()), |why| {
         Err(ApiError::forbidden(wanted.kind, wanted.name, &why))
     })
 }
 
-fn right(wanted: &Attributes<'_>) -> Option<&'static NodeRight> {
+pub(super) fn right(wanted: &Attributes<'_>) -> Option<&'static NodeRight> {
     NODE_RIGHTS.iter().find(|r| {
         (r.group, r.plural) == (wanted.kind.group, wanted.kind.plural)
             && r.subresources.contains(&wanted.subresource)
@@ -131,45 +178,61 @@ fn right(wanted: &Attributes<'_>) -> Option<&'static NodeRight> {
     })
 }
 
-fn node_name(pod: &Value) -> &str {
-    let name = pod
-        .get("spec")
-        .and_then(|s| s.get("nodeName"))
-        .and_then(Value::as_str);
-    name.unwrap_or_default()
+fn text<'a>(object: &'a Value, path: &str) -> &'a str {
+    object.pointer(path).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn refusal(user: &User, wanted: &Attributes<'_>) -> ApiError {
+/// Whether an Event says that it comes from the node, and does not say that it comes from another.
+fn reports(event: &Value, node: &str) -> bool {
+    let host = text(event, "/source/host");
+    host == node || host.is_empty() && text(event, "/reportingInstance") == node
+}
+
+fn refusal_text(user: &User, wanted: &Attributes<'_>) -> String {
     let Attributes {
         verb,
         kind,
         namespace,
-        name,
         subresource,
+        ..
     } = *wanted;
     let slash = if subresource.is_empty() { "" } else { "/" };
+    cannot(
+        user,
+        verb,
+        &format!("{}{slash}{subresource}", kind.plural),
+        kind.group,
+        namespace,
+    )
+}
+
+/// The words in which the real server refuses.
+pub(super) fn cannot(user: &User, verb: &str, resource: &str, group: &str, namespace: &str) -> String {
     let place = if namespace.is_empty() {
         "at the cluster scope".to_string()
     } else {
         format!("in the namespace \"{namespace}\"")
     };
-    let why = format!(
-        "User \"{}\" cannot {verb} resource \"{}{slash}{subresource}\" in API group \"{}\" {place}",
-        user.name, kind.plural, kind.group
-    );
-    ApiError::forbidden(kind, name, &why)
+    format!(
+        "User \"{}\" cannot {verb} resource \"{resource}\" in API group \"{group}\" {place}",
+        user.name
+    )
+}
+
+fn refusal(user: &User, wanted: &Attributes<'_>) -> ApiError {
+    ApiError::forbidden(wanted.kind, wanted.name, &refusal_text(user, wanted))
 }
 
 /// Whether a path below the root may be read.
 pub(crate) fn may_root(user: &User, path: &[String], method: &str) -> Result<(), ApiError> {
     let first = path.first().map(String::as_str).unwrap_or_default();
-    let open = matches!(first, "healthz" | "livez" | "readyz" | "version");
+    let open = OPEN_PATHS.contains(&first);
+    let discovery = DISCOVERY_PATHS.contains(&first);
     let allowed = match &user.role {
         _ if open => true,
         Role::Admin | Role::Controller => true,
-        // Discovery, and nothing that tells about the process.
-        Role::Node(_) => matches!(first, "api" | "apis" | "openapi" | "metrics" | ""),
-        Role::Bootstrapper | Role::Nobody => matches!(first, "api" | "apis" | "openapi"),
+        Role::Node(_) | Role::Viewer => discovery || LOOK_PATHS.contains(&first),
+        Role::Bootstrapper(_) | Role::Nobody => discovery,
         Role::Anonymous => return Err(ApiError::new(Reason::Unauthorized, "Unauthorized")),
     };
     if allowed {
@@ -180,7 +243,10 @@ pub(crate) fn may_root(user: &User, path: &[String], method: &str) -> Result<(),
         "forbidden: User \"{}\" cannot {method} path \"{path}\"",
         user.name
     );
-    Err(ApiError::new(Reason::Forbidden, why))
+    let mut error = ApiError::new(Reason::Forbidden, why);
+    // As the real server has it, since the path names no kind.
+    error.details = Some(serde_json::json!({}));
+    Err(error)
 }
 
 #[cfg(test)]
@@ -191,10 +257,7 @@ mod tests {
     use super::*;
 
     fn node(name: &str) -> User {
-        User {
-            name: format!("system:node:{name}"),
-            role: Role::Node(name.to_string()),
-        }
+        User::new(&format!("system:node:{name}"), ["system:nodes".to_string()])
     }
 
     fn attributes<'a>(verb: &'a str, plural: &str, namespace: &'a str, name: &'a str) -> Attributes<'a> {
@@ -215,20 +278,25 @@ mod tests {
 
     #[test]
     fn a_node_may_not_write_services() {
-        let refused = may(&node("n2"), &attributes("update", "services", "default", "x")).unwrap_err();
+        let refused = may(
+            &node("n2"),
+            &attributes("update", "services", "default", "x"),
+            |_| false,
+        )
+        .unwrap_err();
         assert_eq!(
             refused.message,
             "services \"x\" is forbidden: User \"system:node:n2\" cannot update resource \"services\" in API group \"\" \
              in the namespace \"default\""
         );
-        assert!(may(&node("n2"), &attributes("list", "services", "", "")).is_ok());
+        assert!(may(&node("n2"), &attributes("list", "services", "", ""), |_| false).is_ok());
     }
 
     #[test]
     fn a_node_writes_what_is_its_own() {
         let pod = |node: &str| json!({"metadata": {"name": "p"}, "spec": {"nodeName": node}});
         let check = |a: Attributes<'_>, old: Option<&Value>, new: Option<&Value>| {
-            may(&node("n1"), &a)
+            may(&node("n1"), &a, |_| false)
                 .and_then(|()| may_object(&node("n1"), &a, old, new))
                 .is_ok()
         };
@@ -269,21 +337,66 @@ mod tests {
             Some(&pod("")),
             None
         ));
+        let names =
+            |secret: &str| json!({"spec": {"nodeName": "n1", "imagePullSecrets": [{"name": secret}]}});
+        let create = attributes("create", "pods", "default", "p");
+        assert!(!check(create, None, Some(&names("s"))));
+        let update = attributes("update", "pods", "default", "p");
+        assert!(check(update, Some(&names("s")), Some(&names("s"))));
+        assert!(!check(update, Some(&names("s")), Some(&names("t"))));
         assert!(!check(
             attributes("deletecollection", "pods", "default", ""),
             None,
             None
         ));
-        assert!(check(attributes("create", "events", "default", "e"), None, None));
+        let event =
+            |host: &str, instance: &str| json!({"source": {"host": host}, "reportingInstance": instance});
+        let create = attributes("create", "events", "default", "e");
+        assert!(check(create, None, Some(&event("n1", ""))));
+        assert!(check(create, None, Some(&event("", "n1"))));
+        assert!(!check(create, None, Some(&event("n2", "n1"))));
+        assert!(!check(create, None, Some(&event("", ""))));
+        let update = attributes("update", "events", "default", "e");
+        assert!(!check(update, Some(&event("n2", "")), Some(&event("n1", ""))));
     }
 
     #[test]
     fn strangers_are_told_to_say_who_they_are() {
         let anonymous = User::anonymous();
-        let refused = may(&anonymous, &attributes("get", "services", "default", "x")).unwrap_err();
+        let refused = may(&anonymous, &attributes("get", "services", "default", "x"), |_| {
+            false
+        })
+        .unwrap_err();
         assert_eq!(refused.reason, Reason::Unauthorized);
         assert!(may_root(&anonymous, &["healthz".to_string()], "get").is_ok());
         assert!(may_root(&anonymous, &["metrics".to_string()], "get").is_err());
-        assert!(may_root(&User::bootstrapper(), &["metrics".to_string()], "get").is_err());
+        assert!(may_root(&User::bootstrapper("x", None), &["metrics".to_string()], "get").is_err());
+    }
+
+    #[test]
+    fn secrets_are_for_administrators_and_for_pods_that_need_them() {
+        let viewer = User::new("alice", ["svcnet:viewers".to_string()]);
+        let get = attributes("get", "secrets", "default", "s");
+        assert!(may(&viewer, &get, |_| true).is_err());
+        assert!(may(&viewer, &attributes("list", "services", "", ""), |_| false).is_ok());
+        assert!(
+            may(&viewer, &attributes("create", "services", "default", ""), |_| {
+                false
+            })
+            .is_err()
+        );
+        assert!(may(&node("n1"), &get, |node| node == "n1").is_ok());
+        let refused = may(&node("n2"), &get, |node| node == "n1").unwrap_err();
+        assert_eq!(
+            refused.message,
+            "secrets \"s\" is forbidden: User \"system:node:n2\" cannot get resource \"secrets\" in API group \"\" in \
+             the namespace \"default\": no relationship found between node 'n2' and this object"
+        );
+        assert!(
+            may(&node("n1"), &attributes("list", "secrets", "default", ""), |_| {
+                true
+            })
+            .is_err()
+        );
     }
 }

@@ -1,9 +1,9 @@
 //! The cluster's certificate authority, and the client certificates that it signs.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
     IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
@@ -14,15 +14,11 @@ use sha2::{Digest as _, Sha256};
 
 use super::{PkiError, files};
 
-const DAY: i64 = 24 * 60 * 60;
+const DAY: u64 = 24 * 60 * 60;
 /// How long the authority lasts: as long as the cluster.
-const CA_DAYS: i64 = 20 * 365;
-/// How long a node's certificate lasts. A node asks anew at each start with its token.
-const NODE_DAYS: i64 = 3 * 365;
-/// How long the certificates last that the server renews by itself.
-pub(super) const OWN_DAYS: i64 = 365;
-/// How long before its end a certificate is renewed.
-const RENEW_DAYS: i64 = 90;
+const CA_DAYS: u64 = 20 * 365;
+/// Which part of its time must be left, for a certificate not to be renewed.
+const RENEW_PART: u32 = 3;
 
 /// The authority.
 pub(crate) struct Authority {
@@ -30,6 +26,8 @@ pub(crate) struct Authority {
     pem: String,
     der: CertificateDer<'static>,
     dir: PathBuf,
+    /// How long the certificates last that it signs.
+    lasts: Duration,
 }
 
 /// Who a client certificate speaks for.
@@ -51,7 +49,7 @@ impl std::fmt::Debug for Authority {
 
 impl Authority {
     /// Loads the authority of a directory, or makes one.
-    pub(crate) fn open(dir: &Path) -> Result<Self, PkiError> {
+    pub(crate) fn open(dir: &Path, lasts: Duration) -> Result<Self, PkiError> {
         let (cert_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
         let content = |path: &Path, what| PkiError::Content {
             path: path.to_path_buf(),
@@ -76,6 +74,7 @@ impl Authority {
             pem,
             der,
             dir: dir.to_path_buf(),
+            lasts,
         })
     }
 
@@ -92,7 +91,7 @@ impl Authority {
             KeyUsagePurpose::CrlSign,
             KeyUsagePurpose::DigitalSignature,
         ];
-        lasting(&mut params, CA_DAYS);
+        lasting(&mut params, Duration::from_secs(CA_DAYS * DAY));
         let pem = params.self_signed(&key)?.pem();
         files::write_private(key_path, &key.serialize_pem())?;
         files::write_private(cert_path, &pem)?;
@@ -117,6 +116,10 @@ impl Authority {
             .collect()
     }
 
+    pub(super) fn lasts(&self) -> Duration {
+        self.lasts
+    }
+
     pub(super) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -135,7 +138,7 @@ impl Authority {
         request: &CertificateSigningRequestParams,
         name: ClientName<'_>,
     ) -> Result<String, PkiError> {
-        self.sign(&client(name, NODE_DAYS), &request.public_key)
+        self.sign(&client(name, self.lasts), &request.public_key)
     }
 
     /// The certificate and key kept under a name in the directory of the authority; made when missing, near its end, or
@@ -155,7 +158,7 @@ impl Authority {
             return Ok((cert, key));
         }
         let key = KeyPair::generate()?;
-        let cert = self.sign(&client(name, OWN_DAYS), &key)?;
+        let cert = self.sign(&client(name, self.lasts), &key)?;
         files::write_private(&key_path, &key.serialize_pem())?;
         files::write_private(&cert_path, &cert)?;
         Ok((cert, key.serialize_pem()))
@@ -176,14 +179,14 @@ impl Authority {
         let Ok((_, ca)) = x509_parser::parse_x509_certificate(&self.der) else {
             return false;
         };
-        let soon = Timestamp::now().as_second() + RENEW_DAYS * DAY;
-        certificate.validity().not_after.timestamp() > soon
+        let left = certificate.validity().not_after.timestamp() - Timestamp::now().as_second();
+        u64::try_from(left).is_ok_and(|left| left > self.lasts.as_secs() / u64::from(RENEW_PART))
             && certificate.verify_signature(Some(ca.public_key())).is_ok()
             && wanted(&certificate)
     }
 }
 
-fn client(name: ClientName<'_>, days: i64) -> CertificateParams {
+fn client(name: ClientName<'_>, lasts: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name.user);
     params
@@ -191,21 +194,15 @@ fn client(name: ClientName<'_>, days: i64) -> CertificateParams {
         .push(DnType::OrganizationName, name.group);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    lasting(&mut params, days);
+    lasting(&mut params, lasts);
     params
 }
 
 /// From yesterday, since clocks differ.
-pub(super) fn lasting(params: &mut CertificateParams, days: i64) {
-    let date = |offset: i64| {
-        let at = Timestamp::now().as_second() + offset * DAY;
-        let date = Timestamp::from_second(at)
-            .unwrap_or(Timestamp::MAX)
-            .to_zoned(TimeZone::UTC)
-            .date();
-        let part = |n: i8| u8::try_from(n).unwrap_or(1);
-        rcgen::date_time_ymd(i32::from(date.year()), part(date.month()), part(date.day()))
-    };
-    params.not_before = date(-1);
-    params.not_after = date(days);
+pub(super) fn lasting(params: &mut CertificateParams, lasts: Duration) {
+    let now = Timestamp::now().as_second();
+    let second = |at: u64| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(at);
+    let now = u64::try_from(now).unwrap_or_default();
+    params.not_before = second(now.saturating_sub(DAY));
+    params.not_after = second(now + lasts.as_secs());
 }

@@ -12,7 +12,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::extensions::GeneralName;
 
-use super::authority::{Authority, OWN_DAYS, lasting};
+use super::authority::{Authority, lasting};
 use super::{PkiError, files};
 use crate::Config;
 
@@ -133,7 +133,7 @@ fn make(authority: &Authority, sans: &BTreeSet<String>) -> Result<(String, Strin
     }
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    lasting(&mut params, OWN_DAYS);
+    lasting(&mut params, authority.lasts());
     let cert = authority.sign(&params, &key)?;
     Ok((cert, key.serialize_pem()))
 }

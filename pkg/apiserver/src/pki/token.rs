@@ -1,6 +1,6 @@
-//! The token by which nodes join.
+//! The token by which nodes join, in the file where people look for it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
@@ -8,7 +8,10 @@ use super::{Authority, PkiError, files};
 
 /// The join token: `K10<sha256 of the CA>::server:<secret>`.
 #[derive(Clone)]
-pub(crate) struct Token(String);
+pub(crate) struct Token {
+    text: String,
+    path: PathBuf,
+}
 
 impl std::fmt::Debug for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -24,22 +27,41 @@ impl Token {
             .as_deref()
             .and_then(|t| t.trim().split_once("::"))
             .map(|(_, secret)| secret.to_string());
-        let secret = secret.filter(|s| !s.is_empty()).unwrap_or_else(|| {
-            let bytes: [u8; 16] = rand::random();
-            let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-            format!("server:{hex}")
-        });
-        let token = format!("K10{}::{secret}", authority.sha256_hex());
-        let text = format!("{token}\n");
-        if kept.as_deref() != Some(&text) {
-            files::write_private(path, &text)?;
+        let secret = secret.filter(|s| !s.is_empty()).unwrap_or_else(secret_made);
+        let token = Self::of(&secret, path, authority);
+        if kept.as_deref() != Some(&format!("{}\n", token.text)) {
+            token.write()?;
         }
-        Ok(Self(token))
+        Ok(token)
+    }
+
+    /// Another one in its place: this one is good no longer.
+    pub(crate) fn replaced(&self, authority: &Authority) -> Result<Self, PkiError> {
+        let token = Self::of(&secret_made(), &self.path, authority);
+        token.write()?;
+        Ok(token)
     }
 
     /// Whether a caller's token is this one. Takes the same time wherever the two differ: hashes are compared, whole.
     pub(crate) fn is(&self, given: &str) -> bool {
-        let (ours, theirs) = (Sha256::digest(&self.0), Sha256::digest(given));
+        let (ours, theirs) = (Sha256::digest(&self.text), Sha256::digest(given));
         ours.iter().zip(theirs).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
     }
+
+    fn of(secret: &str, path: &Path, authority: &Authority) -> Self {
+        Self {
+            text: format!("K10{}::{secret}", authority.sha256_hex()),
+            path: path.to_path_buf(),
+        }
+    }
+
+    fn write(&self) -> Result<(), PkiError> {
+        files::write_private(&self.path, &format!("{}\n", self.text))
+    }
+}
+
+fn secret_made() -> String {
+    let bytes: [u8; 16] = rand::random();
+    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    format!("server:{hex}")
 }

@@ -1,104 +1,16 @@
 //! Who gets in: certificates, tokens, joining; and what keeps the server from starting.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::sync::Arc;
 
-use base64::Engine as _;
 use http::{Method, Request};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::{Value, json};
 use svcnet_apiserver::{ApiServer, Error};
-use tokio::net::TcpStream;
 
+use crate::client::{Client, field};
 use crate::harness::{Running, config};
-
-/// What a kubeconfig, or nothing, gives a TLS client.
-struct Client {
-    address: String,
-    tls: tokio_rustls::TlsConnector,
-}
-
-fn field(kubeconfig: &str, name: &str) -> Vec<u8> {
-    let line = kubeconfig.lines().find(|l| l.trim().starts_with(name)).unwrap();
-    let data = line.split(": ").nth(1).unwrap();
-    base64::engine::general_purpose::STANDARD.decode(data).unwrap()
-}
-
-impl Client {
-    fn new(server: &Running, identity: Option<(Vec<u8>, Vec<u8>)>, alpn: &[u8]) -> Self {
-        let admin = std::fs::read_to_string(&server.kubeconfig).unwrap();
-        let ca = CertificateDer::from_pem_slice(&field(&admin, "certificate-authority-data")).unwrap();
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(ca).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots);
-        let mut tls = match identity {
-            None => builder.with_no_client_auth(),
-            Some((cert, key)) => builder
-                .with_client_auth_cert(
-                    vec![CertificateDer::from_pem_slice(&cert).unwrap()],
-                    PrivateKeyDer::from_pem_slice(&key).unwrap(),
-                )
-                .unwrap(),
-        };
-        tls.alpn_protocols = vec![alpn.to_vec()];
-        Self {
-            address: server.url.trim_start_matches("https://").to_string(),
-            tls: Arc::new(tls).into(),
-        }
-    }
-
-    fn anonymous(server: &Running) -> Self {
-        Self::new(server, None, b"http/1.1")
-    }
-
-    fn of(server: &Running, kubeconfig: &str) -> Self {
-        let text = std::fs::read_to_string(server.path(kubeconfig)).unwrap();
-        let identity = (
-            field(&text, "client-certificate-data"),
-            field(&text, "client-key-data"),
-        );
-        Self::new(server, Some(identity), b"http/1.1")
-    }
-
-    async fn stream(&self, name: &str) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
-        let stream = TcpStream::connect(&self.address).await?;
-        self.tls
-            .connect(ServerName::try_from(name.to_string()).unwrap(), stream)
-            .await
-    }
-
-    async fn send(&self, method: Method, path: &str, token: &str, body: &Value) -> (u16, Value) {
-        let stream = self.stream("127.0.0.1").await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .unwrap();
-        tokio::spawn(connection);
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", &self.address);
-        if !token.is_empty() {
-            request = request.header("authorization", format!("Bearer {token}"));
-        }
-        let request = request.body(Full::new(Bytes::from(body.to_string()))).unwrap();
-        let response = sender.send_request(request).await.unwrap();
-        let code = response.status().as_u16();
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        (code, serde_json::from_slice(&body).unwrap_or(Value::Null))
-    }
-
-    async fn get(&self, path: &str) -> u16 {
-        self.send(Method::GET, path, "", &Value::Null).await.0
-    }
-}
 
 #[tokio::test]
 async fn strangers_see_health_and_version_alone() {

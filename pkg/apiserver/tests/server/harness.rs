@@ -10,7 +10,7 @@ use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use svcnet_api::Admission;
-use svcnet_apiserver::{ApiServer, Config};
+use svcnet_apiserver::{ApiServer, AuditConfig, CERTIFICATES_LAST, Config, Limits};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,8 @@ pub struct Running {
     pub url: String,
     pub plain: String,
     pub kubeconfig: PathBuf,
+    /// Another kubeconfig for kubectl.
+    pub as_whom: Option<PathBuf>,
     shutdown: CancellationToken,
     task: Option<JoinHandle<()>>,
 }
@@ -41,6 +43,9 @@ pub fn config(dir: &Path) -> Config {
         cluster_domain: "cluster.local".to_string(),
         tls_sans: vec!["box.example".to_string()],
         admissions: Vec::new(),
+        limits: Limits::default(),
+        audit: None,
+        certificates_last: CERTIFICATES_LAST,
         metrics: Some(Arc::new(|| "svcnet_up 1\n".to_string())),
     }
 }
@@ -51,8 +56,13 @@ impl Running {
     }
 
     pub async fn start_with(dir: Arc<tempfile::TempDir>, admissions: Vec<Arc<dyn Admission>>) -> Self {
+        Self::start_as(dir, |config| config.admissions = admissions).await
+    }
+
+    /// A server that is configured differently.
+    pub async fn start_as(dir: Arc<tempfile::TempDir>, differ: impl FnOnce(&mut Config)) -> Self {
         let mut config = config(dir.path());
-        config.admissions = admissions;
+        differ(&mut config);
         let server = ApiServer::start(config).await.unwrap();
         let shutdown = CancellationToken::new();
         let mut running = Self {
@@ -60,6 +70,7 @@ impl Running {
             url: format!("https://{}", server.addresses()[0]),
             plain: format!("http://{}", server.plain_address().unwrap()),
             kubeconfig: server.admin_kubeconfig().to_path_buf(),
+            as_whom: None,
             shutdown: shutdown.clone(),
             task: None,
         };
@@ -81,7 +92,7 @@ impl Running {
         let mut command = Command::new("kubectl");
         command
             .arg("--kubeconfig")
-            .arg(&self.kubeconfig)
+            .arg(self.as_whom.as_ref().unwrap_or(&self.kubeconfig))
             .arg("--cache-dir")
             .arg(self.path("kubectl-cache"))
             .args(args)
@@ -223,11 +234,44 @@ impl Running {
             .unwrap();
         let response = sender.send_request(request).await.unwrap();
         assert_eq!(response.status(), 200);
-        Watch {
-            body: response.into_body(),
-            rest: Vec::new(),
+        Watch::new(response.into_body())
+    }
+
+    /// The audit log's lines, once all that was asked before is in it.
+    pub fn audited(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.path(AUDIT_LOG)).unwrap_or_default();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    /// The first line of the audit log that is as wanted, once it is there.
+    pub async fn audited_soon(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let start = Instant::now();
+        loop {
+            if let Some(line) = self.audited().into_iter().find(&wanted) {
+                return line;
+            }
+            assert!(
+                start.elapsed() < SOON,
+                "{what} is not in the audit log: {:#?}",
+                self.audited()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+/// Where the audit log of a server is whose configuration says so.
+pub const AUDIT_LOG: &str = "audit/audit.log";
+
+pub fn auditing(config: &mut Config) {
+    let dir = config.data_dir.parent().unwrap();
+    config.audit = Some(AuditConfig {
+        path: dir.join(AUDIT_LOG),
+        bytes_max: 100_000_000,
+        backups_max: 1,
+    });
 }
 
 pub struct Watch {
@@ -236,6 +280,13 @@ pub struct Watch {
 }
 
 impl Watch {
+    pub fn new(body: hyper::body::Incoming) -> Self {
+        Self {
+            body,
+            rest: Vec::new(),
+        }
+    }
+
     /// The next event; nothing when the server has ended the watch.
     pub async fn next(&mut self) -> Option<Value> {
         loop {
@@ -301,4 +352,10 @@ impl Drop for Background {
 
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+pub fn write_private(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }

@@ -7,8 +7,16 @@
 )]
 
 mod access;
+mod certificates;
+mod client;
+mod collect;
+mod encryption;
 mod harness;
 mod hooks;
 mod kubectl;
+mod limits;
 mod objects;
+mod reviews;
+mod tokens;
+mod unauthorized;
 mod watches;

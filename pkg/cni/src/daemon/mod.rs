@@ -1,6 +1,12 @@
 //! The daemon: listens for the plugin's calls, keeps the bridge right, and knows this node's pod networks.
 
+mod attach;
+mod busy;
+mod check;
+mod detach;
 mod serve;
+
+pub(crate) use detach::detach_without_daemon;
 
 use std::fs;
 use std::io;
@@ -26,8 +32,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::ipam::{self, Ipam};
-use crate::registrar::Registrar;
-use crate::{Config, bridge, conflist, leases_dir, link, socket_path};
+use crate::registrar::{Registrar, Teller};
+use crate::{Config, bridge, conflist, cri, hostport, leases_dir, link, socket_path};
 use serve::{Network, Server};
 
 /// A call that is longer is none.
@@ -36,6 +42,8 @@ const CALL_BYTES_MAX: u64 = 1 << 20;
 const CALL_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Changes by others come in bursts: they are answered together.
 const SETTLE: Duration = Duration::from_millis(50);
+/// What may be of use again in a moment is tidied up after this long.
+const TIDY: Duration = Duration::from_secs(2);
 /// The bridge is looked at this often even when nothing is told.
 const RESYNC: Duration = Duration::from_secs(60);
 /// How long a plugin that works without the daemon may hold the leases.
@@ -72,6 +80,8 @@ enum Unready {
     NoUnderlay(NoUnderlay),
     #[error(transparent)]
     Kernel(#[from] rt::Error),
+    #[error(transparent)]
+    HostPorts(#[from] hostport::Error),
     #[error(transparent)]
     Install(#[from] conflist::Error),
 }
@@ -135,13 +145,22 @@ impl CniDaemon {
             path: self.socket.clone(),
             source,
         })?;
-        self.server.forget_vanished(&mut self.keeper.rt)?;
+        let server = Arc::clone(&self.server);
+        // It may wait for a role that starts beside this one.
+        tokio::task::spawn_blocking(move || server.enforce_again());
         let running = self.server.pods();
         let registrar = self.server.registrar.clone();
-        let (client, node) = (self.client, self.keeper.node_name.clone());
-        tokio::spawn(registrar.run(client, node, running, self.shutdown.clone()));
+        let socket = self.keeper.config.cri_socket.clone();
+        let teller = Teller {
+            client: self.client,
+            node: self.keeper.node_name.clone(),
+            runtime: socket.map(cri::Runtime::new).or_else(cri::Runtime::find),
+        };
+        tokio::spawn(registrar.run(teller, running, self.shutdown.clone()));
+        self.keeper.reconcile();
 
         let mut next_pass = Instant::now() + RESYNC;
+        let mut next_reconciliation = Instant::now() + RESYNC;
         loop {
             tokio::select! {
                 () = self.shutdown.cancelled() => break,
@@ -157,7 +176,16 @@ impl CniDaemon {
                         next_pass = next_pass.min(Instant::now() + SETTLE);
                     }
                 }
-                () = sleep_until(next_pass) => next_pass = Instant::now() + self.keeper.pass(),
+                () = sleep_until(next_pass) => {
+                    if Instant::now() >= next_reconciliation {
+                        next_reconciliation = Instant::now() + RESYNC;
+                        self.keeper.reconcile();
+                    }
+                    next_pass = Instant::now() + self.keeper.pass();
+                }
+                () = self.server.untidy.notified() => {
+                    next_pass = next_pass.min(Instant::now() + TIDY);
+                }
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => _ = tokio::spawn(serve(stream, Arc::clone(&self.server))),
                     Err(error) => {
@@ -306,9 +334,18 @@ impl Keeper {
                         _ => tracing::warn!(reason = %text, "the pod network of this node is not in place"),
                     }
                 }
+                self.server.set_trouble(&text);
                 self.component.not_ready(text);
                 self.backoff.next_delay()
             }
+        }
+    }
+
+    /// Compares the leases with what there is on this node, both ways.
+    fn reconcile(&self) {
+        let freed = self.server.forget_vanished().map(drop);
+        if let Err(error) = freed.and_then(|()| self.server.delete_orphans()) {
+            tracing::warn!(%error, "what containers left behind could not be looked for");
         }
     }
 
@@ -329,6 +366,7 @@ impl Keeper {
             }
             tracing::info!(plan.ops = ops.len(), "bridge changed");
         }
+        self.server.look_at_host_ports()?;
         self.server.set_network(Network {
             cidrs: own.cidrs,
             mtu,

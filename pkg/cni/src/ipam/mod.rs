@@ -8,7 +8,8 @@
 //! A lease is written to a file with a leading dot, synced, and renamed into place before its address is used. Giving
 //! it up is one rename or unlink: over `last` if no younger lease was ever given up, else away. Every lease has a
 //! serial number greater than all before it, so that the youngest of the leases and of `last` is where the search for
-//! the next address goes on: an address is not used again before all others were.
+//! the next address goes on: an address is not used again before all others were. Where all that are free have been
+//! used since the start, the one that has been free for longest comes first.
 //!
 //! # Crash recovery
 //! Each step is atomic: a kill leaves the state before or after it, and at most a dot file, which the next start
@@ -19,7 +20,7 @@
 
 mod ring;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -27,9 +28,14 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
-use svcnet_api::types::PodCidr;
 
-use crate::protocol::{Attachment, PodRef};
+use crate::protocol::{Attachment, PodRef, RuntimeConfig};
+pub use ring::{RangeError, RangeSet};
+
+/// How many addresses are remembered as given up.
+const RELEASED_MAX: usize = 4096;
+/// The network that leases without one are of.
+const DEFAULT_NETWORK: &str = "svcnet";
 
 /// An attachment's addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,13 +44,38 @@ pub struct Lease {
     pub serial: u64,
     /// Whose it is.
     pub attachment: Attachment,
-    /// The addresses, one of each pod network of the node.
+    /// The addresses, one of each range set.
     pub addresses: Vec<IpAddr>,
     /// The container's network namespace.
     pub netns: PathBuf,
     /// The pod, if the runtime said one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodRef>,
+    /// The network's name: GC frees what is of its own network.
+    #[serde(default = "default_network")]
+    pub network: String,
+    /// What the runtime asked for.
+    #[serde(default)]
+    pub runtime: RuntimeConfig,
+}
+
+fn default_network() -> String {
+    DEFAULT_NETWORK.to_string()
+}
+
+/// Who wants addresses, and what for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    /// The attachment.
+    pub attachment: &'a Attachment,
+    /// The network's name.
+    pub network: &'a str,
+    /// The container's network namespace.
+    pub netns: &'a Path,
+    /// The pod, if the runtime said one.
+    pub pod: Option<&'a PodRef>,
+    /// What the runtime asks for.
+    pub runtime: &'a RuntimeConfig,
 }
 
 /// What can go wrong with leases.
@@ -71,16 +102,32 @@ pub enum Error {
         /// Why.
         source: serde_json::Error,
     },
-    /// All addresses of a pod network are in use.
-    #[error("failed to allocate for range {index}: no IP addresses available in range set: {first}-{last}")]
+    /// All addresses of a range set are in use.
+    #[error("failed to allocate for range {index}: no IP addresses available in range set: {set}")]
     Exhausted {
-        /// Which of the node's pod networks.
+        /// Which of the sets.
         index: usize,
-        /// Its first address.
-        first: IpAddr,
-        /// Its last.
-        last: IpAddr,
+        /// Its ranges.
+        set: String,
     },
+    /// An address that was asked for is somebody else's.
+    #[error(
+        "failed to allocate for range {index}: requested IP address {address} is not available in range set {set}{}",
+        owner.as_ref().map(|o| format!(": {o} has it")).unwrap_or_default()
+    )]
+    Taken {
+        /// Which of the sets.
+        index: usize,
+        /// The address.
+        address: IpAddr,
+        /// The set's ranges.
+        set: String,
+        /// Whose it is.
+        owner: Option<Attachment>,
+    },
+    /// Addresses that were asked for are in no range set, or not the only ones of theirs.
+    #[error("failed to allocate all requested IPs: {}", .0.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" "))]
+    NotAll(Vec<IpAddr>),
 }
 
 /// The leases of a node.
@@ -92,6 +139,9 @@ pub struct Ipam {
     /// The addresses to go on after, and the serial number that they had.
     last: Option<Lease>,
     last_in_file: u64,
+    /// Addresses given up since the start, by when.
+    released: BTreeMap<IpAddr, u64>,
+    releases: u64,
 }
 
 /// Whether a lease is new.
@@ -136,6 +186,8 @@ impl Ipam {
             taken: BTreeSet::new(),
             last: None,
             last_in_file: 0,
+            released: BTreeMap::new(),
+            releases: 0,
         };
         ipam.read()?;
         Ok(ipam)
@@ -181,44 +233,92 @@ impl Ipam {
         self.leases.values()
     }
 
-    /// Gives an attachment an address of each pod network, or says which it has already.
+    /// Gives an attachment an address of each range set, or says which it has already.
     ///
     /// # Errors
-    /// When a pod network has none left, or the lease can not be written: none is given then.
-    pub fn reserve(
-        &mut self,
-        attachment: &Attachment,
-        cidrs: &[PodCidr],
-        netns: &Path,
-        pod: Option<&PodRef>,
-    ) -> Result<Reserved, Error> {
-        if let Some(lease) = self.leases.get(attachment) {
+    /// When a set has none left, an address that was asked for can not be had, or the lease can not be written: none is
+    /// given then.
+    pub fn reserve(&mut self, wish: &Wish<'_>, sets: &[RangeSet]) -> Result<Reserved, Error> {
+        if let Some(lease) = self.leases.get(wish.attachment) {
             return Ok(Reserved::Kept(lease.clone()));
         }
-        let mut addresses = Vec::with_capacity(cidrs.len());
-        for (index, cidr) in cidrs.iter().enumerate() {
-            let after = self
-                .last
-                .iter()
-                .flat_map(|l| &l.addresses)
-                .copied()
-                .find(|a| cidr.contains(*a));
-            let (first, last) = ring::ends(*cidr);
-            let free = ring::next_free(*cidr, after, |address| self.taken.contains(&address));
-            addresses.push(free.ok_or(Error::Exhausted { index, first, last })?);
-        }
+        let addresses = self.choose(&wish.runtime.ips, sets)?;
         let lease = Lease {
             serial: self.last.as_ref().map_or(0, |last| last.serial) + 1,
-            attachment: attachment.clone(),
+            attachment: wish.attachment.clone(),
             addresses,
-            netns: netns.to_path_buf(),
-            pod: pod.cloned(),
+            netns: wish.netns.to_path_buf(),
+            pod: wish.pod.cloned(),
+            network: wish.network.to_string(),
+            runtime: wish.runtime.clone(),
         };
         self.write(&lease)?;
         self.taken.extend(&lease.addresses);
+        for address in &lease.addresses {
+            self.released.remove(address);
+        }
         self.note_last(&lease);
-        self.leases.insert(attachment.clone(), lease.clone());
+        self.leases.insert(lease.attachment.clone(), lease.clone());
         Ok(Reserved::New(lease))
+    }
+
+    /// Addresses for an attachment, those that are asked for first.
+    fn choose(&self, requested: &[IpAddr], sets: &[RangeSet]) -> Result<Vec<IpAddr>, Error> {
+        let mut requested = requested.to_vec();
+        let mut addresses = Vec::with_capacity(sets.len());
+        for (index, set) in sets.iter().enumerate() {
+            let asked = requested.iter().position(|a| set.contains(*a));
+            let address = match asked.map(|at| requested.remove(at)) {
+                Some(address) if self.taken.contains(&address) => {
+                    return Err(Error::Taken {
+                        index,
+                        address,
+                        set: set.to_string(),
+                        owner: self.owner(address).cloned(),
+                    });
+                }
+                Some(address) => Some(address),
+                None => self.next_free(set),
+            };
+            addresses.push(address.ok_or_else(|| Error::Exhausted {
+                index,
+                set: set.to_string(),
+            })?);
+        }
+        if requested.is_empty() {
+            Ok(addresses)
+        } else {
+            Err(Error::NotAll(requested))
+        }
+    }
+
+    fn next_free(&self, set: &RangeSet) -> Option<IpAddr> {
+        let last = self.last.iter().flat_map(|l| &l.addresses).copied();
+        let after = last.into_iter().find(|a| set.contains(*a));
+        let unused = |a: IpAddr| self.taken.contains(&a) || self.released.contains_key(&a);
+        let longest_free = || {
+            let free = self
+                .released
+                .iter()
+                .filter(|(a, _)| set.contains(**a) && !self.taken.contains(a));
+            free.min_by_key(|(_, when)| **when).map(|(a, _)| *a)
+        };
+        set.next_free(after, unused).or_else(longest_free)
+    }
+
+    /// Whether an attachment could have an address of each of the sets now.
+    ///
+    /// # Errors
+    /// When one has none left.
+    pub fn has_room(&self, sets: &[RangeSet]) -> Result<(), Error> {
+        self.choose(&[], sets).map(drop)
+    }
+
+    fn owner(&self, address: IpAddr) -> Option<&Attachment> {
+        let mut leases = self.leases.values();
+        leases
+            .find(|l| l.addresses.contains(&address))
+            .map(|l| &l.attachment)
     }
 
     fn write(&self, lease: &Lease) -> Result<(), Error> {
@@ -252,6 +352,12 @@ impl Ipam {
         let lease = self.leases.remove(attachment);
         for address in lease.iter().flat_map(|l| &l.addresses) {
             self.taken.remove(address);
+            self.releases += 1;
+            self.released.insert(*address, self.releases);
+        }
+        if self.released.len() > RELEASED_MAX {
+            let oldest = self.releases.saturating_sub(RELEASED_MAX as u64);
+            self.released.retain(|_, when| *when > oldest);
         }
         Ok(lease)
     }

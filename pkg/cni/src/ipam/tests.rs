@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
+use svcnet_api::types::PodCidr;
 use tempfile::TempDir;
 
 use super::*;
@@ -16,9 +17,38 @@ fn cidrs() -> Vec<PodCidr> {
     ]
 }
 
+fn sets() -> Vec<RangeSet> {
+    cidrs().into_iter().map(RangeSet::whole).collect()
+}
+
+fn reserve_as(ipam: &mut Ipam, n: u8, runtime: &RuntimeConfig) -> Result<Reserved, Error> {
+    let wish = Wish {
+        attachment: &attachment(n),
+        network: "svcnet",
+        netns: Path::new("/run/netns/x"),
+        pod: None,
+        runtime,
+    };
+    ipam.reserve(&wish, &sets())
+}
+
 fn reserve(ipam: &mut Ipam, n: u8) -> Result<Lease, Error> {
-    let reserved = ipam.reserve(&attachment(n), &cidrs(), Path::new("/run/netns/x"), None)?;
+    let reserved = reserve_as(ipam, n, &RuntimeConfig::default())?;
     Ok(reserved.lease().clone())
+}
+
+fn reserve_these(ipam: &mut Ipam, n: u8, ips: &[&str]) -> Result<Vec<String>, String> {
+    let runtime = RuntimeConfig {
+        ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+        ..RuntimeConfig::default()
+    };
+    let reserved = reserve_as(ipam, n, &runtime).map_err(|e| e.to_string())?;
+    Ok(reserved
+        .lease()
+        .addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect())
 }
 
 #[test]
@@ -49,9 +79,7 @@ fn a_second_reservation_keeps_the_first() {
     let dir = TempDir::new().unwrap();
     let mut ipam = Ipam::open(dir.path()).unwrap();
     let first = reserve(&mut ipam, 1).unwrap();
-    let again = ipam
-        .reserve(&attachment(1), &cidrs(), Path::new("/elsewhere"), None)
-        .unwrap();
+    let again = reserve_as(&mut ipam, 1, &RuntimeConfig::default()).unwrap();
     assert_eq!(again, Reserved::Kept(first));
     assert!(ipam.release(&attachment(1)).unwrap().is_some());
     assert!(ipam.release(&attachment(1)).unwrap().is_none());
@@ -72,6 +100,74 @@ fn exhaustion_is_said_as_host_local_says_it() {
     assert_eq!(
         reserve(&mut ipam, 13).unwrap().addresses[0].to_string(),
         "10.244.1.9"
+    );
+}
+
+#[test]
+fn addresses_that_are_asked_for() {
+    let dir = TempDir::new().unwrap();
+    let mut ipam = Ipam::open(dir.path()).unwrap();
+    assert_eq!(
+        reserve_these(&mut ipam, 1, &["10.244.1.9"]).unwrap(),
+        ["10.244.1.9", "fd00:10:244:1::2"]
+    );
+    assert_eq!(
+        reserve_these(&mut ipam, 2, &["fd00:10:244:1::77", "10.244.1.10"]).unwrap(),
+        ["10.244.1.10", "fd00:10:244:1::77"]
+    );
+    let taken = "failed to allocate for range 0: requested IP address 10.244.1.9 is not available in range set \
+                 10.244.1.1-10.244.1.14: eth0 of container c1 has it";
+    assert_eq!(reserve_these(&mut ipam, 3, &["10.244.1.9"]).unwrap_err(), taken);
+    for (asked, left) in [
+        (&["10.9.9.9"][..], "10.9.9.9"),
+        (&["10.244.1.1"], "10.244.1.1"),
+        (&["10.244.1.12", "10.244.1.13"], "10.244.1.13"),
+    ] {
+        assert_eq!(
+            reserve_these(&mut ipam, 3, asked).unwrap_err(),
+            format!("failed to allocate all requested IPs: {left}")
+        );
+    }
+    assert_eq!(ipam.leases().count(), 2, "a refusal takes nothing");
+    // Those after it are chosen around it.
+    ipam.release(&attachment(2)).unwrap();
+    assert_ne!(
+        reserve(&mut ipam, 4).unwrap().addresses[0].to_string(),
+        "10.244.1.10"
+    );
+}
+
+#[test]
+fn the_address_that_was_free_for_longest_comes_first() {
+    let dir = TempDir::new().unwrap();
+    let mut ipam = Ipam::open(dir.path()).unwrap();
+    for n in 0..13 {
+        reserve(&mut ipam, n).unwrap();
+    }
+    for n in [7, 3, 9] {
+        ipam.release(&attachment(n)).unwrap();
+    }
+    let mut given = Vec::new();
+    for n in [20, 21, 22] {
+        given.push(reserve(&mut ipam, n).unwrap().addresses[0].to_string());
+    }
+    assert_eq!(given, ["10.244.1.9", "10.244.1.5", "10.244.1.11"]);
+    assert!(ipam.has_room(&sets()).is_err());
+}
+
+#[test]
+fn a_lease_of_an_older_version_is_read() {
+    let dir = TempDir::new().unwrap();
+    let mut ipam = Ipam::open(dir.path()).unwrap();
+    reserve(&mut ipam, 1).unwrap();
+    drop(ipam);
+    let old = r#"{"serial":1,"attachment":{"container":"c1","ifname":"eth0"},"addresses":["10.244.1.2"],"netns":"/run/netns/x"}"#;
+    fs::write(dir.path().join("leases/c1@eth0"), old).unwrap();
+    let ipam = Ipam::open(dir.path()).unwrap();
+    let lease = ipam.get(&attachment(1)).unwrap();
+    assert_eq!(
+        (lease.network.as_str(), &lease.runtime),
+        ("svcnet", &RuntimeConfig::default())
     );
 }
 
@@ -148,6 +244,8 @@ proptest! {
                         addresses: vec!["10.244.1.2".parse().unwrap()],
                         netns: "/run/netns/x".into(),
                         pod: None,
+                        network: default_network(),
+                        runtime: RuntimeConfig::default(),
                     }).unwrap();
                     let draft = dir.path().join(format!("leases/.{}", file_name(&attachment(n))));
                     fs::write(draft, &whole[..bytes.min(whole.len())]).unwrap();

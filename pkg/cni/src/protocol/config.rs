@@ -1,5 +1,9 @@
 //! The network configuration that a runtime hands over on standard input.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Attachment, CniError, Version, code};
@@ -15,6 +19,26 @@ pub struct NetConf {
     pub prev_result: Option<Value>,
     /// For GC: what still exists.
     pub valid_attachments: Vec<Attachment>,
+    /// `ipam.ranges`: from where containers of this network get their addresses, one of each set; all of the node's pod
+    /// networks when there is none.
+    pub range_sets: Vec<Vec<RangeConf>>,
+}
+
+/// A range of addresses, as the reference plugin host-local writes it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RangeConf {
+    /// The network.
+    pub subnet: IpNet,
+    /// Its first address to use.
+    #[serde(default)]
+    pub range_start: Option<IpAddr>,
+    /// Its last.
+    #[serde(default)]
+    pub range_end: Option<IpAddr>,
+    /// Its gateway.
+    #[serde(default)]
+    pub gateway: Option<IpAddr>,
 }
 
 impl NetConf {
@@ -54,7 +78,16 @@ impl NetConf {
             name: name.to_string(),
             prev_result,
             valid_attachments,
+            range_sets: range_sets(object.get("ipam"))?,
         })
+    }
+}
+
+fn range_sets(ipam: Option<&Value>) -> Result<Vec<Vec<RangeConf>>, CniError> {
+    match ipam.and_then(|ipam| ipam.get("ranges")) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(sets) => Deserialize::deserialize(sets)
+            .map_err(|e| CniError::new(code::CONFIG, "invalid ipam.ranges").because(e)),
     }
 }
 

@@ -23,6 +23,8 @@ pub mod code {
     pub const RETRY: u32 = 11;
     /// STATUS: no ADD can be served.
     pub const UNAVAILABLE: u32 = 50;
+    /// STATUS: no ADD can be served, and containers that are attached may be cut off.
+    pub const CUT_OFF: u32 = 51;
     /// Ours: the kernel refused.
     pub const KERNEL: u32 = 100;
     /// Ours: no address is left.
@@ -31,6 +33,12 @@ pub mod code {
     pub const EXISTS: u32 = 102;
     /// Ours: CHECK found something else than ADD had made.
     pub const CHECK: u32 = 103;
+    /// Ours: the address that was asked for can not be had.
+    pub const ADDRESS: u32 = 104;
+    /// Ours: the port of the host leads to another container.
+    pub const PORT_TAKEN: u32 = 105;
+    /// Ours: the container could not be isolated as policies want it.
+    pub const ISOLATION: u32 = 106;
 }
 
 /// An error: what runtimes print is `msg`, then `details`.

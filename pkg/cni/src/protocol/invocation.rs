@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use svcnet_api::types::IfName;
 
+use super::args::Args;
 use super::config::is_name;
-use super::{CniError, NetConf, Version, code};
+use super::{CniError, NetConf, RuntimeConfig, Version, code};
 
 /// Longer container names do not fit the name of a lease's file.
 const CONTAINER_LENGTH_MAX: usize = 200;
@@ -116,7 +117,10 @@ impl Invocation {
         if config.version < self.command.since() {
             return Err(CniError::new(
                 code::VERSION,
-                format!("config version does not allow {:?}", self.command),
+                format!(
+                    "config version does not allow {}",
+                    format!("{:?}", self.command).to_uppercase()
+                ),
             )
             .because(format_args!("it came with version {}", self.command.since())));
         }
@@ -145,12 +149,19 @@ impl Invocation {
         } else {
             None
         };
+        let args = Args::parse(&self.args)?;
+        // What is torn down is torn down however it was asked for.
+        let runtime = match self.command {
+            Command::Add | Command::Check => RuntimeConfig::parse(&self.config, &args)?,
+            _ => RuntimeConfig::default(),
+        };
         Ok(Request {
             command: self.command,
             attachment,
             netns: (!self.netns.is_empty()).then(|| PathBuf::from(&self.netns)),
-            pod: PodRef::from_args(&self.args)?,
+            pod: args.pod,
             config,
+            runtime,
         })
     }
 }
@@ -237,34 +248,6 @@ pub struct PodRef {
     pub uid: Option<String>,
 }
 
-impl PodRef {
-    fn from_args(args: &str) -> Result<Option<Self>, CniError> {
-        let mut namespace = None;
-        let mut name = None;
-        let mut uid = None;
-        for pair in args.split(';').filter(|p| !p.trim().is_empty()) {
-            let Some((key, value)) = pair.split_once('=') else {
-                return Err(CniError::new(code::ENVIRONMENT, "CNI_ARGS: invalid pair")
-                    .because(format_args!("{pair:?}")));
-            };
-            match key.trim() {
-                "K8S_POD_NAMESPACE" => namespace = Some(value.to_string()),
-                "K8S_POD_NAME" => name = Some(value.to_string()),
-                "K8S_POD_UID" => uid = Some(value.to_string()),
-                _ => {}
-            }
-        }
-        let filled = |value: Option<String>| value.filter(|v| !v.is_empty());
-        // podman gives a name alone.
-        let namespace = filled(namespace).unwrap_or_else(|| "default".to_string());
-        Ok(filled(name).map(|name| Self {
-            namespace,
-            name,
-            uid: filled(uid),
-        }))
-    }
-}
-
 /// A call that makes sense.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
@@ -278,4 +261,6 @@ pub struct Request {
     pub pod: Option<PodRef>,
     /// The configuration.
     pub config: NetConf,
+    /// What the runtime asks for beside an address.
+    pub runtime: RuntimeConfig,
 }

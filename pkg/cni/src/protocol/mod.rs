@@ -1,15 +1,20 @@
 //! The Container Network Interface: what runtimes say to a plugin and what it answers
 //! (<https://www.cni.dev/docs/spec/>, versions 0.3.1 to 1.1.0).
 
+mod args;
 mod config;
 mod error;
 mod invocation;
 mod result;
+mod runtime;
 
-pub use config::NetConf;
+pub use config::{NetConf, RangeConf};
 pub use error::{CniError, code};
 pub use invocation::{Attachment, Command, Invocation, PodRef, Request};
 pub use result::{AddResult, Dns, Interface, IpConfig, Route};
+pub use runtime::{
+    ANNOTATION_LABELS, Bandwidth, CAPABILITIES, HostIp, PortMapping, Protocol, Rate, RuntimeConfig,
+};
 
 use std::fmt;
 use std::str::FromStr;

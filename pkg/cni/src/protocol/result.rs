@@ -46,7 +46,7 @@ pub struct Interface {
 pub struct IpConfig {
     /// Index into the interfaces.
     #[serde(default)]
-    pub interface: usize,
+    pub interface: Option<usize>,
     /// The address with its prefix length.
     pub address: IpNet,
     /// The gateway.
@@ -116,53 +116,67 @@ impl Dns {
 }
 
 impl AddResult {
-    /// As a version writes it.
-    pub fn render(&self, version: Version) -> Value {
-        let interfaces: Vec<Value> = self
-            .interfaces
-            .iter()
-            .map(|interface| {
-                let mut value = json!({ "name": interface.name, "mac": interface.mac });
-                if let Some(sandbox) = &interface.sandbox {
-                    value["sandbox"] = json!(sandbox);
-                }
-                if let Some(mtu) = interface.mtu.filter(|_| version >= Version::V1_1_0) {
-                    value["mtu"] = json!(mtu);
-                }
-                value
-            })
-            .collect();
-        let ips: Vec<Value> = self
-            .ips
-            .iter()
-            .map(|ip| {
-                let mut value = json!({ "interface": ip.interface, "address": ip.address.to_string() });
-                if let Some(gateway) = ip.gateway {
-                    value["gateway"] = json!(gateway);
-                }
-                if version < Version::V1_0_0 {
-                    value["version"] = json!(if ip.address.addr().is_ipv4() { "4" } else { "6" });
-                }
-                value
-            })
-            .collect();
-        let routes: Vec<Value> = self
-            .routes
-            .iter()
-            .map(|route| {
-                let mut value = json!({ "dst": route.dst.to_string() });
-                if let Some(gw) = route.gw {
-                    value["gw"] = json!(gw);
-                }
-                value
-            })
-            .collect();
+    /// As a version writes it, behind what the plugin before this one in the chain had answered.
+    pub fn render(&self, version: Version, previous: Option<&Value>) -> Value {
+        let listed = |field: &str| {
+            let list = previous.and_then(|p| p.get(field)).and_then(Value::as_array);
+            list.cloned().unwrap_or_default()
+        };
+        let (mut interfaces, mut ips, mut routes) = (listed("interfaces"), listed("ips"), listed("routes"));
+        let before = interfaces.len();
+        interfaces.extend(self.interfaces.iter().map(|i| i.render(version)));
+        ips.extend(self.ips.iter().map(|ip| ip.render(version, before)));
+        routes.extend(self.routes.iter().map(Route::render));
+        let their_dns = previous.and_then(|p| p.get("dns"));
+        let dns = match their_dns {
+            Some(theirs) if self.dns == Dns::default() => theirs.clone(),
+            _ => json!(self.dns),
+        };
         json!({
             "cniVersion": version.as_str(),
             "interfaces": interfaces,
             "ips": ips,
             "routes": routes,
-            "dns": self.dns,
+            "dns": dns,
         })
+    }
+}
+
+impl Interface {
+    fn render(&self, version: Version) -> Value {
+        let mut value = json!({ "name": self.name, "mac": self.mac });
+        if let Some(sandbox) = &self.sandbox {
+            value["sandbox"] = json!(sandbox);
+        }
+        if let Some(mtu) = self.mtu.filter(|_| version >= Version::V1_1_0) {
+            value["mtu"] = json!(mtu);
+        }
+        value
+    }
+}
+
+impl IpConfig {
+    fn render(&self, version: Version, interfaces_before: usize) -> Value {
+        let mut value = json!({ "address": self.address.to_string() });
+        if let Some(interface) = self.interface {
+            value["interface"] = json!(interfaces_before + interface);
+        }
+        if let Some(gateway) = self.gateway {
+            value["gateway"] = json!(gateway);
+        }
+        if version < Version::V1_0_0 {
+            value["version"] = json!(if self.address.addr().is_ipv4() { "4" } else { "6" });
+        }
+        value
+    }
+}
+
+impl Route {
+    fn render(&self) -> Value {
+        let mut value = json!({ "dst": self.dst.to_string() });
+        if let Some(gw) = self.gw {
+            value["gw"] = json!(gw);
+        }
+        value
     }
 }

@@ -13,6 +13,7 @@ use http_body_util::BodyExt;
 use k8s_openapi::api::core::v1::Node as ApiNode;
 use kube::client::Body;
 use serde_json::{Value, json};
+use svcnet_cni::isolation::Isolation;
 use svcnet_cni::{CniDaemon, Config, client, plugin, socket_path};
 use svcnet_netlink::Rtnl;
 use svcnet_netlink::addr::Address;
@@ -171,6 +172,10 @@ impl Container {
         &self.path
     }
 
+    pub(crate) fn ns(&self) -> &NetNs {
+        self.netns.as_ref().unwrap()
+    }
+
     pub(crate) fn run(&self, words: &str) -> (bool, String) {
         output(self.netns.as_ref().unwrap(), words)
     }
@@ -186,6 +191,7 @@ pub(crate) struct Node {
     dir: TempDir,
     api: Api,
     pod_cidrs: &'static [&'static str],
+    isolation: Option<Arc<dyn Isolation>>,
     daemon: Option<Daemon>,
 }
 
@@ -207,6 +213,14 @@ impl Node {
     }
 
     pub(crate) fn start_with(api: Api, pod_cidrs: &'static [&'static str]) -> Self {
+        Self::make(api, pod_cidrs, None)
+    }
+
+    pub(crate) fn start_isolating(api: Api, isolation: Arc<dyn Isolation>) -> Self {
+        Self::make(api, &["10.244.1.0/24"], Some(isolation))
+    }
+
+    fn make(api: Api, pod_cidrs: &'static [&'static str], isolation: Option<Arc<dyn Isolation>>) -> Self {
         let ns = OwnedNetNs::unique("svcnet-cni-n").unwrap();
         let mut rt = Rtnl::open_in(&ns).unwrap();
         rt.set_loopback_up().unwrap();
@@ -223,17 +237,52 @@ impl Node {
             net: "172.30.0.11/24".parse().unwrap(),
         })
         .unwrap();
-        ns.run(|| svcnet_netlink::sysctl::set("net/ipv4/ip_forward", "1").unwrap())
-            .unwrap();
+        // What the overlay sees to on a node: it forwards, and tells no pod to talk to another one directly.
+        for (name, value) in [
+            ("net/ipv4/ip_forward", "1"),
+            ("net/ipv6/conf/all/forwarding", "1"),
+            ("net/ipv4/conf/all/send_redirects", "0"),
+            ("net/ipv4/conf/default/send_redirects", "0"),
+        ] {
+            ns.run(|| svcnet_netlink::sysctl::set(name, value).unwrap())
+                .unwrap();
+        }
+        let quiet = "nft add table ip6 quiet ; add chain ip6 quiet output { type filter hook output priority 0 ; } ; \
+                     add rule ip6 quiet output icmpv6 type nd-redirect drop";
+        assert!(output(&ns, quiet).0);
         let mut node = Self {
             ns,
             dir: TempDir::new().unwrap(),
             api,
             pod_cidrs,
+            isolation,
             daemon: None,
         };
         node.start_daemon();
         node
+    }
+
+    pub(crate) fn ns(&self) -> &NetNs {
+        &self.ns
+    }
+
+    /// A host beside the node, at the other end of its cable: 172.30.0.100 and fd01::100; the node has fd01::11.
+    pub(crate) fn neighbour(&self) -> OwnedNetNs {
+        let outside = OwnedNetNs::unique("svcnet-cni-o").unwrap();
+        let mut rt = Rtnl::open_in(&self.ns).unwrap();
+        let cable = rt.link("cable").unwrap().unwrap().index;
+        rt.move_link(cable, &outside).unwrap();
+        for words in [
+            "ip link set lo up",
+            "ip link set cable up",
+            "ip address add 172.30.0.100/24 dev cable",
+            "ip address add fd01::100/64 dev cable nodad",
+        ] {
+            assert!(output(&outside, words).0, "{words}");
+        }
+        assert!(self.run("ip link set eth0 up").0);
+        assert!(self.run("ip address add fd01::11/64 dev eth0 nodad").0);
+        outside
     }
 
     pub(crate) fn stop(&mut self) {
@@ -250,6 +299,7 @@ impl Node {
         let ns = NetNs::open_path(self.ns.path()).unwrap();
         let dir = self.dir.path().to_path_buf();
         let pod_cidrs = self.pod_cidrs;
+        let isolation = self.isolation.clone();
         let (api, its_shutdown, its_health) = (self.api.clone(), shutdown.clone(), health.clone());
         let thread = thread::spawn(move || {
             ns.enter_this_thread().unwrap();
@@ -274,6 +324,8 @@ impl Node {
                     cluster_domain: "cluster.local".into(),
                     cni_conf_dir: Some(dir.join("net.d")),
                     cni_bin_dir: Some(dir.join("bin")),
+                    cri_socket: Some(dir.join("no-runtime.sock")),
+                    isolation,
                     ..Config::default()
                 };
                 let (nodes, receiver) = mpsc::channel(1);
@@ -341,6 +393,10 @@ impl Node {
         files
             .filter(|f| f.as_ref().unwrap().file_name() != "last")
             .count()
+    }
+
+    pub(crate) fn lose_leases(&self) {
+        fs::remove_dir_all(self.dir.path().join("data/cni")).unwrap();
     }
 
     pub(crate) fn run(&self, words: &str) -> (bool, String) {

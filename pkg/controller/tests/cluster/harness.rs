@@ -193,6 +193,9 @@ fn server_config(dir: &Path) -> svcnet_apiserver::Config {
         cluster_dns: vec![reserved[1]],
         cluster_domain: "cluster.local".to_string(),
         tls_sans: Vec::new(),
+        limits: svcnet_apiserver::Limits::default(),
+        audit: None,
+        certificates_last: svcnet_apiserver::CERTIFICATES_LAST,
         admissions: vec![Arc::new(allocator)],
         metrics: None,
     }

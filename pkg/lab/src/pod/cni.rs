@@ -129,7 +129,7 @@ pub fn del(note: &Note, run_dir: &Path) -> Result<(), CniError> {
 fn call(command: &'static str, note: &Note, run_dir: &Path) -> Result<String, CniError> {
     let config = json!({
         "cniVersion": "1.1.0",
-        "name": "svcnet",
+        "name": "svcnet-lab",
         "type": "svcnet",
         "socket": run_dir.join("cni.sock"),
     });

@@ -462,6 +462,14 @@ impl Rule {
         self.verdict(Verdict::Goto(chain.to_string()))
     }
 
+    /// Whether it jumps or goes to a chain.
+    pub fn leads_to(&self, chain: &str) -> bool {
+        self.exprs.iter().any(|expr| match expr {
+            Expr::Verdict(Verdict::Jump(to) | Verdict::Goto(to)) => to == chain,
+            _ => false,
+        })
+    }
+
     /// `masquerade fully-random`: ports are chosen at random, so that nodes behind one address do not collide.
     #[must_use]
     pub fn masquerade(self) -> Self {

@@ -93,6 +93,11 @@ impl Ruleset {
 
     /// Appends the making of it all to a batch. The table must not be there.
     pub fn create(&self, batch: &mut Batch) {
+        self.create_without(batch, |_| false);
+    }
+
+    /// The same but for rules that are to come later, by [`Self::add_rules`].
+    pub fn create_without(&self, batch: &mut Batch, later: impl Fn(&Rule) -> bool) {
         batch.add_table(&self.table, Some(&self.signature()));
         for set in &self.sets {
             batch.add_set(&self.table, set);
@@ -100,7 +105,12 @@ impl Ruleset {
         for chain in self.chains.iter().chain(&self.open_chains) {
             batch.add_chain(&self.table, chain);
         }
-        for rule in &self.rules {
+        self.add_rules(batch, |rule| !later(rule));
+    }
+
+    /// Appends the making of some of the rules to a batch, each behind those that are in its chain already.
+    pub fn add_rules(&self, batch: &mut Batch, which: impl Fn(&Rule) -> bool) {
+        for rule in self.rules.iter().filter(|rule| which(rule)) {
             batch.add_rule(&self.table, rule);
         }
     }

@@ -5,24 +5,34 @@ use svcnet_netlink::nft::{Batch, Chain, Concat, Data, Element, Family, Table};
 use super::layout::{self, Networks, RECORD, Stay};
 use super::plan::{Plan, ShapeAt, Stays};
 
-/// The batch that carries a plan out.
-pub(crate) fn batch(plan: &Plan, networks: &Networks) -> Batch {
+/// The batches that carry a plan out, one after the other.
+///
+/// A packet that is on its way goes by the rules of before, but looks up what is there now. So what a lookup may lead it
+/// to must be there before, and what waits for it behind only after.
+pub(crate) fn batches(plan: &Plan, networks: &Networks) -> impl Iterator<Item = Batch> + use<> {
     let tables = Tables::default();
-    let mut batch = Batch::new();
+    let (mut before, mut change, mut after) = (Batch::new(), Batch::new(), Batch::new());
     for family in &plan.rebuild {
-        batch.remove_table(tables.of(*family));
-        layout::ruleset(*family, networks).create(&mut batch);
+        change.remove_table(tables.of(*family));
+        let ruleset = layout::ruleset(*family, networks);
+        ruleset.create_without(&mut change, layout::is_refusal);
+        ruleset.add_rules(&mut after, layout::is_refusal);
     }
     for shape in &plan.new_shapes {
-        add_shape(&mut batch, &tables, *shape, networks);
+        let batch = ahead(shape.0, plan, &mut before, &mut change);
+        add_shape(batch, &tables, *shape, networks);
     }
     for (family, stays) in &plan.stays {
-        add_stays(&mut batch, tables.of(*family), *family, stays);
+        let batch = ahead(*family, plan, &mut before, &mut change);
+        add_stays(batch, tables.of(*family), *family, stays);
+    }
+    for (family, stays) in &plan.stays {
+        record_stays(&mut change, tables.of(*family), *family, stays);
     }
     for slot in &plan.deletes {
         let (key, key_end) = (slot.key(), slot.key_end());
         let key_end = key_end.as_ref().map(Concat::as_bytes);
-        batch.delete_element(tables.of(slot.family()), &slot.set(), key.as_bytes(), key_end);
+        change.delete_element(tables.of(slot.family()), &slot.set(), key.as_bytes(), key_end);
     }
     for (slot, value, name) in &plan.adds {
         let (key, key_end, value) = (slot.key(), slot.key_end(), value.concat());
@@ -34,15 +44,26 @@ pub(crate) fn batch(plan: &Plan, networks: &Networks) -> Batch {
             comment: Some(&**name).filter(|name| !name.is_empty()),
             ..Element::key(key.as_bytes())
         };
-        batch.add_element(tables.of(slot.family()), &slot.set(), &element);
+        change.add_element(tables.of(slot.family()), &slot.set(), &element);
     }
     for (family, stays) in &plan.stays {
-        remove_stays(&mut batch, tables.of(*family), stays);
+        remove_stays(&mut change, tables.of(*family), stays);
     }
     for shape in &plan.old_shapes {
-        remove_shape(&mut batch, &tables, *shape);
+        remove_shape(&mut change, &tables, *shape);
     }
-    batch
+    [before, change, after]
+        .into_iter()
+        .filter(|batch| !batch.is_empty())
+}
+
+/// The batch for what has to be there ahead of the change. Nobody is on the way through a table that is new.
+fn ahead<'a>(family: Family, plan: &Plan, before: &'a mut Batch, change: &'a mut Batch) -> &'a mut Batch {
+    if plan.rebuild.contains(&family) {
+        change
+    } else {
+        before
+    }
 }
 
 /// One value of each table's name for all the elements.
@@ -97,6 +118,9 @@ fn add_stays(batch: &mut Batch, table: &Table, family: Family, stays: &Stays) {
             batch.add_rule(table, &rule);
         }
     }
+}
+
+fn record_stays(batch: &mut Batch, table: &Table, family: Family, stays: &Stays) {
     batch.flush_chain(table, RECORD);
     for seconds in &stays.all {
         for rule in Stay::new(*seconds).record_rules(family) {

@@ -31,6 +31,8 @@ pub(crate) const HAIRPIN: &str = "hairpin";
 pub(crate) const CLUSTER_IPS: &str = "cluster-ips";
 /// Frontends that let only some networks in.
 pub(crate) const RESTRICTED: &str = "restricted";
+/// Chain of the connections that no frontend was found for.
+const REFUSE: &str = "refuse";
 /// Chain that answers in the way of each protocol that there is nothing here.
 const TURN_AWAY: &str = "turn-away";
 /// The networks that they let in.
@@ -125,6 +127,13 @@ const BASE_CHAINS: [(&str, ChainKind, Hook, i32); 8] = [
     ),
 ];
 
+/// Whether a rule may come into force only after those that translate. Rules of one transaction are in force at once, but
+/// not for a packet that is on its way: it has passed the chains that translate when they were empty, and would be
+/// refused by those that refuse.
+pub(crate) fn is_refusal(rule: &Rule) -> bool {
+    rule.leads_to(REFUSE)
+}
+
 /// The declaration of our table of a family.
 pub(crate) fn ruleset(family: Family, networks: &Networks) -> Ruleset {
     let mut ruleset = Ruleset::new(table(family), "svcnet proxy");
@@ -134,7 +143,7 @@ pub(crate) fn ruleset(family: Family, networks: &Networks) -> Ruleset {
     ruleset = ruleset
         .chain(Chain::regular("restrict"))
         .chain(Chain::regular(TURN_AWAY))
-        .chain(Chain::regular("refuse"))
+        .chain(Chain::regular(REFUSE))
         .chain(Chain::regular("services"))
         .chain(Chain::regular("node-ports"))
         .open_chain(Chain::regular(RECORD));
@@ -290,11 +299,13 @@ fn refuse(mut ruleset: Ruleset, family: Family, networks: &Networks) -> Ruleset 
         // Node ports answer on 127.0.0.1, which takes route_localnet; that must not open loopback to the neighbours.
         ruleset = ruleset.rule(rule.comment("loopback is not for others"));
     }
-    for chain in ["refuse-prerouting", "refuse-output"] {
-        let rule = Rule::new(chain).ct_new().ct_not_dnat().jump("refuse");
+    // What this node sends to itself comes by here a second time, a moment later: it has been judged on its way out.
+    let incoming = Rule::new("refuse-prerouting").in_link_not("lo");
+    for rule in [incoming, Rule::new("refuse-output")] {
+        let rule = rule.ct_new().ct_not_dnat().jump(REFUSE);
         ruleset = ruleset.rule(rule.comment("new connections that nothing was found for"));
     }
-    let refuse = || Rule::new("refuse");
+    let refuse = || Rule::new(REFUSE);
     let turn_away = || Rule::new(TURN_AWAY);
     let (address, port) = (Place::Address, Place::NodePort);
     ruleset = ruleset

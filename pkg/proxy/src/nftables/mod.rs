@@ -131,13 +131,14 @@ impl Nftables {
         let mut report = Report::default();
         if !plan.is_empty() {
             let begin = Instant::now();
-            let batch = apply::batch(plan, &self.networks);
             report.operations = plan.len();
-            report.bytes = batch.len();
-            if plan.len() > BULK {
-                self.commit_unheard(batch)?;
-            } else {
-                self.socket.commit(batch)?;
+            for batch in apply::batches(plan, &self.networks) {
+                report.bytes += batch.len();
+                if plan.len() > BULK {
+                    self.commit_unheard(batch)?;
+                } else {
+                    self.socket.commit(batch)?;
+                }
             }
             report.commit = begin.elapsed();
         }

@@ -336,15 +336,12 @@ pub(crate) fn slice(service: &str, endpoints: &[&str]) -> Value {
 
 /// Answers on port 8080 over TCP and UDP with `NAME PEER`. A TCP peer can go on: each line is answered.
 pub(crate) fn serve(ns: &OwnedNetNs, name: &'static str, address: &str) {
-    let address: IpAddr = address.parse().unwrap();
-    let (tcp, udp) = ns
-        .run(|| {
-            (
-                TcpListener::bind((address, 8080)).unwrap(),
-                UdpSocket::bind((address, 8080)).unwrap(),
-            )
-        })
-        .unwrap();
+    serve_at(ns, name, (address.parse::<IpAddr>().unwrap(), 8080).into());
+}
+
+pub(crate) fn serve_at(ns: &OwnedNetNs, name: &'static str, at: SocketAddr) {
+    let bind = || (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap());
+    let (tcp, udp) = ns.run(bind).unwrap();
     std::thread::spawn(move || {
         for stream in tcp.incoming() {
             let Ok(mut stream) = stream else { return };
