@@ -297,17 +297,14 @@ impl Engine {
                     None => drop(changes.insert(key, None)),
                 }
             }
+            let mut taken = Vec::new();
             for frontend in wanted {
                 match self.claims.claim(frontend.key, &name) {
                     Claim::Granted => drop(changes.insert(frontend.key, Some(frontend))),
-                    Claim::Waits(owner) => {
-                        tracing::warn!(
-                            object.name = %name, frontend = %frontend.key, owner = %owner,
-                            "another service has this frontend"
-                        );
-                    }
+                    Claim::Waits(owner) => taken.push((frontend.key, owner)),
                 }
             }
+            self.notices.taken(&name, taken);
         }
         changes.into_iter().collect()
     }
