@@ -25,6 +25,7 @@ use svcnet_runtime::Change;
 use crate::backend::{Backend, Error, Report};
 use crate::desired::{Settings, frontends};
 use crate::health::Checks;
+use crate::ipvs::Tuning;
 use crate::local::{Lack, Locals};
 use crate::model::{Frontend, FrontendKey};
 use crate::node_ports::NodePortAddresses;
@@ -218,6 +219,13 @@ impl Engine {
             self.trust = self.trust.max(Trust::Unknown);
         }
         self.node_ports = addresses;
+    }
+
+    /// What of the kernel is to be set beside frontends; the next [`Self::sync`] brings it into force.
+    pub fn tune(&mut self, tuning: &Tuning) {
+        if self.backend.tune(tuning) {
+            self.trust = self.trust.max(Trust::Unknown);
+        }
     }
 
     /// Whether [`Self::tidy`] may find something, now or the next time.

@@ -7,6 +7,10 @@
     reason = "a test fails by panicking"
 )]
 
+mod beside;
+mod handover;
+mod sctp;
+#[path = "../world/mod.rs"]
 #[allow(dead_code, reason = "shared by several tests")]
 mod world;
 
@@ -16,16 +20,17 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use svcnet_netlink::ipvs::{Destination, Identity, Op, Service, Socket, Virtual};
+use svcnet_netlink::ipvs::{Destination, Identity, Op, Service, Socket, Timeouts, Virtual};
 use svcnet_netlink::netns::OwnedNetNs;
-use svcnet_proxy::Backend;
-use svcnet_proxy::ipvs::{self, Config, Ipvs, LINK};
+use svcnet_proxy::ipvs::{self, Config, Ipvs, LINK, Tuning};
+use svcnet_proxy::{Backend, Sysctls};
 use world::{
     A, B, C, CLIENT, NODE, PATIENCE, World, ask, ask_on, ask_udp, connect, ip, node_ports, service, slice,
     udp,
 };
 
 const VIP: &str = "10.96.1.1:80";
+const NODE_PORT: &str = "172.30.0.11:30080";
 
 fn backend() -> Box<dyn Backend> {
     let config = Config {
@@ -38,9 +43,13 @@ fn backend() -> Box<dyn Backend> {
 
 fn world() -> World {
     let world = World::with(backend);
-    // From outside, where ClusterIPs are routed here.
-    ip(&world.client, &format!("route add 10.96.0.0/12 via {NODE}"));
+    reach_from_outside(&world);
     world
+}
+
+/// ClusterIPs are routed here from outside, too.
+fn reach_from_outside(world: &World) {
+    ip(&world.client, &format!("route add 10.96.0.0/12 via {NODE}"));
 }
 
 /// The kernel's load balancer on the node.
@@ -536,7 +545,7 @@ fn cleanup_takes_ours_and_leaves_others() {
 
 #[test]
 #[ignore = "needs IPVS: test/vm/run ipvs-kernel"]
-fn strict_arp_and_timeouts_are_set_when_asked_for() {
+fn strict_arp_and_timeouts_are_set_when_asked_for_and_put_back() {
     let world = world();
     let read = |name: &'static str| {
         world
@@ -548,24 +557,52 @@ fn strict_arp_and_timeouts_are_set_when_asked_for() {
     assert_eq!(read("net/ipv4/vs/expire_nodest_conn"), "1");
     assert_eq!(read("net/ipv4/vs/expire_quiescent_template"), "1");
     assert_eq!(read("net/ipv4/conf/all/arp_ignore"), "0", "not asked for");
-    let timeouts = svcnet_netlink::ipvs::Timeouts {
-        tcp: 1000,
-        tcp_fin: 50,
-        udp: 60,
+    let (mut kernel, dir) = (kernel(&world), tempfile::tempdir().unwrap());
+    let before = kernel.timeouts().unwrap();
+    let tuning = |strict_arp, tcp, udp| Tuning {
+        strict_arp,
+        timeouts: ipvs::Timeouts { tcp, tcp_fin: 0, udp },
+        ..Tuning::default()
     };
     let config = Config {
-        strict_arp: true,
-        timeouts: Some(timeouts),
+        tuning: tuning(true, 1000, 60),
+        sysctls: Some(Sysctls::new(dir.path())),
         ..Config::default()
     };
-    let converge = || {
-        Ipvs::open(&config)
-            .unwrap()
-            .converge(&mut std::iter::empty(), false)
-            .unwrap()
+    let mut backend = world.node.run(|| Ipvs::open(&config).unwrap()).unwrap();
+    let mut converge = |tuning: Option<Tuning>| {
+        let body = || {
+            if let Some(tuning) = tuning {
+                assert!(backend.tune(&tuning), "there is something to do");
+            }
+            backend.converge(&mut std::iter::empty(), false).unwrap();
+            let again = backend.converge(&mut std::iter::empty(), false).unwrap();
+            assert_eq!(again.operations, 0, "all is so");
+        };
+        world.node.run(body).unwrap();
     };
-    world.node.run(converge).unwrap();
-    assert_eq!(read("net/ipv4/conf/all/arp_ignore"), "1");
-    assert_eq!(read("net/ipv4/conf/all/arp_announce"), "2");
-    assert_eq!(kernel(&world).timeouts().unwrap(), timeouts);
+    let arp = || {
+        (
+            read("net/ipv4/conf/all/arp_ignore"),
+            read("net/ipv4/conf/all/arp_announce"),
+        )
+    };
+    let is = |ignore: &str, announce: &str| (ignore.to_string(), announce.to_string());
+    converge(None);
+    assert_eq!(arp(), is("1", "2"));
+    let wanted = Timeouts {
+        tcp: 1000,
+        udp: 60,
+        ..before
+    };
+    assert_eq!(kernel.timeouts().unwrap(), wanted);
+    // While it runs, one is asked for and another not any more.
+    converge(Some(tuning(false, 0, 90)));
+    assert_eq!(arp(), is("0", "0"));
+    assert_eq!(kernel.timeouts().unwrap(), Timeouts { udp: 90, ..before });
+    converge(Some(tuning(true, 0, 0)));
+    assert_eq!(arp(), is("1", "2"));
+    assert_eq!(kernel.timeouts().unwrap(), before);
+    converge(Some(tuning(false, 0, 0)));
+    assert_eq!(arp(), is("0", "0"));
 }
