@@ -260,9 +260,7 @@ fn the_kernel_lacks_the_frontend() {
          differs\n"
     );
     world.seen.frontend = Some(FrontendSeen::Missing("the link kube-ipvs0".into()));
-    assert!(
-        end(&world.why("visitor", "web:80")).starts_with("the kernel of n3 lacks the link kube-ipvs0\n")
-    );
+    assert!(end(&world.why("visitor", "web:80")).starts_with("the kernel of n3 lacks the link kube-ipvs0\n"));
     world.seen.frontend = Some(FrontendSeen::Impossible(Mode::Userspace, "it relays none".into()));
     assert_eq!(
         end(&world.why("visitor", "web:80")),

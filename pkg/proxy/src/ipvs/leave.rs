@@ -37,6 +37,15 @@ pub enum Left {
     Waits(usize),
 }
 
+/// What a step came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// How far it is.
+    pub left: Left,
+    /// Whether services of datagrams went, or of SCTP: what conntrack knows of their clients leads nowhere now.
+    pub lost_datagrams: bool,
+}
+
 /// What to do for those that have no connections, and what stays for the others. In the order of its fields.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Plan {
@@ -56,8 +65,7 @@ fn plan(balancer: &Balancer, listed: &BTreeSet<Virtual>, open: &BTreeSet<Virtual
     let mut plan = Plan::default();
     for (at, held) in balancer.services.iter().filter(|(at, _)| is_ours(at)) {
         let identity = Identity::Address(*at);
-        let ends = Protocol::from_number(at.protocol).is_none_or(Protocol::outlives_endpoints);
-        if ends || !open.contains(at) {
+        if is_of_datagrams(at) || !open.contains(at) {
             plan.ops.push(Op::DeleteService(identity));
             continue;
         }
@@ -81,10 +89,13 @@ fn plan(balancer: &Balancer, listed: &BTreeSet<Virtual>, open: &BTreeSet<Virtual
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn leave() -> Result<Left, Error> {
+pub fn leave() -> Result<Step, Error> {
     let (mut links, mut tables) = (Rtnl::open()?, Socket::open()?);
     let Some(mut socket) = kernel::Socket::open()? else {
-        return Ok(gone(can::cleanup()?));
+        return Ok(Step {
+            left: gone(can::cleanup()?),
+            lost_datagrams: false,
+        });
     };
     let addresses = observe::addresses(&mut links)?;
     let balancer = observe::balancer(&mut socket, &addresses)?;
@@ -93,8 +104,15 @@ pub fn leave() -> Result<Left, Error> {
     let open = open(&balancer.services)?;
     let plan = plan(&balancer, &listed, &open);
     tracing::debug!(stay = plan.stay.len(), operations = plan.ops.len(), "leave");
+    let lost_datagrams = plan.ops.iter().any(|op| match op {
+        Op::DeleteService(Identity::Address(at)) => is_of_datagrams(at),
+        _ => false,
+    });
     if plan.stay.is_empty() {
-        return Ok(gone(can::cleanup()?));
+        return Ok(Step {
+            left: gone(can::cleanup()?),
+            lost_datagrams,
+        });
     }
     if let Some(link) = addresses.link {
         for ip in &plan.unbind {
@@ -103,7 +121,14 @@ pub fn leave() -> Result<Left, Error> {
     }
     guard(&mut tables, &plan, &listed)?;
     socket.apply(&plan.ops)?;
-    Ok(Left::Waits(plan.stay.len()))
+    Ok(Step {
+        left: Left::Waits(plan.stay.len()),
+        lost_datagrams,
+    })
+}
+
+fn is_of_datagrams(at: &Virtual) -> bool {
+    Protocol::from_number(at.protocol).is_none_or(Protocol::outlives_endpoints)
 }
 
 fn gone(any: bool) -> Left {

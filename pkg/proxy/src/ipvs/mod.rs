@@ -43,7 +43,7 @@ use svcnet_netlink::{Rtnl, rt, sysctl};
 
 pub use can::{Unavailable, cleanup, is_there, probe};
 pub use desired::{Host, Wanted};
-pub use leave::{Left, leave};
+pub use leave::{Left, Step, leave};
 pub(crate) use look::words;
 pub use look::{Difference, Listed, listed, listings};
 pub use plan::{Balancer, Elements, Held, Plan, State, Tables, Touch};

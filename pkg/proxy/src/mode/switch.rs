@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{Choice, in_turn};
 use crate::backend::{Backend, Mode};
 use crate::engine::Engine;
-use crate::ipvs::{self, Ipvs, Left, Timeouts, Tuning};
+use crate::ipvs::{self, Ipvs, Left, Step, Timeouts, Tuning};
 use crate::nftables::{self, Nftables};
 use crate::sysctls::Sysctls;
 use crate::userspace::{self, Relays, Userspace};
@@ -96,9 +96,9 @@ impl Openers {
     }
 
     fn leave_ipvs(&self, engine: &Engine) -> Result<Left, String> {
-        let left = ipvs::leave().map_err(|error| error.to_string())?;
-        if left != Left::Nothing {
-            // Datagrams: the next one goes the new way.
+        let Step { left, lost_datagrams } = ipvs::leave().map_err(|error| error.to_string())?;
+        if lost_datagrams {
+            // The next one goes the new way.
             let keys = engine.desired().map(|frontend| frontend.key);
             nftables::forget(keys).map_err(|error| error.to_string())?;
         }
@@ -189,6 +189,8 @@ pub(crate) struct Modes {
     left: Vec<Mode>,
     /// Connections of ipvs mode go on that this one must not cut.
     leaving: bool,
+    /// Why the last step of that failed, if it did.
+    leave_failed: Option<String>,
 }
 
 impl Modes {
@@ -211,6 +213,7 @@ impl Modes {
                             choice,
                             left,
                             leaving: false,
+                            leave_failed: None,
                         },
                         backend,
                     ));
@@ -316,14 +319,23 @@ impl Modes {
     /// Removes what connections of ipvs mode do not need any more. To be called now and then.
     pub(crate) fn leave(&mut self, engine: &Engine) {
         match self.openers.clear(Mode::Ipvs, self.choice.used, engine) {
-            Ok(Left::Waits(_)) => {}
-            Ok(Left::Gone | Left::Nothing) => {
-                self.leaving = false;
-                tracing::info!(mode = %Mode::Ipvs, "its last connection has ended, what it had made is removed");
+            Ok(left) => {
+                if self.leave_failed.take().is_some() {
+                    tracing::info!(mode = %Mode::Ipvs, "looking after its open connections works again");
+                }
+                if !matches!(left, Left::Waits(_)) {
+                    self.leaving = false;
+                    tracing::info!(mode = %Mode::Ipvs, "its last connection has ended, what it had made is removed");
+                }
             }
             Err(reason) => {
-                self.leaving = false;
-                tracing::warn!(mode = %Mode::Ipvs, reason, "what another proxy mode had made may be left");
+                if self.leave_failed.as_ref() != Some(&reason) {
+                    tracing::warn!(
+                        mode = %Mode::Ipvs, reason,
+                        "can not look after its open connections, trying again"
+                    );
+                }
+                self.leave_failed = Some(reason);
             }
         }
     }

@@ -42,7 +42,7 @@ impl Handover {
         }
     }
 
-    fn to_nftables(&mut self) {
+    fn take_over(&mut self) {
         let services = world::settings().service_cidrs;
         let open = || Nftables::open(&world::pod_networks(), &services).unwrap();
         let backend = self.world.node.run(open).unwrap();
@@ -50,7 +50,7 @@ impl Handover {
     }
 
     fn leave(&self) -> Left {
-        self.world.node.run(|| ipvs::leave().unwrap()).unwrap()
+        self.world.node.run(|| ipvs::leave().unwrap()).unwrap().left
     }
 
     fn all_go_on(&mut self) {
@@ -68,7 +68,7 @@ fn nftables_takes_over_and_open_connections_go_on() {
     let listener = handover.world.node.run(listen).unwrap();
     let datagrams = udp(&handover.world.client, VIP);
     ask_udp(&datagrams, PATIENCE).unwrap();
-    handover.to_nftables();
+    handover.take_over();
     for _ in 0..2 {
         assert_eq!(handover.leave(), Left::Waits(2), "{}", listing(&handover.world));
         handover.all_go_on();
@@ -96,7 +96,7 @@ fn nftables_takes_over_and_open_connections_go_on() {
 #[ignore = "needs IPVS: test/vm/run ipvs-kernel"]
 fn what_nftables_took_over_goes_back_or_ends() {
     let mut handover = Handover::new();
-    handover.to_nftables();
+    handover.take_over();
     assert_eq!(handover.leave(), Left::Waits(2));
     let former = handover.world.node.run(backend).unwrap();
     handover.world.switch(former);
@@ -110,7 +110,7 @@ fn what_nftables_took_over_goes_back_or_ends() {
     handover.all_go_on();
     assert_eq!(names(&handover.world.client, VIP), ["a", "b", "c"]);
 
-    handover.to_nftables();
+    handover.take_over();
     assert_eq!(handover.leave(), Left::Waits(2));
     // They end by resets, which the kernel forgets soon.
     for (stream, _) in handover.open.drain(..) {
