@@ -432,7 +432,8 @@ impl Worker {
         self.engine.set_node_ports(config.node_ports.clone());
         let former = switching.modes.choice().used;
         switching.modes.tune(strict_arp, timeouts, &mut self.engine);
-        if switching.modes.switch(config.mode, &mut self.engine) {
+        let switched = switching.modes.switch(config.mode, &mut self.engine);
+        if switched {
             if self.engine.is_complete() {
                 switching.modes.clear(&self.engine);
             }
@@ -444,6 +445,10 @@ impl Worker {
             }
         }
         self.tell_choice(Some(former));
+        // Whoever looks from beside looks at what this mode has.
+        if switched && self.engine.is_complete() {
+            self.tell();
+        }
     }
 
     /// Tells the cluster which mode there is, where that is news.
