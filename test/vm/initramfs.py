@@ -150,11 +150,12 @@ def add_modules(archive, root):
 
 def tests(package, target):
     """The program of a test target, built if need be; it is static, as all that is built here."""
-    command = ["cargo", "test", "-q", "-p", package, "--test", target, "--no-run", "--message-format", "json"]
+    # Of the whole workspace: dependencies are those that are built by now, with the same features.
+    command = ["cargo", "test", "-q", "--workspace", "--test", target, "--no-run", "--message-format", "json"]
     built = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent)
     for line in built.stdout.splitlines():
         message = json.loads(line)
-        if message.get("executable") and message["target"]["name"] == target:
+        if message.get("executable") and message["target"]["name"] == target and f"#{package}@" in message["package_id"]:
             return Path(message["executable"])
     raise Missing(f"`{' '.join(command)}` made no program")
 

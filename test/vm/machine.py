@@ -23,6 +23,15 @@ def shell(machine):
     return subprocess.call([*machine, "-serial", "mon:stdio", "-append", f"{KERNEL_ARGUMENTS} vm.shell"])
 
 
+RUNNING = set()
+
+
+def end_all():
+    """Ends the machines that run; who reads from them hears that they ended."""
+    for process in list(RUNNING):
+        process.kill()
+
+
 class Silent(Exception):
     """The machine ended, or was ended, before it was done."""
 
@@ -37,6 +46,7 @@ def lines(machine, console, seconds):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+    RUNNING.add(process)
     try:
         pending = b""
         while True:
@@ -56,3 +66,4 @@ def lines(machine, console, seconds):
     finally:
         process.kill()
         process.wait()
+        RUNNING.discard(process)

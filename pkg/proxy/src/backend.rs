@@ -149,6 +149,11 @@ pub trait Backend: Send {
         false
     }
 
+    /// Hears what of the kernel is to be set beside frontends; whether [`Self::converge`] has something to do then.
+    fn tune(&mut self, _tuning: &ipvs::Tuning) -> bool {
+        false
+    }
+
     /// Readable when [`Self::touched`] may have something to say.
     fn wake(&self) -> Option<BorrowedFd<'_>>;
 }

@@ -8,6 +8,7 @@ use svcnet_netlink::nft;
 
 use crate::backend::Mode;
 use crate::desired::Settings;
+use crate::ipvs::{Timeouts, Tuning};
 use crate::mode::Wish;
 use crate::nftables::Nftables;
 use crate::node_ports::NodePortAddresses;
@@ -27,6 +28,8 @@ pub struct Config {
     pub mode: Mode,
     /// Whether ipvs mode keeps links from answering ARP for addresses of others (`--strict-arp`).
     pub strict_arp: bool,
+    /// How long ipvs mode keeps idle connections (`ipvs.tcpTimeout` and its like in the ConfigMap).
+    pub ipvs_timeouts: Timeouts,
     /// Where /healthz and /livez are answered (`--healthz-bind-address`).
     pub healthz: Option<SocketAddr>,
     /// How endpoints are chosen for Services that do not say it (`--scheduler`).
@@ -53,8 +56,18 @@ impl Config {
         self.mode = wish.mode.unwrap_or(self.mode);
         self.scheduler = wish.scheduler.unwrap_or(self.scheduler);
         self.strict_arp = wish.strict_arp.unwrap_or(self.strict_arp);
+        self.ipvs_timeouts = wish.timeouts.unwrap_or(self.ipvs_timeouts);
         if let Some(node_ports) = &wish.node_ports {
             self.node_ports = node_ports.clone();
+        }
+    }
+
+    /// What ipvs mode sets of the kernel beside frontends.
+    pub(crate) fn tuning(&self) -> Tuning {
+        Tuning {
+            strict_arp: self.strict_arp,
+            strict_arp_stays: false,
+            timeouts: self.ipvs_timeouts,
         }
     }
 

@@ -25,6 +25,7 @@ use svcnet_runtime::Change;
 use crate::backend::{Backend, Error, Report};
 use crate::desired::{Settings, frontends};
 use crate::health::Checks;
+use crate::ipvs::Tuning;
 use crate::local::{Lack, Locals};
 use crate::model::{Frontend, FrontendKey};
 use crate::node_ports::NodePortAddresses;
@@ -220,6 +221,13 @@ impl Engine {
         self.node_ports = addresses;
     }
 
+    /// What of the kernel is to be set beside frontends; the next [`Self::sync`] brings it into force.
+    pub fn tune(&mut self, tuning: &Tuning) {
+        if self.backend.tune(tuning) {
+            self.trust = self.trust.max(Trust::Unknown);
+        }
+    }
+
     /// Whether [`Self::tidy`] may find something, now or the next time.
     pub fn is_untidy(&self) -> bool {
         self.trust == Trust::Synced && self.backend.is_untidy()
@@ -297,17 +305,14 @@ impl Engine {
                     None => drop(changes.insert(key, None)),
                 }
             }
+            let mut taken = Vec::new();
             for frontend in wanted {
                 match self.claims.claim(frontend.key, &name) {
                     Claim::Granted => drop(changes.insert(frontend.key, Some(frontend))),
-                    Claim::Waits(owner) => {
-                        tracing::warn!(
-                            object.name = %name, frontend = %frontend.key, owner = %owner,
-                            "another service has this frontend"
-                        );
-                    }
+                    Claim::Waits(owner) => taken.push((frontend.key, owner)),
                 }
             }
+            self.notices.taken(&name, taken);
         }
         changes.into_iter().collect()
     }

@@ -175,6 +175,7 @@ impl Proxy {
                 .unwrap_or(&self.config.node_ports)
                 .answers_on(LOCALHOST),
             strict_arp: wish.strict_arp.unwrap_or(self.config.strict_arp),
+            timeouts: wish.timeouts.unwrap_or(self.config.ipvs_timeouts),
             relays: None,
         };
         let flags = Wish {
@@ -182,6 +183,7 @@ impl Proxy {
             scheduler: Some(self.config.scheduler),
             node_ports: Some(self.config.node_ports.clone()),
             strict_arp: Some(self.config.strict_arp),
+            timeouts: Some(self.config.ipvs_timeouts),
             iptables: false,
         };
         let mut facts = Facts {
@@ -345,7 +347,7 @@ impl Worker {
 
     /// Waits for the next thing to do, and tidies meanwhile.
     fn next(&mut self, receiver: &mut mpsc::Receiver<Work>) -> Option<Work> {
-        while self.engine.is_untidy() {
+        while self.engine.is_untidy() || self.is_leaving() {
             let left = TIDY.saturating_sub(self.tidied.elapsed());
             if !left.is_zero()
                 && let Ok(work) = self
@@ -362,9 +364,23 @@ impl Worker {
         receiver.blocking_recv()
     }
 
+    /// Whether connections of a former mode go on.
+    fn is_leaving(&self) -> bool {
+        self.switching
+            .as_ref()
+            .is_some_and(|switching| switching.modes.is_leaving())
+    }
+
     /// Whether the kernel took it.
     fn tidy(&mut self) -> bool {
         self.tidied = Instant::now();
+        if let Some(switching) = self
+            .switching
+            .as_mut()
+            .filter(|switching| switching.modes.is_leaving())
+        {
+            switching.modes.leave(&self.engine);
+        }
         match self.engine.tidy() {
             Ok(report) if report.operations > 0 => {
                 tracing::debug!(plan.ops = report.operations, "left-overs cleared away");
@@ -411,11 +427,13 @@ impl Worker {
         switching
             .modes
             .node_ports_on_loopback(config.node_ports.answers_on(LOCALHOST));
-        switching.modes.strict_arp(config.strict_arp);
+        let (strict_arp, timeouts) = (config.strict_arp, config.ipvs_timeouts);
         self.engine.set_scheduler(config.scheduler);
         self.engine.set_node_ports(config.node_ports.clone());
         let former = switching.modes.choice().used;
-        if switching.modes.switch(config.mode, &mut self.engine) {
+        switching.modes.tune(strict_arp, timeouts, &mut self.engine);
+        let switched = switching.modes.switch(config.mode, &mut self.engine);
+        if switched {
             if self.engine.is_complete() {
                 switching.modes.clear(&self.engine);
             }
@@ -427,6 +445,10 @@ impl Worker {
             }
         }
         self.tell_choice(Some(former));
+        // Whoever looks from beside looks at what this mode has.
+        if switched && self.engine.is_complete() {
+            self.tell();
+        }
     }
 
     /// Tells the cluster which mode there is, where that is news.

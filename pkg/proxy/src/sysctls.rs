@@ -75,6 +75,33 @@ impl Sysctls {
         Ok(())
     }
 
+    /// Writes down what something else was before it is changed, if that is not known yet.
+    ///
+    /// # Errors
+    /// When the file can not be written.
+    pub(crate) fn note(&self, name: &str, value: &str) -> Result<(), Error> {
+        let _alone = FILE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut former = self.former();
+        if former.contains_key(name) {
+            return Ok(());
+        }
+        former.insert(name.into(), value.into());
+        self.write(&former)
+    }
+
+    /// Strikes out what was written down.
+    ///
+    /// # Errors
+    /// When the file can not be written.
+    pub(crate) fn strike(&self, name: &str) -> Result<(), Error> {
+        let _alone = FILE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut former = self.former();
+        match former.remove(name) {
+            Some(_) => self.write(&former),
+            None => Ok(()),
+        }
+    }
+
     /// Puts parameters back to what they were, and says whether any was changed.
     ///
     /// # Errors

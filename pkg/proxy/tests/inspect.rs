@@ -13,7 +13,8 @@ use std::collections::BTreeSet;
 use std::net::TcpStream;
 
 use serde_json::{Value, json};
-use svcnet_proxy::{Frontend, inspect, nftables};
+use svcnet_proxy::inspect::Kernel;
+use svcnet_proxy::{Frontend, FrontendKey, Mode, inspect, nftables};
 use world::{A, B, C, World, annotated, node_ports, run, service, slice};
 
 /// A service of every kind.
@@ -177,20 +178,15 @@ fn what_differs_is_told_and_nothing_is_changed() {
     let (services, slices) = assortment();
     let desired = frontends(&services, &slices);
     world.apply_all(services, slices);
-    let mut tables = inside(&world, || inspect::tables(on_node(&config())).unwrap());
+    let kernel = || Kernel::open(on_node(&config()), Mode::Nftables).unwrap();
+    let mut tables = inside(&world, kernel);
     let plan = tables.diff(desired.clone()).unwrap();
     assert!(plan.is_empty(), "{plan}");
 
-    let web = desired
-        .iter()
-        .find(|f| &*f.name == "default/web:http")
-        .unwrap()
-        .key;
-    let sticky = desired
-        .iter()
-        .find(|f| &*f.name == "default/sticky:http")
-        .unwrap()
-        .key;
+    let (web, sticky) = (
+        key(&desired, "default/web:http"),
+        key(&desired, "default/sticky:http"),
+    );
     let damage = "delete element ip svcnet services { 10.96.1.1 . tcp . 80 }";
     run(&world.node, "nft", &damage.split(' ').collect::<Vec<_>>());
     for _ in 0..2 {
@@ -200,7 +196,78 @@ fn what_differs_is_told_and_nothing_is_changed() {
     }
     run(&world.node, "nft", &["flush", "ruleset"]);
     let plan = tables.diff(desired.clone()).unwrap();
-    assert!(!plan.rebuild.is_empty() && plan.concerns(sticky), "{plan}");
+    assert!(plan.missing(web).is_some() && plan.concerns(sticky), "{plan}");
+}
+
+fn key(desired: &[Frontend], name: &str) -> FrontendKey {
+    desired.iter().find(|f| &*f.name == name).unwrap().key
+}
+
+#[test]
+fn relays_are_seen_by_their_addresses_and_sockets() {
+    let mut world = World::userspace();
+    let (mut services, mut slices) = assortment();
+    let mut sctp = service("sctp", "10.96.1.9", json!({}));
+    sctp["spec"]["ports"] = json!([{ "name": "s", "port": 80, "protocol": "SCTP" }]);
+    services.push(sctp);
+    slices.push(slice("sctp", &[A]));
+    let desired = frontends(&services, &slices);
+    world.apply_all(services.clone(), slices.clone());
+    let look = |desired: &[Frontend]| {
+        let body = || {
+            let mut kernel = Kernel::open(on_node(&config()), Mode::Userspace).unwrap();
+            kernel.diff(desired.iter().cloned()).unwrap()
+        };
+        inside(&world, body)
+    };
+    let all = look(&desired);
+    assert!(all.is_empty(), "{all}");
+    assert_eq!(all.impossible().len(), 1, "SCTP is not relayed");
+    let (web, empty) = (
+        key(&desired, "default/web:http"),
+        key(&desired, "default/empty:http"),
+    );
+    assert!(!all.concerns(web) && !all.concerns(empty));
+    let node_ports = desired
+        .iter()
+        .filter(|f| matches!(f.key, FrontendKey::NodePort { .. }));
+    assert_eq!(node_ports.count(), 2, "node ports are looked at, too");
+
+    let ruleset = inside(&world, || inspect::Ruleset::read().unwrap());
+    let text = ruleset.to_string();
+    assert!(text.contains("listening: 10.96.1.1:80 tcp\n"), "{text}");
+    let relays = &ruleset.json("0")["relays"]["addresses"];
+    assert!(
+        relays.as_array().unwrap().contains(&json!("10.96.1.1")),
+        "{relays}"
+    );
+
+    // One that is to be there, and one that is to be gone.
+    let mut more = services.clone();
+    more.push(service("late", "10.96.1.10", json!({})));
+    slices.push(slice("late", &[A]));
+    let late = frontends(&more, &slices);
+    let missing = look(&late);
+    let late_key = key(&late, "default/late:http");
+    assert_eq!(
+        missing.to_string(),
+        "place 10.96.1.10\nopen 10.96.1.10:80 tcp\nopen 10.96.1.10:80 udp\n"
+    );
+    assert_eq!(
+        missing.of(late_key),
+        ["place 10.96.1.10", "open 10.96.1.10:80 tcp"]
+    );
+    assert!(missing.concerns(late_key) && !missing.concerns(web));
+    let without: Vec<Frontend> = desired
+        .iter()
+        .filter(|f| !f.name.starts_with("default/web:"))
+        .cloned()
+        .collect();
+    let needless = look(&without);
+    assert_eq!(
+        needless.to_string(),
+        "close 10.96.1.1:80 tcp\nclose 10.96.1.1:80 udp\nrelease 10.96.1.1\n"
+    );
 }
 
 #[test]

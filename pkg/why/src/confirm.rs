@@ -155,31 +155,36 @@ impl Confirmer<'_> {
         };
         match &seen.frontend {
             None => Ok(()),
-            Some(FrontendSeen::Held) => {
+            Some(FrontendSeen::Held(how)) => {
                 let endpoints = frontend.endpoints().count();
                 let mut text = format!(
                     "{} holds the frontend and {}",
                     seen.node,
                     count(endpoints, "endpoint")
                 );
+                if let Some(how) = how {
+                    text += &format!(": {how}");
+                }
                 if let Some(why) = seen.agent.silence() {
                     text += &format!("; svcnet does not run there ({why}): nothing follows changes");
                 }
                 self.steps.push(Step::ok(What::Kernel, text));
                 Ok(())
             }
-            Some(FrontendSeen::OtherMode(mode)) => {
-                let text = format!("not looked at: the proxy of {} works in mode {mode}", seen.node);
-                self.steps.push(Step::unseen(What::Kernel, text));
-                Ok(())
-            }
+            Some(FrontendSeen::Impossible(mode, why)) => Err(NotReached::NotInThisMode {
+                node: seen.node.clone(),
+                frontend: frontend.key.to_string(),
+                mode: mode.name(),
+                why: why.clone(),
+            }),
             Some(FrontendSeen::Unknown(why)) => {
                 self.steps
                     .push(Step::unseen(What::Kernel, format!("not looked at: {why}")));
                 Ok(())
             }
-            Some(FrontendSeen::NoTable) => Err(NotReached::TableMissing {
+            Some(FrontendSeen::Missing(what)) => Err(NotReached::TableMissing {
                 node: seen.node.clone(),
+                what: what.clone(),
                 agent: seen.agent.silence(),
             }),
             Some(FrontendSeen::Differs(operations)) => Err(NotReached::FrontendMissing {

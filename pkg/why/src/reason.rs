@@ -200,8 +200,21 @@ pub enum NotReached {
     TableMissing {
         /// The node.
         node: String,
+        /// What is not there.
+        what: String,
         /// Whether the agent runs, and why not.
         agent: Option<String>,
+    },
+    /// The mode of this node's proxy has no way to serve it.
+    NotInThisMode {
+        /// The node.
+        node: String,
+        /// The frontend.
+        frontend: String,
+        /// The mode.
+        mode: &'static str,
+        /// Why not.
+        why: String,
     },
     /// The frontend is not in this node's kernel as it should be.
     FrontendMissing {
@@ -466,10 +479,19 @@ impl NotReached {
 
     fn fmt_in_the_kernel(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TableMissing { node, agent } => {
-                write!(f, "the nftables tables of svcnet are not in the kernel of {node}")?;
+            Self::TableMissing { node, what, agent } => {
+                write!(f, "the kernel of {node} lacks {what}")?;
                 write_agent(f, agent.as_deref())
             }
+            Self::NotInThisMode {
+                node,
+                frontend,
+                mode,
+                why,
+            } => write!(
+                f,
+                "the proxy of {node} works in mode {mode} and does not serve {frontend}: {why}"
+            ),
             Self::FrontendMissing {
                 node,
                 frontend,
@@ -577,6 +599,7 @@ impl NotReached {
             | Self::ForwardingMissing { .. } | Self::ForwardingAstray { .. } | Self::RouteAstray { .. } => {
                 "the overlay sets it: svcnet status, and the agent's log".into()
             }
+            Self::NotInThisMode { .. } => "use the mode nftables (--proxy-mode)".into(),
             Self::LinkDown { link, no_carrier: false } => format!("ip link set {link} up"),
             Self::LinkDown { .. } => "look at the cable".into(),
             Self::NeighbourFailed { who, .. } => format!("is {who} up, and its cable plugged in?"),

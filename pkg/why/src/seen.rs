@@ -83,14 +83,14 @@ pub enum DnsSeen {
 /// How the kernel holds a frontend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FrontendSeen {
-    /// As it should.
-    Held,
-    /// The table is not there, or is not what it should be.
-    NoTable,
+    /// As it should, and how where there is more to say.
+    Held(Option<String>),
+    /// What all frontends need is not there, or is not what it should be: this.
+    Missing(String),
     /// Otherwise: what would mend it.
     Differs(Vec<String>),
-    /// It was not looked at: the proxy works in a mode that leaves nothing in nf_tables.
-    OtherMode(Mode),
+    /// The proxy can not serve it in its mode, and why.
+    Impossible(Mode, String),
     /// It could not be looked at.
     Unknown(String),
 }

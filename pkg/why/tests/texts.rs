@@ -4,6 +4,7 @@
 mod world;
 
 use svcnet_netlink::neigh::Resolution;
+use svcnet_proxy::Mode;
 use svcnet_why::seen::{FrontendSeen, LinkSeen, ProbeSeen, WaySeen};
 use svcnet_why::{NotReached, Outcome};
 use world::{World, hop, mac, wanted};
@@ -251,12 +252,28 @@ fn the_node_of_the_endpoints_is_dead() {
 #[test]
 fn the_kernel_lacks_the_frontend() {
     let mut world = World::new().service("web", "").pods();
-    world.seen.frontend = Some(FrontendSeen::NoTable);
+    world.seen.frontend = Some(FrontendSeen::Missing("the nftables tables of svcnet".into()));
     assert_eq!(
         end(&world.why("visitor", "web:80")),
-        "the nftables tables of svcnet are not in the kernel of n3\n\
+        "the kernel of n3 lacks the nftables tables of svcnet\n\
          hint: the agent repairs it within a second; if it stays so, its log says why. svcnet proxy diff shows all that \
          differs\n"
+    );
+    world.seen.frontend = Some(FrontendSeen::Missing("the link kube-ipvs0".into()));
+    assert!(end(&world.why("visitor", "web:80")).starts_with("the kernel of n3 lacks the link kube-ipvs0\n"));
+    world.seen.frontend = Some(FrontendSeen::Impossible(Mode::Userspace, "it relays none".into()));
+    assert_eq!(
+        end(&world.why("visitor", "web:80")),
+        "the proxy of n3 works in mode userspace and does not serve 10.96.0.80:80 tcp: it relays none\n\
+         hint: use the mode nftables (--proxy-mode)\n"
+    );
+    world.seen.frontend = Some(FrontendSeen::Held(Some(
+        "IPVS sends it by rr to 10.244.1.2:80 (weight 1)".into(),
+    )));
+    assert!(
+        world.why("visitor", "web:80").contains(
+            "n3 holds the frontend and 2 endpoints: IPVS sends it by rr to 10.244.1.2:80 (weight 1)"
+        )
     );
     world.seen.frontend = Some(FrontendSeen::Differs(vec!["+ services".into()]));
     world.silence();

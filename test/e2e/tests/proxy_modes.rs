@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use svcnet_e2e::{Lab, until};
+use svcnet_e2e::{Lab, binary, until};
 
 const NGINX: &str = "
 apiVersion: v1
@@ -126,6 +126,7 @@ fn go_over(lab: &Lab, ip: &str, url: &str) {
     }
     assert_eq!(hostname(), first, "a translated connection goes on");
     lab.reaches("n1", url, &["web1", "web2"]);
+    relays_are_seen(lab, ip);
     let mut relayed = lab
         .exec_command("visitor", &["nc", ip, "80"])
         .stdin(Stdio::piped())
@@ -159,6 +160,23 @@ fn go_over(lab: &Lab, ip: &str, url: &str) {
     assert_eq!(arp.text(), "0");
     open.kill().unwrap();
     open.wait().unwrap();
+}
+
+/// From beside the agent.
+fn relays_are_seen(lab: &Lab, ip: &str) {
+    let binary = binary().to_string_lossy().into_owned();
+    let svcnet = |arguments: &[&str]| lab.exec("n1", &[&[binary.as_str()], arguments].concat());
+    until("nothing differs", || {
+        let diff = svcnet(&["proxy", "diff"]);
+        (diff.ok && diff.out.contains("the kernel holds all")).then_some(())
+    });
+    let ruleset = svcnet(&["proxy", "ruleset"]);
+    assert!(
+        ruleset.text().contains(&format!("listening: {ip}:80 tcp")),
+        "{ruleset:?}"
+    );
+    let why = svcnet(&["why", "n1", "nginx:80"]);
+    assert!(why.ok && why.out.contains("a socket listens there"), "{why:?}");
 }
 
 /// ipvs is asked for where there is none: everything works, and the log, the Node, its Events and `svcnet status` say so. What

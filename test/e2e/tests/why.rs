@@ -264,7 +264,7 @@ fn what_is_broken_in_a_kernel_is_named() {
         "n3",
         "visitor",
         "web:80",
-        "the nftables tables of svcnet are not in the kernel of n3",
+        "the kernel of n3 lacks the nftables tables of svcnet",
     );
     assert!(
         text.ends_with("hint: start svcnet agent on this node\n"),
@@ -278,7 +278,7 @@ fn what_is_broken_in_a_kernel_is_named() {
     assert!(differs.out.contains("nobody carries them out"), "{differs:?}");
     let gone = on(&lab, "n3", &["proxy", "ruleset"]);
     assert!(
-        !gone.ok && gone.err.contains("no table of svcnet's proxy"),
+        !gone.ok && gone.err.contains("nothing of svcnet's proxy"),
         "{gone:?}"
     );
 

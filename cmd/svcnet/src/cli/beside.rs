@@ -113,15 +113,16 @@ pub(crate) fn beside(address: SocketAddr, instead: &Instead<'_>) -> anyhow::Resu
     let cluster = flags.parse(&mut problems);
     problems.check()?;
     let cluster = cluster.context("the flags of the cluster can not be read")?;
+    let proxy = instead_of_told(&cluster, instead.proxying.as_ref());
     Ok(Beside {
         here: Here {
             node: instead.node_name.clone(),
             agent: Err(why),
-            mode: svcnet_proxy::Mode::default(),
+            mode: proxy.mode,
             dns: Vec::new(),
             data_dir: instead.data_dir.clone(),
         },
-        proxy: instead_of_told(&cluster, instead.proxying.as_ref()),
+        proxy,
         domain: cluster.domain,
     })
 }

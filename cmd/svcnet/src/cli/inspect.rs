@@ -5,11 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use serde_json::{Value, json};
-use svcnet_netlink::nft::Listing;
-use svcnet_proxy::inspect::OnNode;
-use svcnet_proxy::nftables::{self, Plan};
-use svcnet_proxy::{Frontend, FrontendKey, Mode, inspect};
+use svcnet_proxy::inspect::{Kernel, OnNode};
+use svcnet_proxy::{BackendError, Frontend, FrontendKey, inspect};
 
 use super::beside::{self, Beside, Instead, LookFlags, Objects, Output};
 use crate::settings::Problems;
@@ -27,13 +24,13 @@ pub(crate) enum Look {
     Ruleset(RulesetArgs),
 }
 
-/// The nftables tables of this node's proxy, as the kernel holds them
+/// What this node's proxy has in the kernel, as the kernel holds it
 ///
-/// In the words of `nft list table`, or as its JSON, and without the nft program. Everything is read from the kernel:
-/// what somebody else has put into the tables shows too.
+/// Tables in the words of `nft list table`, or as its JSON, IPVS as `ipvsadm -Ln` shows it, and the addresses and sockets
+/// of relays; without those programs. Everything is read from the kernel: what somebody else has put there shows too.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RulesetArgs {
-    /// As nft prints it with -j
+    /// As JSON; tables as nft prints them with -j
     #[arg(long)]
     json: bool,
 }
@@ -82,22 +79,17 @@ impl Look {
 }
 
 fn ruleset(args: &RulesetArgs) -> anyhow::Result<ExitCode> {
-    let listings = nftables::listings()?;
-    if listings.is_empty() {
+    let ruleset = inspect::Ruleset::read()?;
+    if ruleset.is_empty() {
         anyhow::bail!(
-            "the kernel holds no table of svcnet's proxy here: does it run in this network namespace?"
+            "the kernel holds nothing of svcnet's proxy here: does it run in this network namespace?"
         );
     }
     let mut out = io::stdout().lock();
     if args.json {
-        let about = json!({"metainfo": {"version": env!("CARGO_PKG_VERSION"), "json_schema_version": 1}});
-        let objects = listings.iter().flat_map(Listing::objects);
-        let all: Vec<Value> = std::iter::once(about).chain(objects).collect();
-        writeln!(out, "{}", json!({ "nftables": all }))?;
+        writeln!(out, "{}", ruleset.json(env!("CARGO_PKG_VERSION")))?;
     } else {
-        for (index, listing) in listings.iter().enumerate() {
-            write!(out, "{}{listing}", if index == 0 { "" } else { "\n" })?;
-        }
+        write!(out, "{ruleset}")?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -120,10 +112,8 @@ fn services(args: &ServicesArgs, beside: &Beside, objects: &Objects) -> anyhow::
     let total = frontends.len();
     // What can not be counted or compared is left out: the rest is as true without it.
     let connections = inspect::count(&frontends);
-    let plan = match beside.here.mode {
-        Mode::Nftables => Some(plan(on_node(beside, objects), &frontends)),
-        _ => None,
-    };
+    let difference = Kernel::open(on_node(beside, objects), beside.here.mode)
+        .and_then(|mut kernel| kernel.diff(frontends.iter().cloned()));
     if let Some(name) = &args.name {
         let whole = if name.contains('/') {
             name.clone()
@@ -136,13 +126,13 @@ fn services(args: &ServicesArgs, beside: &Beside, objects: &Objects) -> anyhow::
             anyhow::bail!("{}", nothing_for(&whole, objects));
         }
     }
-    let differs = |key: FrontendKey| plan.as_ref()?.as_ref().ok().map(|plan| !plan.concerns(key));
+    let holds = |key: FrontendKey| Some(!difference.as_ref().ok()?.concerns(key));
     let shown = inspect::show(
         &frontends,
         &objects.services,
         &objects.slices,
         connections.as_ref().ok(),
-        differs,
+        holds,
     );
     let mut out = io::stdout().lock();
     match args.output {
@@ -165,13 +155,13 @@ fn services(args: &ServicesArgs, beside: &Beside, objects: &Objects) -> anyhow::
     if let Err(error) = &connections {
         eprintln!("svcnet: connections not counted: {error}");
     }
-    match plan {
-        Some(Err(error)) => eprintln!("svcnet: not compared with the kernel: {error}"),
-        Some(Ok(plan)) if !plan.is_empty() => eprintln!(
+    match difference {
+        Err(error) => eprintln!("svcnet: not compared with the kernel: {error}"),
+        Ok(difference) if !difference.is_empty() => eprintln!(
             "svcnet: the kernel differs by {}: svcnet proxy diff",
-            count(plan.len(), "operation")
+            count(difference.len(), "operation")
         ),
-        _ => {}
+        Ok(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -192,41 +182,37 @@ fn nothing_for(name: &str, objects: &Objects) -> String {
     }
 }
 
-fn plan(on: OnNode<'_>, frontends: &[Frontend]) -> Result<Plan, svcnet_netlink::nft::Error> {
-    let mut tables = inspect::tables(on)?;
-    tables.diff(frontends.iter().cloned())
-}
-
 fn diff(beside: &Beside, objects: impl Fn() -> anyhow::Result<Objects>) -> anyhow::Result<ExitCode> {
-    if beside.here.mode != Mode::Nftables {
-        anyhow::bail!(
-            "the proxy of this node works in mode {}; svcnet proxy diff compares nf_tables alone",
-            beside.here.mode
-        );
-    }
     let mut out = io::stdout().lock();
-    let mut left = (Plan::default(), 0);
+    let mut left = None;
     for look in 0..LOOKS {
         if look > 0 {
             std::thread::sleep(PAUSE);
         }
         let objects = objects()?;
         let frontends = desired(beside, &objects);
-        let plan = plan(on_node(beside, &objects), &frontends)?;
-        if plan.is_empty() {
-            let total = count(frontends.len(), "frontend");
-            writeln!(out, "the kernel holds all {total} as it should")?;
+        let mut kernel = Kernel::open(on_node(beside, &objects), beside.here.mode)?;
+        let difference = kernel.diff(frontends.iter().cloned())?;
+        let total = count(frontends.len(), "frontend");
+        if difference.is_empty() {
+            let impossible = difference.impossible();
+            for (key, why) in impossible {
+                writeln!(out, "not served: {key}: {why}")?;
+            }
+            match impossible.len() {
+                0 => writeln!(out, "the kernel holds all {total} as it should")?,
+                some => writeln!(out, "the kernel holds {total} as it should, but for {some}")?,
+            }
             return Ok(ExitCode::SUCCESS);
         }
-        left = (plan, frontends.len());
+        left = Some((difference, total));
     }
-    let (plan, frontends) = left;
-    write!(out, "{plan}")?;
+    let (difference, total) = left.context("looked at nothing")?;
+    write!(out, "{difference}")?;
     writeln!(
         out,
-        "\n{} to do, for {}",
-        count(plan.len(), "operation"),
-        count(frontends, "frontend")
+        "\n{} to do, for {total}",
+        count(difference.len(), "operation")
     )?;
     if let Err(why) = &beside.here.agent {
         writeln!(out, "nobody carries them out: {why}")?;
@@ -234,15 +220,8 @@ fn diff(beside: &Beside, objects: impl Fn() -> anyhow::Result<Objects>) -> anyho
     Ok(ExitCode::FAILURE)
 }
 
-/// How many operations the kernel of this node is away from what it should hold; nothing where that can not be said of
-/// the mode.
-pub(crate) fn drift(
-    facts: &inspect::Facts,
-    objects: &Objects,
-) -> Result<Option<usize>, svcnet_netlink::nft::Error> {
-    if facts.mode != Mode::Nftables {
-        return Ok(None);
-    }
+/// How many operations the kernel of this node is away from what it should hold.
+pub(crate) fn drift(facts: &inspect::Facts, objects: &Objects) -> Result<usize, BackendError> {
     let (services, slices) = (objects.services.clone(), objects.slices.clone());
     let on = OnNode {
         name: &facts.node,
@@ -250,18 +229,18 @@ pub(crate) fn drift(
         node: objects.node.as_ref(),
     };
     let frontends = inspect::frontends(on, services, slices);
-    let mut tables = inspect::tables(on)?;
+    let mut kernel = Kernel::open(on, facts.mode)?;
     let mut operations = 0;
     for look in 0..LOOKS {
         if look > 0 {
             std::thread::sleep(PAUSE);
         }
-        operations = tables.diff(frontends.iter().cloned())?.len();
+        operations = kernel.diff(frontends.iter().cloned())?.len();
         if operations == 0 {
             break;
         }
     }
-    Ok(Some(operations))
+    Ok(operations)
 }
 
 /// `1 operation`, `2 operations`.

@@ -310,6 +310,7 @@ pub(crate) fn proxy_config(
         node_local: node_local.to_vec(),
         mode: proxying.mode,
         strict_arp: proxying.strict_arp,
+        ipvs_timeouts: svcnet_proxy::ipvs::Timeouts::default(),
         healthz: proxying.healthz,
         scheduler: proxying.scheduler,
         external_ranges: proxying.external_ranges.clone(),

@@ -94,12 +94,11 @@ fn print_proxy(out: &mut impl Write, facts: &inspect::Facts, cluster: &Cluster) 
             .cloned(),
     };
     let (well, kernel) = match super::inspect::drift(facts, &objects) {
-        Ok(Some(0)) => (true, ", the kernel holds it all".to_string()),
-        Ok(Some(operations)) => (
+        Ok(0) => (true, ", the kernel holds it all".to_string()),
+        Ok(operations) => (
             false,
             format!(", THE KERNEL DIFFERS by {operations} operations: svcnet proxy diff"),
         ),
-        Ok(None) => (true, String::new()),
         Err(error) => (true, format!(", not compared with the kernel: {error}")),
     };
     let Facts { mode, frontends, .. } = facts;

@@ -85,6 +85,11 @@ impl Flags {
     pub const SCHED_2: Self = Self(0x10);
     /// What is not said by the kernel about itself, nor by [`Service::persistence`].
     const SETTABLE: u32 = 0x4 | 0x8 | 0x10 | 0x20;
+
+    /// Whether all of these are set.
+    pub fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
 }
 
 /// Clients stay with their destination.
@@ -217,6 +222,19 @@ pub enum Op {
     SetDestination(Identity, Destination),
     /// Removes a destination.
     DeleteDestination(Identity, SocketAddr),
+}
+
+impl Op {
+    /// The service that it is about.
+    pub fn identity(&self) -> Identity {
+        match self {
+            Self::AddService(service) | Self::SetService(service) => service.identity,
+            Self::DeleteService(identity)
+            | Self::AddDestination(identity, _)
+            | Self::SetDestination(identity, _)
+            | Self::DeleteDestination(identity, _) => *identity,
+        }
+    }
 }
 
 impl fmt::Display for Op {

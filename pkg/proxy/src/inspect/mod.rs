@@ -1,9 +1,11 @@
 //! Looking at a node's proxy from beside it: what it should do, what the kernel holds, who is connected to whom.
 //!
-//! Nothing here changes anything, and nothing needs the proxy to run: [`Facts`] is what a running one tells of itself,
+//! Nothing here changes anything (but for what [`Ipvs::diff`](crate::ipvs::Ipvs::diff) says), and nothing needs the proxy to run: [`Facts`] is what a running one tells of itself,
 //! so that whoever looks computes with the very settings that it works with.
 
 mod connections;
+mod kernel;
+mod ruleset;
 mod show;
 
 use std::os::fd::BorrowedFd;
@@ -14,18 +16,17 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use svcnet_netlink::nft;
 use svcnet_runtime::Change;
 
 pub use connections::{Connections, count};
+pub use kernel::{Difference, Kernel};
+pub use ruleset::Ruleset;
 pub use show::{EndpointShown, FrontendShown, Kind, ServiceShown, Traffic, show};
 
 use crate::backend::{Backend, Error, Mode, Report};
 use crate::config::Config;
 use crate::engine::{Engine, Update};
 use crate::model::{Frontend, FrontendKey};
-use crate::nftables::Nftables;
-use crate::view::NodeFacts;
 
 /// What a proxy tells of itself (the part `proxy` of `/status`).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -57,18 +58,6 @@ pub struct OnNode<'a> {
     pub config: &'a Config,
     /// The Node object, where it is known: its zone decides about endpoints, its addresses about node ports.
     pub node: Option<&'a Node>,
-}
-
-/// The tables of this network namespace, as the proxy of that node has them.
-///
-/// # Errors
-/// When the kernel has no nf_tables or permission is lacking.
-pub fn tables(on: OnNode<'_>) -> Result<Nftables, nft::Error> {
-    let mut tables = on.config.open_tables()?;
-    if let Some(node) = on.node {
-        tables.node_addresses(&NodeFacts::new(node).addresses);
-    }
-    Ok(tables)
 }
 
 /// The frontends that the proxy of that node should have, by their names and places: what [`Engine`] computes, from

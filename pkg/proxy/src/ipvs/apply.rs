@@ -34,6 +34,12 @@ impl Kernel {
                 None => drop(sysctl::set(name, value)?),
             }
         }
+        if let (Some(sysctls), false) = (sysctls, plan.restore.is_empty()) {
+            sysctls.restore(&plan.restore)?;
+        }
+        if let Some(timeouts) = plan.timeouts {
+            timeouts.apply(&mut self.balancer, sysctls)?;
+        }
         let mut before = Batch::new();
         for family in &plan.rebuild {
             before.remove_table(&layout::table(*family));
@@ -72,14 +78,18 @@ impl Kernel {
     }
 }
 
-fn address(link: u32, ip: IpAddr) -> Address {
+pub(super) fn address(link: u32, ip: IpAddr) -> Address {
     Address {
         link,
         net: IpNet::from(ip),
     }
 }
 
-fn commit(socket: &mut Socket, mut batch: Batch, elements: &Elements) -> Result<usize, nft::Error> {
+pub(super) fn commit(
+    socket: &mut Socket,
+    mut batch: Batch,
+    elements: &Elements,
+) -> Result<usize, nft::Error> {
     let tables = [layout::table(Family::Ip), layout::table(Family::Ip6)];
     let table = |family: Family| &tables[usize::from(family == Family::Ip6)];
     for slot in &elements.deletes {

@@ -11,7 +11,9 @@ use super::{Error, LINK, SYSCTLS, layout, observe};
 /// Link that is made and removed again to see whether the kernel has such.
 const PROBE_LINK: &str = "svcnet-probe";
 /// Mark of the service that is made and removed again to see whether the kernel has a scheduler.
-const PROBE_MARK: u32 = 0x7376_6e70;
+pub(super) const PROBE_MARK: u32 = 0x7376_6e70;
+/// The same for whoever looks from beside the proxy, so that neither takes the other's away.
+pub(super) const PROBE_MARK_BESIDE: u32 = PROBE_MARK + 1;
 
 /// Why IPVS can not be used on this host.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +102,7 @@ pub fn cleanup() -> Result<bool, Error> {
         let services = socket.services()?.into_iter().map(|service| service.identity);
         let ours = services.filter(|identity| match identity {
             Identity::Address(at) => bound.contains(&at.ip) || listed.contains(at),
-            Identity::Mark { mark, .. } => *mark == PROBE_MARK,
+            Identity::Mark { mark, .. } => [PROBE_MARK, PROBE_MARK_BESIDE].contains(mark),
         });
         let ops: Vec<Op> = ours.map(Op::DeleteService).collect();
         any |= !ops.is_empty();
@@ -133,10 +135,14 @@ pub(super) fn families(socket: &mut Socket) -> Result<Vec<Family>, nft::Error> {
 }
 
 /// Tries a scheduler with a service for a mark that nothing carries.
-pub(super) fn has_scheduler(socket: &mut kernel::Socket, name: &'static str) -> Result<bool, kernel::Error> {
+pub(super) fn has_scheduler(
+    socket: &mut kernel::Socket,
+    name: &'static str,
+    mark: u32,
+) -> Result<bool, kernel::Error> {
     let identity = Identity::Mark {
         family: Family::Ip,
-        mark: PROBE_MARK,
+        mark,
     };
     let service = Service {
         identity,
@@ -150,7 +156,7 @@ pub(super) fn has_scheduler(socket: &mut kernel::Socket, name: &'static str) -> 
         Err(error) if error.errno() == Some(Errno::EEXIST) => {
             // One that died over this left it.
             socket.apply(&[Op::DeleteService(identity)])?;
-            has_scheduler(socket, name)
+            has_scheduler(socket, name, mark)
         }
         Err(error) => Err(error),
     }

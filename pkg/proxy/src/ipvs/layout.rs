@@ -22,6 +22,8 @@ use crate::model::Protocol;
 pub(crate) const TABLE: &str = "svcnet-ipvs";
 /// IPVS takes what this host sends at -98 (`NF_IP_PRI_NAT_DST + 2`), and it must not see what is refused.
 const BEFORE_IPVS: i32 = PRIORITY_DSTNAT - 10;
+/// Where nftables mode has translated what it does, and refused what it refuses.
+const AFTER_OTHERS: i32 = PRIORITY_DSTNAT + 20;
 /// Chain that answers in the way of each protocol that there is nothing here.
 const TURN_AWAY: &str = "turn-away";
 /// Fields of a frontend.
@@ -75,18 +77,57 @@ pub(crate) fn ruleset(family: Family, networks: &Networks) -> Ruleset {
     masquerade(turn_away(ruleset, family), family, networks)
 }
 
+/// Our table of a family while connections of a former ipvs mode go on beside nftables mode: new ones to addresses on our
+/// link that nobody has translated come to the host's own ports, so they are refused.
+pub(crate) fn leaving(family: Family) -> Ruleset {
+    let address: &[_] = match family {
+        Family::Ip => &[DataType::Ipv4],
+        Family::Ip6 => &[DataType::Ipv6],
+    };
+    let mut ruleset = Ruleset::new(table(family), "svcnet proxy, connections of IPVS that go on")
+        .chain(Chain::base(
+            "prerouting",
+            ChainKind::Filter,
+            Hook::Prerouting,
+            AFTER_OTHERS,
+        ))
+        .chain(Chain::base(
+            "output",
+            ChainKind::Filter,
+            Hook::Output,
+            AFTER_OTHERS,
+        ))
+        .chain(Chain::regular(TURN_AWAY))
+        .set(Set::of(List::Frontends.set(), frontend(family)).comment("virtual services that are left"))
+        .set(Set::of(BOUND, address).comment("other ports of these are refused"));
+    for chain in ["prerouting", "output"] {
+        let rule = Rule::new(chain).ct_new().in_set(family, &[Field::Daddr], BOUND);
+        ruleset = ruleset.rule(
+            rule.goto(TURN_AWAY)
+                .comment("no service, whatever the host listens on"),
+        );
+    }
+    turn_away(ruleset, family)
+}
+
+fn frontend(family: Family) -> &'static [DataType] {
+    match family {
+        Family::Ip => &[DataType::Ipv4, DataType::Proto, DataType::Port],
+        Family::Ip6 => &[DataType::Ipv6, DataType::Proto, DataType::Port],
+    }
+}
+
 fn sets(mut ruleset: Ruleset, family: Family) -> Ruleset {
-    let (address, pair, frontend, source): (&[_], &[_], &[_], &[_]) = match family {
+    let frontend = frontend(family);
+    let (address, pair, source): (&[_], &[_], &[_]) = match family {
         Family::Ip => (
             &[DataType::Ipv4],
             &[DataType::Ipv4, DataType::Ipv4],
-            &[DataType::Ipv4, DataType::Proto, DataType::Port],
             &[DataType::Ipv4, DataType::Proto, DataType::Port, DataType::Ipv4],
         ),
         Family::Ip6 => (
             &[DataType::Ipv6],
             &[DataType::Ipv6, DataType::Ipv6],
-            &[DataType::Ipv6, DataType::Proto, DataType::Port],
             &[DataType::Ipv6, DataType::Proto, DataType::Port, DataType::Ipv6],
         ),
     };

@@ -9,7 +9,8 @@
 //! What the kernel's load balancer can not do, other than the tables of `../nftables`:
 //! - node ports do not answer on loopback addresses (IPVS does not send on what comes from there);
 //! - with policy `Local`, pods and this node go to local endpoints where there are some, as everyone does;
-//! - a Service that goes takes its connections along.
+//! - a Service that goes takes its connections along. A switch to nftables mode does not (`leave.rs`); one to userspace
+//!   mode does, for IPVS takes packets before they come to a socket.
 //!
 //! With `net.ipv4.vs.conn_reuse_mode` left alone, as kube-proxy does since Linux 5.9: a client's port that is used again
 //! soon gets a new endpoint.
@@ -18,11 +19,14 @@ mod apply;
 mod can;
 mod desired;
 mod layout;
+mod leave;
+mod look;
 mod observe;
 mod plan;
 mod schedule;
 mod slot;
 mod stale;
+mod tuning;
 mod wake;
 
 use std::collections::BTreeSet;
@@ -32,15 +36,20 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use nix::errno::Errno;
-use svcnet_netlink::ipvs::{self as kernel, Identity, Op, Timeouts};
+use svcnet_netlink::ipvs::{self as kernel, Identity, Op};
 use svcnet_netlink::monitor::{self, Group, Happened, Listener};
 use svcnet_netlink::nft::{self, Family, Socket, Watch};
 use svcnet_netlink::{Rtnl, rt, sysctl};
 
 pub use can::{Unavailable, cleanup, is_there, probe};
 pub use desired::{Host, Wanted};
-pub use plan::{Balancer, Elements, Held, Plan, State, Tables};
+pub use leave::{Left, Step, leave};
+pub(crate) use look::words;
+pub use look::{Difference, Listed, listed, listings};
+pub use plan::{Balancer, Elements, Held, Plan, State, Tables, Touch};
 pub use slot::{List, Slot};
+pub(crate) use tuning::restore as restore_timeouts;
+pub use tuning::{BadTimeout, SetTimeouts, Timeouts, Tuning};
 
 use crate::backend::{self, Backend, Report};
 use crate::model::{Frontend, FrontendKey};
@@ -79,13 +88,11 @@ pub struct Config {
     pub pod_networks: Vec<IpNet>,
     /// Networks of ClusterIPs (`--service-cluster-ip-range`).
     pub service_networks: Vec<IpNet>,
-    /// Keep links from answering ARP for addresses of others (`--strict-arp`): a service's address is on every node, and
-    /// an announcer wants to be the only one that answers for it.
-    pub strict_arp: bool,
+    /// Settings of the kernel. Strict ARP (`--strict-arp`) because a service's address is on every node, and an announcer
+    /// wants to be the only one that answers for it.
+    pub tuning: Tuning,
     /// Where it is written down what kernel parameters were before.
     pub sysctls: Option<Sysctls>,
-    /// How long idle connections are kept, where the kernel's own times do not do.
-    pub timeouts: Option<Timeouts>,
 }
 
 /// What can go wrong with IPVS and what is around it.
@@ -109,6 +116,9 @@ pub enum Error {
     /// What a kernel parameter was could not be written down.
     #[error(transparent)]
     Remember(#[from] sysctls::Error),
+    /// The kernel's list of connections can not be read.
+    #[error("read the connections of IPVS: {0}")]
+    Connections(#[source] std::io::Error),
     /// No way to be woken.
     #[error("wait for foreign changes: {0}")]
     Wake(#[source] Errno),
@@ -118,7 +128,7 @@ pub enum Error {
 pub struct Ipvs {
     kernel: Kernel,
     families: Vec<Family>,
-    strict_arp: bool,
+    tuning: Tuning,
     sysctls: Option<Sysctls>,
     node_ports: NodePortAddresses,
     /// The networks of those, where they are not all.
@@ -130,6 +140,8 @@ pub struct Ipvs {
     state: State,
     link: Option<u32>,
     schedulers: Schedulers,
+    /// Mark of the services that find out about schedulers.
+    probe_mark: u32,
     /// When all is looked at next; nothing before the first convergence.
     verify_at: Option<Instant>,
 }
@@ -142,16 +154,17 @@ struct Schedulers {
 }
 
 impl Ipvs {
-    /// Probes and opens the ways to the kernel, and sets the timeouts if they are given; changes nothing else yet.
+    /// Probes and opens the ways to the kernel; changes nothing yet.
     ///
     /// # Errors
     /// When IPVS can not be used here: [`Error::Unavailable`] says why.
     pub fn open(config: &Config) -> Result<Self, Error> {
         probe()?;
-        let mut balancer = kernel::Socket::open()?.ok_or(Unavailable::NoIpvs)?;
-        if let Some(timeouts) = config.timeouts {
-            balancer.set_timeouts(timeouts)?;
-        }
+        let balancer = kernel::Socket::open()?.ok_or(Unavailable::NoIpvs)?;
+        Self::over(config, balancer)
+    }
+
+    fn over(config: &Config, balancer: kernel::Socket) -> Result<Self, Error> {
         let mut tables = Socket::open()?;
         let families = families(&mut tables)?;
         if !families.contains(&Family::Ip6) {
@@ -171,7 +184,7 @@ impl Ipvs {
                 pods: config.pod_networks.clone(),
                 services: config.service_networks.clone(),
             },
-            strict_arp: config.strict_arp,
+            tuning: config.tuning,
             node_port_networks: None,
             node_ports: NodePortAddresses::default(),
             sysctls: config.sysctls.clone(),
@@ -180,6 +193,7 @@ impl Ipvs {
             state: State::default(),
             link: None,
             schedulers: Schedulers::default(),
+            probe_mark: can::PROBE_MARK,
             verify_at: None,
         })
     }
@@ -210,18 +224,6 @@ impl Ipvs {
             &self.networks,
             self.schedulers.lacking.clone(),
         )
-    }
-
-    /// The kernel parameters that are not as they should be.
-    fn wrong_sysctls(&self) -> Result<Vec<(&'static str, &'static str)>, Error> {
-        let strict = if self.strict_arp { &STRICT_ARP[..] } else { &[] };
-        let mut wrong = Vec::new();
-        for (name, value) in SYSCTLS.iter().chain(strict) {
-            if sysctl::read(name)? != *value {
-                wrong.push((*name, *value));
-            }
-        }
-        Ok(wrong)
     }
 
     fn carry_out(&mut self, plan: &Plan, suspects: &Suspects) -> Result<Report, Error> {
@@ -287,7 +289,7 @@ impl Ipvs {
             if wanted == Scheduler::Random || !self.schedulers.known.insert(wanted.name()) {
                 continue;
             }
-            if !has_scheduler(&mut self.kernel.balancer, wanted.name())? {
+            if !has_scheduler(&mut self.kernel.balancer, wanted.name(), self.probe_mark)? {
                 self.schedulers.lacking.insert(wanted.name());
                 tracing::warn!(
                     object.name = %frontend.name, scheduler = %wanted,
@@ -344,6 +346,8 @@ impl Backend for Ipvs {
         let mut state = State::new(frontends.into_iter(), host);
         let (mut plan, suspects) = state.converge(&balancer, tables, &self.state);
         plan.sysctls = self.wrong_sysctls()?;
+        plan.restore = self.needless_sysctls();
+        plan.timeouts = self.wrong_timeouts()?;
         self.state = state;
         tracing::debug!(plan = %Shortened(&plan), "converge");
         let report = self.carry_out(&plan, &suspects)?;
@@ -382,6 +386,12 @@ impl Backend for Ipvs {
         let networks = self.node_ports.networks(addresses);
         let changed = networks != self.node_port_networks;
         self.node_port_networks = networks;
+        changed
+    }
+
+    fn tune(&mut self, tuning: &Tuning) -> bool {
+        let changed = self.tuning != *tuning;
+        self.tuning = *tuning;
         changed
     }
 

@@ -22,6 +22,7 @@ use super::desired::{self, Host, Wanted};
 use super::schedule::Lacking;
 use super::slot::{List, Slot};
 use super::stale::Suspects;
+use super::tuning::SetTimeouts;
 use crate::model::{Frontend, FrontendKey};
 
 /// Operations, in the order of their fields.
@@ -29,6 +30,10 @@ use crate::model::{Frontend, FrontendKey};
 pub struct Plan {
     /// Kernel parameters to set.
     pub sysctls: Vec<(&'static str, &'static str)>,
+    /// Kernel parameters to put back.
+    pub restore: Vec<&'static str>,
+    /// Timeouts to set.
+    pub timeouts: Option<SetTimeouts>,
     /// Tables that are made anew.
     pub rebuild: BTreeSet<Family>,
     /// What the tables must hold before anything else changes: all that forbids.
@@ -64,6 +69,8 @@ impl Plan {
     pub fn len(&self) -> usize {
         let elements = |e: &Elements| e.deletes.len() + e.adds.len();
         self.sysctls.len()
+            + self.restore.len()
+            + usize::from(self.timeouts.is_some())
             + self.rebuild.len()
             + elements(&self.before)
             + usize::from(self.add_link)
@@ -120,42 +127,83 @@ impl Plan {
     }
 }
 
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let elements = |f: &mut fmt::Formatter<'_>, elements: &Elements| {
-            for slot in &elements.deletes {
-                writeln!(f, "- {slot}")?;
-            }
-            for (slot, name) in &elements.adds {
-                let name = if name.is_empty() {
-                    String::new()
-                } else {
-                    format!(" ({name})")
-                };
-                writeln!(f, "+ {slot}{name}")?;
-            }
-            Ok(())
-        };
+/// What an operation is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Touch {
+    /// All there is.
+    All,
+    /// All of a family.
+    Family(Family),
+    /// All at an address.
+    Address(IpAddr),
+    /// A virtual service.
+    Service(Virtual),
+}
+
+impl Plan {
+    /// The operations in their order, each with what it is about, and in words.
+    pub fn operations(&self) -> Vec<(Touch, String)> {
+        let mut all = Vec::new();
+        let mut say = |touch, text| all.push((touch, text));
         for (name, value) in &self.sysctls {
-            writeln!(f, "sysctl {name} = {value}")?;
+            say(Touch::All, format!("sysctl {name} = {value}"));
+        }
+        for name in &self.restore {
+            say(Touch::All, format!("sysctl {name}: put back"));
+        }
+        if let Some(timeouts) = &self.timeouts {
+            say(Touch::All, format!("set {timeouts}"));
         }
         for family in &self.rebuild {
-            writeln!(f, "table {family}: make anew")?;
+            say(Touch::Family(*family), format!("table {family}: make anew"));
         }
-        elements(f, &self.before)?;
+        self.before.say(&mut say);
         if self.add_link {
-            writeln!(f, "add the link")?;
+            say(Touch::All, "add the link".into());
         }
         for ip in &self.unbind {
-            writeln!(f, "take {ip} from the link")?;
+            say(Touch::Address(*ip), format!("take {ip} from the link"));
         }
         for op in &self.ops {
-            writeln!(f, "{op}")?;
+            let touch = match op.identity() {
+                Identity::Address(at) => Touch::Service(at),
+                Identity::Mark { .. } => Touch::All,
+            };
+            say(touch, op.to_string());
         }
         for ip in &self.bind {
-            writeln!(f, "put {ip} on the link")?;
+            say(Touch::Address(*ip), format!("put {ip} on the link"));
         }
-        elements(f, &self.after)
+        self.after.say(&mut say);
+        all
+    }
+}
+
+impl Elements {
+    fn say(&self, say: &mut impl FnMut(Touch, String)) {
+        let touch = |slot: &Slot| match *slot {
+            Slot::Frontend(_, at) | Slot::Source(at, _) => Touch::Service(at),
+            // A hairpin is an endpoint's, which no frontend has as its address.
+            Slot::Bound(ip) | Slot::Hairpin(ip) => Touch::Address(ip),
+        };
+        for slot in &self.deletes {
+            say(touch(slot), format!("- {slot}"));
+        }
+        for (slot, name) in &self.adds {
+            let name = if name.is_empty() {
+                String::new()
+            } else {
+                format!(" ({name})")
+            };
+            say(touch(slot), format!("+ {slot}{name}"));
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut operations = self.operations().into_iter();
+        operations.try_for_each(|(_, text)| writeln!(f, "{text}"))
     }
 }
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{Choice, in_turn};
 use crate::backend::{Backend, Mode};
 use crate::engine::Engine;
-use crate::ipvs::{self, Ipvs};
+use crate::ipvs::{self, Ipvs, Left, Step, Timeouts, Tuning};
 use crate::nftables::{self, Nftables};
 use crate::sysctls::Sysctls;
 use crate::userspace::{self, Relays, Userspace};
@@ -25,6 +25,8 @@ pub(crate) struct Openers {
     pub(crate) on_loopback: bool,
     /// Whether ipvs mode keeps links from answering ARP for addresses of others.
     pub(crate) strict_arp: bool,
+    /// How long ipvs mode keeps idle connections.
+    pub(crate) timeouts: Timeouts,
     /// Threads that relay, once there were any: connections of an earlier userspace mode go on in them.
     pub(crate) relays: Option<Arc<Relays>>,
 }
@@ -44,9 +46,8 @@ impl Openers {
                 let config = ipvs::Config {
                     pod_networks: self.cluster_cidrs.clone(),
                     service_networks: self.service_cidrs.clone(),
-                    strict_arp: self.strict_arp,
+                    tuning: self.tuning(),
                     sysctls: Some(self.sysctls.clone()),
-                    timeouts: None,
                 };
                 let backend = Ipvs::open(&config).map_err(|error| error.to_string())?;
                 Ok(Box::new(backend))
@@ -60,6 +61,14 @@ impl Openers {
                 self.relays = Some(relays.clone());
                 Ok(Box::new(Userspace::open(&relays)))
             }
+        }
+    }
+
+    fn tuning(&self) -> Tuning {
+        Tuning {
+            strict_arp: self.strict_arp,
+            strict_arp_stays: self.relays.is_some(),
+            timeouts: self.timeouts,
         }
     }
 
@@ -77,8 +86,30 @@ impl Openers {
         }
     }
 
-    /// Removes what a mode has made and the one that is used does not need.
-    fn clear(&self, mode: Mode, used: Mode, engine: &Engine) -> Result<bool, String> {
+    /// Removes what a mode has made and the one that is used does not need. What connections need stays where it can.
+    fn clear(&self, mode: Mode, used: Mode, engine: &Engine) -> Result<Left, String> {
+        if (mode, used) == (Mode::Ipvs, Mode::Nftables) {
+            return self.leave_ipvs(engine);
+        }
+        let any = self.clear_now(mode, used, engine)?;
+        Ok(if any { Left::Gone } else { Left::Nothing })
+    }
+
+    fn leave_ipvs(&self, engine: &Engine) -> Result<Left, String> {
+        let Step { left, lost_datagrams } = ipvs::leave().map_err(|error| error.to_string())?;
+        if lost_datagrams {
+            // The next one goes the new way.
+            let keys = engine.desired().map(|frontend| frontend.key);
+            nftables::forget(keys).map_err(|error| error.to_string())?;
+        }
+        if let Left::Waits(_) = left {
+            return Ok(left);
+        }
+        let restored = restore_ipvs(&self.sysctls, Mode::Nftables)?;
+        Ok(if restored { Left::Gone } else { left })
+    }
+
+    fn clear_now(&self, mode: Mode, used: Mode, engine: &Engine) -> Result<bool, String> {
         match mode {
             Mode::Nftables => {
                 let cleared = clear_nftables(&self.sysctls)?;
@@ -108,14 +139,21 @@ fn clear_nftables(sysctls: &Sysctls) -> Result<bool, String> {
 /// Removes what the ipvs mode has made, and says whether there was anything.
 fn clear_ipvs(sysctls: &Sysctls, used: Mode) -> Result<bool, String> {
     let cleared = ipvs::cleanup().map_err(|error| error.to_string())?;
+    let restored = restore_ipvs(sysctls, used)?;
+    Ok(cleared || restored)
+}
+
+/// Puts back what the ipvs mode has set, and says whether there was anything.
+fn restore_ipvs(sysctls: &Sysctls, used: Mode) -> Result<bool, String> {
     // Relays want strict ARP, too.
     let strict_arp = ipvs::STRICT_ARP.map(|(name, _)| name);
     let names = ipvs::SYSCTLS.map(|(name, _)| name).into_iter();
     let names: Vec<&str> = names
         .chain(strict_arp.into_iter().filter(|_| used != Mode::Userspace))
         .collect();
-    let restored = sysctls.restore(&names).map_err(|error| error.to_string())?;
-    Ok(cleared || restored)
+    let mut restored = sysctls.restore(&names).map_err(|error| error.to_string())?;
+    restored |= ipvs::restore_timeouts(sysctls).map_err(|error| error.to_string())?;
+    Ok(restored)
 }
 
 /// Removes what every mode has made, and says of which there was anything. Not while a proxy runs.
@@ -149,6 +187,10 @@ pub(crate) struct Modes {
     choice: Choice,
     /// Modes of which something may be left.
     left: Vec<Mode>,
+    /// Connections of ipvs mode go on that this one must not cut.
+    leaving: bool,
+    /// Why the last step of that failed, if it did.
+    leave_failed: Option<String>,
 }
 
 impl Modes {
@@ -170,6 +212,8 @@ impl Modes {
                             openers,
                             choice,
                             left,
+                            leaving: false,
+                            leave_failed: None,
                         },
                         backend,
                     ));
@@ -184,9 +228,10 @@ impl Modes {
         Err(reasons.join("; "))
     }
 
-    /// Whether ipvs mode keeps links from answering ARP for addresses of others, from when it begins.
-    pub(crate) fn strict_arp(&mut self, wanted: bool) {
-        self.openers.strict_arp = wanted;
+    /// Whether ipvs mode keeps links from answering ARP for addresses of others, and how long it keeps idle connections.
+    pub(crate) fn tune(&mut self, strict_arp: bool, timeouts: Timeouts, engine: &mut Engine) {
+        (self.openers.strict_arp, self.openers.timeouts) = (strict_arp, timeouts);
+        engine.tune(&self.openers.tuning());
     }
 
     /// Whether node ports are to answer on 127.0.0.1.
@@ -227,6 +272,9 @@ impl Modes {
                 }
                 self.left.retain(|left| left != mode);
                 self.left.push(former);
+                if std::mem::take(&mut self.leaving) && *mode != Mode::Ipvs {
+                    self.left.push(Mode::Ipvs);
+                }
                 tracing::info!(from = %former, to = %mode, "proxy mode changed");
             }
             self.choice = Choice {
@@ -249,10 +297,45 @@ impl Modes {
                 continue;
             }
             match self.openers.clear(mode, self.choice.used, engine) {
-                Ok(true) => tracing::info!(%mode, "what another proxy mode had made is removed"),
-                Ok(false) => {}
+                Ok(Left::Gone) => tracing::info!(%mode, "what another proxy mode had made is removed"),
+                Ok(Left::Nothing) => {}
+                Ok(Left::Waits(services)) => {
+                    tracing::info!(%mode, services, "open connections of another proxy mode are kept until they end");
+                    self.leaving = true;
+                }
                 // A kernel that does not know of a mode can not be asked about it either.
                 Err(reason) => tracing::debug!(%mode, reason, "what another proxy mode had made may be left"),
+            }
+        }
+    }
+}
+
+impl Modes {
+    /// Whether [`Self::leave`] has something to do.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    /// Removes what connections of ipvs mode do not need any more. To be called now and then.
+    pub(crate) fn leave(&mut self, engine: &Engine) {
+        match self.openers.clear(Mode::Ipvs, self.choice.used, engine) {
+            Ok(left) => {
+                if self.leave_failed.take().is_some() {
+                    tracing::info!(mode = %Mode::Ipvs, "looking after its open connections works again");
+                }
+                if !matches!(left, Left::Waits(_)) {
+                    self.leaving = false;
+                    tracing::info!(mode = %Mode::Ipvs, "its last connection has ended, what it had made is removed");
+                }
+            }
+            Err(reason) => {
+                if self.leave_failed.as_ref() != Some(&reason) {
+                    tracing::warn!(
+                        mode = %Mode::Ipvs, reason,
+                        "can not look after its open connections, trying again"
+                    );
+                }
+                self.leave_failed = Some(reason);
             }
         }
     }

@@ -120,6 +120,7 @@ fn openers(dir: &std::path::Path) -> Openers {
         sysctls: Sysctls::new(dir),
         on_loopback: true,
         strict_arp: false,
+        timeouts: Timeouts::default(),
         relays: None,
     }
 }

@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use serde::Deserialize;
 
 use crate::backend::{Mode, UnknownMode};
+use crate::ipvs::{BadTimeout, Timeouts};
 use crate::node_ports::{BadNodePortAddresses, NodePortAddresses};
 use crate::scheduler::{Scheduler, UnknownScheduler};
 
@@ -19,6 +20,7 @@ pub(crate) struct Wish {
     pub(crate) scheduler: Option<Scheduler>,
     pub(crate) node_ports: Option<NodePortAddresses>,
     pub(crate) strict_arp: Option<bool>,
+    pub(crate) timeouts: Option<Timeouts>,
     /// It says iptables, for which nftables stands in.
     pub(crate) iptables: bool,
 }
@@ -38,6 +40,9 @@ pub(crate) enum Error {
     /// There is no such scheduler.
     #[error("{KEY}: ipvs.scheduler: {0}")]
     Scheduler(#[from] UnknownScheduler),
+    /// There is no such timeout.
+    #[error("{KEY}: ipvs.{0}: {1}")]
+    Timeout(&'static str, #[source] BadTimeout),
     /// There are no such addresses.
     #[error("{KEY}: nodePortAddresses: {0}")]
     NodePorts(#[from] BadNodePortAddresses),
@@ -58,6 +63,27 @@ struct Ipvs {
     scheduler: Option<String>,
     #[serde(rename = "strictARP")]
     strict_arp: Option<bool>,
+    tcp_timeout: Option<String>,
+    tcp_fin_timeout: Option<String>,
+    udp_timeout: Option<String>,
+}
+
+impl Ipvs {
+    /// The timeouts, unless all are left to the kernel.
+    fn timeouts(&self) -> Result<Option<Timeouts>, Error> {
+        let seconds = |field, text: &Option<String>| {
+            let text = text.as_deref().map(str::trim).filter(|text| !text.is_empty());
+            let seconds = text.map(Timeouts::seconds).transpose();
+            let seconds = seconds.map_err(|why| Error::Timeout(field, why))?;
+            Ok::<u32, Error>(seconds.unwrap_or_default())
+        };
+        let timeouts = Timeouts {
+            tcp: seconds("tcpTimeout", &self.tcp_timeout)?,
+            tcp_fin: seconds("tcpFinTimeout", &self.tcp_fin_timeout)?,
+            udp: seconds("udpTimeout", &self.udp_timeout)?,
+        };
+        Ok(Some(timeouts).filter(|timeouts| *timeouts != Timeouts::default()))
+    }
 }
 
 impl Wish {
@@ -78,6 +104,7 @@ impl Wish {
             mode.map(|mode| mode.parse()).transpose()?
         };
         let ipvs = file.ipvs.unwrap_or_default();
+        let timeouts = ipvs.timeouts()?;
         let scheduler = said(ipvs.scheduler);
         let node_ports = file.node_port_addresses.filter(|all| !all.is_empty());
         Ok(Self {
@@ -86,6 +113,7 @@ impl Wish {
             node_ports: node_ports.map(|all| all.join(",").parse()).transpose()?,
             // false is what kubeadm writes where nobody asked for anything: the flag may ask for it.
             strict_arp: ipvs.strict_arp.filter(|strict| *strict),
+            timeouts,
             iptables,
         })
     }
@@ -97,6 +125,7 @@ impl Wish {
             scheduler: self.scheduler.or(other.scheduler),
             node_ports: self.node_ports.or_else(|| other.node_ports.clone()),
             strict_arp: self.strict_arp.or(other.strict_arp),
+            timeouts: self.timeouts.or(other.timeouts),
             iptables: self.iptables,
         }
     }
@@ -124,6 +153,9 @@ ipvs:
   excludeCIDRs: null
   scheduler: \"SCHEDULER\"
   strictARP: false
+  tcpFinTimeout: 0s
+  tcpTimeout: 0s
+  udpTimeout: 0s
 kind: KubeProxyConfiguration
 mode: \"MODE\"
 nodePortAddresses: null
@@ -149,6 +181,13 @@ nodePortAddresses: null
             Wish::parse("ipvs: {strictARP: true}").unwrap().strict_arp,
             Some(true)
         );
+        let wish = Wish::parse("ipvs: {tcpTimeout: 15m0s, udpTimeout: 60s}").unwrap();
+        let timeouts = Timeouts {
+            tcp: 900,
+            tcp_fin: 0,
+            udp: 60,
+        };
+        assert_eq!(wish.timeouts, Some(timeouts));
         let wish = Wish::parse("nodePortAddresses: [10.0.0.0/8, primary]").unwrap();
         assert_eq!(wish.node_ports.unwrap().to_string(), "primary,10.0.0.0/8");
     }
@@ -170,6 +209,12 @@ nodePortAddresses: null
                 .unwrap_err()
                 .to_string()
                 .starts_with("config.conf: ")
+        );
+        assert_eq!(
+            Wish::parse("ipvs: {tcpFinTimeout: 2 min}")
+                .unwrap_err()
+                .to_string(),
+            "config.conf: ipvs.tcpFinTimeout: \"2 min\" is no duration, which is like 15m or 1h30m0s"
         );
         assert!(matches!(Wish::text(&ConfigMap::default()), Err(Error::NoKey)));
     }

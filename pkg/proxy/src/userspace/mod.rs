@@ -21,6 +21,7 @@ mod choose;
 mod desired;
 mod door;
 mod front;
+pub mod look;
 mod plan;
 mod sockets;
 mod tcp;
@@ -70,6 +71,9 @@ pub enum Error {
     /// The kernel's routes can not be asked or changed.
     #[error(transparent)]
     Kernel(#[from] rt::Error),
+    /// The kernel's lists of sockets can not be read.
+    #[error("read the kernel's lists of sockets: {0}")]
+    Sockets(#[source] std::io::Error),
     /// Parameters of the kernel could not be put back.
     #[error(transparent)]
     Sysctls(#[from] sysctls::Error),

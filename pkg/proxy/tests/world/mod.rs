@@ -10,7 +10,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +45,22 @@ pub(crate) const CLIENT: &str = "172.30.0.100";
 
 pub(crate) fn ip(ns: &OwnedNetNs, arguments: &str) {
     run(ns, "ip", &arguments.split(' ').collect::<Vec<_>>());
+}
+
+/// Many at once, one in a line: starting a program is slow in an emulated machine.
+fn ip_all(ns: &OwnedNetNs, lines: &str) {
+    let start = || {
+        let mut command = Command::new("ip");
+        command.args(["-batch", "-"]).stdin(Stdio::piped());
+        command.stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let mut child = ns.run(start).unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(lines.as_bytes()).unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip -batch: {errors}\n{lines}");
 }
 
 pub(crate) fn run(ns: &OwnedNetNs, program: &str, arguments: &[&str]) -> String {
@@ -93,38 +109,45 @@ impl World {
             relays: None,
             run_dir: tempfile::tempdir().unwrap(),
         };
-        for ns in [&world.node, &world.client, &world.a, &world.b, &world.c] {
-            ip(ns, "link set lo up");
-        }
         let node = &world.node;
         prepare(node);
+        let (client, c) = (world.client.name(), world.c.name());
+        let links = format!(
+            "link set lo up
+             link add svcnet0 type bridge
+             addr add 10.244.1.1/24 dev svcnet0
+             addr add fd00:244:1::1/64 dev svcnet0 nodad
+             link set svcnet0 up
+             route add 10.96.0.0/12 dev svcnet0 src 10.244.1.1
+             link add lan type veth peer name eth0 netns {client}
+             addr add {NODE}/24 dev lan
+             link set lan up
+             route add 203.0.113.0/24 dev lan
+             link add far type veth peer name eth0 netns {c}
+             addr add 172.31.0.1/24 dev far
+             link set far up
+             route add 10.244.2.0/24 via 172.31.0.2"
+        );
+        ip_all(node, &links);
         for (pod, address) in [(&world.a, A), (&world.b, B)] {
+            ip(pod, "link set lo up");
             plug(node, pod, address);
         }
-        ip(
-            node,
-            &format!(
-                "link add lan type veth peer name eth0 netns {}",
-                world.client.name()
-            ),
+        let outside = format!(
+            "link set lo up
+             addr add {CLIENT}/24 dev eth0
+             link set eth0 up
+             route add 203.0.113.0/24 via {NODE}"
         );
-        ip(node, &format!("addr add {NODE}/24 dev lan"));
-        ip(node, "link set lan up");
-        ip(node, "route add 203.0.113.0/24 dev lan");
-        ip(&world.client, &format!("addr add {CLIENT}/24 dev eth0"));
-        ip(&world.client, "link set eth0 up");
-        ip(&world.client, &format!("route add 203.0.113.0/24 via {NODE}"));
-        ip(
-            node,
-            &format!("link add far type veth peer name eth0 netns {}", world.c.name()),
+        ip_all(&world.client, &outside);
+        let elsewhere = format!(
+            "link set lo up
+             addr add 172.31.0.2/24 dev eth0
+             addr add {C}/32 dev lo
+             link set eth0 up
+             route add 10.244.1.0/24 via 172.31.0.1"
         );
-        ip(node, "addr add 172.31.0.1/24 dev far");
-        ip(node, "link set far up");
-        ip(node, "route add 10.244.2.0/24 via 172.31.0.2");
-        ip(&world.c, "addr add 172.31.0.2/24 dev eth0");
-        ip(&world.c, &format!("addr add {C}/32 dev lo"));
-        ip(&world.c, "link set eth0 up");
-        ip(&world.c, "route add 10.244.1.0/24 via 172.31.0.1");
+        ip_all(&world.c, &elsewhere);
         serve(&world.a, "a", A);
         serve(&world.b, "b", B);
         serve(&world.c, "c", C);
@@ -157,6 +180,13 @@ impl World {
 
     pub(crate) fn engine(&mut self) -> &mut Engine {
         self.engine.as_mut().unwrap()
+    }
+
+    /// Another mode takes over; what the former one made stays.
+    pub(crate) fn switch(&mut self, backend: Box<dyn Backend>) {
+        let engine = self.engine.as_mut().unwrap();
+        let former = self.node.run(|| engine.switch(backend)).unwrap();
+        drop(former.unwrap_or_else(|error| panic!("{error}")));
     }
 
     /// The first lists.
@@ -237,33 +267,32 @@ fn prepare(node: &OwnedNetNs) {
     ] {
         let _ = node.run(|| svcnet_netlink::sysctl::set(filter, "0"));
     }
-    ip(node, "link add svcnet0 type bridge");
-    ip(node, "addr add 10.244.1.1/24 dev svcnet0");
-    ip(node, "-6 addr add fd00:244:1::1/64 dev svcnet0 nodad");
-    ip(node, "link set svcnet0 up");
-    ip(node, "route add 10.96.0.0/12 dev svcnet0 src 10.244.1.1");
 }
 
 /// A pod as the CNI role sets it up.
 pub(crate) fn plug(node: &OwnedNetNs, pod: &OwnedNetNs, address: &str) {
     let last = address.rsplit('.').next().unwrap();
-    ip(
-        node,
-        &format!("link add pod{last} type veth peer name eth0 netns {}", pod.name()),
+    let at_node = format!(
+        "link add pod{last} type veth peer name eth0 netns {}
+         link set pod{last} master svcnet0 up
+         link set dev pod{last} type bridge_slave isolated on
+         route add fd00:244:1::{last}/128 dev svcnet0",
+        pod.name()
     );
-    ip(node, &format!("link set pod{last} master svcnet0 up"));
-    ip(
-        node,
-        &format!("link set dev pod{last} type bridge_slave isolated on"),
+    ip_all(node, &at_node);
+    // As the overlay role does it, by a rule against ICMPv6 redirects: one that tells a pod to talk to its neighbour directly
+    // has it talk to nobody, for ports are isolated.
+    sysctl(pod, "net/ipv6/conf/eth0/accept_redirects", "0");
+    let inside = format!(
+        "addr add {address}/32 dev eth0
+         addr add fd00:244:1::{last}/128 dev eth0 nodad
+         link set eth0 up
+         route add 10.244.1.1 dev eth0 scope link
+         route add default via 10.244.1.1
+         route add fd00:244:1::1 dev eth0
+         route add default via fd00:244:1::1 dev eth0"
     );
-    ip(pod, &format!("addr add {address}/32 dev eth0"));
-    ip(pod, &format!("-6 addr add fd00:244:1::{last}/128 dev eth0 nodad"));
-    ip(pod, "link set eth0 up");
-    ip(pod, "route add 10.244.1.1 dev eth0 scope link");
-    ip(pod, "route add default via 10.244.1.1");
-    ip(pod, "-6 route add fd00:244:1::1 dev eth0");
-    ip(pod, "-6 route add default via fd00:244:1::1 dev eth0");
-    ip(node, &format!("-6 route add fd00:244:1::{last}/128 dev svcnet0"));
+    ip_all(pod, &inside);
 }
 
 pub(crate) fn settings() -> Settings {

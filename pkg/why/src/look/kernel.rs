@@ -9,7 +9,7 @@ use svcnet_netlink::neigh::Resolution;
 use svcnet_netlink::nft::{Family, Socket};
 use svcnet_netlink::route::{Packet, Way as KernelWay};
 use svcnet_netlink::{Rtnl, conntrack, rt};
-use svcnet_proxy::{Mode, inspect};
+use svcnet_proxy::inspect;
 
 use super::Here;
 use crate::cluster::Cluster;
@@ -58,37 +58,34 @@ pub(super) fn look(cluster: &Cluster, here: &Here, origin: Option<&Origin>, way:
 /// Whether the kernel holds the frontend.
 fn frontend(cluster: &Cluster, here: &Here, way: &Way) -> FrontendSeen {
     let Some(frontend) = &way.frontend else {
-        return FrontendSeen::Held;
+        return FrontendSeen::Held(None);
     };
-    if here.mode != Mode::Nftables {
-        return FrontendSeen::OtherMode(here.mode);
-    }
     let (services, slices) = (cluster.services.clone(), cluster.slices.clone());
     let on = cluster.proxy_on(Some(&here.node));
     let desired = inspect::frontends(on, services, slices);
-    let mut tables = match inspect::tables(on) {
-        Ok(tables) => tables,
+    let mut kernel = match inspect::Kernel::open(on, here.mode) {
+        Ok(kernel) => kernel,
         Err(error) => return FrontendSeen::Unknown(error.to_string()),
     };
-    let mut found = FrontendSeen::Held;
+    let mut found = FrontendSeen::Held(None);
     for look in 0..LOOKS {
         if look > 0 {
             std::thread::sleep(PAUSE);
         }
-        let plan = match tables.diff(desired.iter().cloned()) {
-            Ok(plan) => plan,
+        let difference = match kernel.diff(desired.iter().cloned()) {
+            Ok(difference) => difference,
             Err(error) => return FrontendSeen::Unknown(error.to_string()),
         };
-        if !plan.concerns(frontend.key) {
-            return FrontendSeen::Held;
+        if !difference.concerns(frontend.key) {
+            return FrontendSeen::Held(difference.held(frontend.key));
         }
-        found = if plan.rebuild.contains(&frontend.key.family()) {
-            FrontendSeen::NoTable
-        } else {
-            let key = frontend.key.to_string();
-            let plan = plan.to_string();
-            let of_frontend = plan.lines().filter(|line| line.contains(&key));
-            FrontendSeen::Differs(of_frontend.map(str::to_string).collect())
+        let impossible = difference.impossible().iter();
+        if let Some((_, why)) = impossible.into_iter().find(|(key, _)| *key == frontend.key) {
+            return FrontendSeen::Impossible(here.mode, (*why).to_string());
+        }
+        found = match difference.missing(frontend.key) {
+            Some(what) => FrontendSeen::Missing(what),
+            None => FrontendSeen::Differs(difference.of(frontend.key)),
         };
     }
     found

@@ -55,7 +55,7 @@ impl World {
             )));
             world.lease(&format!("n{number}"), "2026-11-26T11:59:58Z");
         }
-        world.seen.frontend = Some(FrontendSeen::Held);
+        world.seen.frontend = Some(FrontendSeen::Held(None));
         world.pod("visitor", "n3", "10.244.2.3", "app: visitor", "")
     }
 

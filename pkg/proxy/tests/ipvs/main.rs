@@ -7,6 +7,11 @@
     reason = "a test fails by panicking"
 )]
 
+mod beside;
+mod handover;
+mod sctp;
+mod tuning;
+#[path = "../world/mod.rs"]
 #[allow(dead_code, reason = "shared by several tests")]
 mod world;
 
@@ -26,6 +31,7 @@ use world::{
 };
 
 const VIP: &str = "10.96.1.1:80";
+const NODE_PORT: &str = "172.30.0.11:30080";
 
 fn backend() -> Box<dyn Backend> {
     let config = Config {
@@ -38,9 +44,13 @@ fn backend() -> Box<dyn Backend> {
 
 fn world() -> World {
     let world = World::with(backend);
-    // From outside, where ClusterIPs are routed here.
-    ip(&world.client, &format!("route add 10.96.0.0/12 via {NODE}"));
+    reach_from_outside(&world);
     world
+}
+
+/// ClusterIPs are routed here from outside, too.
+fn reach_from_outside(world: &World) {
+    ip(&world.client, &format!("route add 10.96.0.0/12 via {NODE}"));
 }
 
 /// The kernel's load balancer on the node.
@@ -532,40 +542,4 @@ fn cleanup_takes_ours_and_leaves_others() {
         !world.node.run(|| ipvs::cleanup().unwrap()).unwrap(),
         "nothing is left"
     );
-}
-
-#[test]
-#[ignore = "needs IPVS: test/vm/run ipvs-kernel"]
-fn strict_arp_and_timeouts_are_set_when_asked_for() {
-    let world = world();
-    let read = |name: &'static str| {
-        world
-            .node
-            .run(|| svcnet_netlink::sysctl::read(name).unwrap())
-            .unwrap()
-    };
-    assert_eq!(read("net/ipv4/vs/conntrack"), "1");
-    assert_eq!(read("net/ipv4/vs/expire_nodest_conn"), "1");
-    assert_eq!(read("net/ipv4/vs/expire_quiescent_template"), "1");
-    assert_eq!(read("net/ipv4/conf/all/arp_ignore"), "0", "not asked for");
-    let timeouts = svcnet_netlink::ipvs::Timeouts {
-        tcp: 1000,
-        tcp_fin: 50,
-        udp: 60,
-    };
-    let config = Config {
-        strict_arp: true,
-        timeouts: Some(timeouts),
-        ..Config::default()
-    };
-    let converge = || {
-        Ipvs::open(&config)
-            .unwrap()
-            .converge(&mut std::iter::empty(), false)
-            .unwrap()
-    };
-    world.node.run(converge).unwrap();
-    assert_eq!(read("net/ipv4/conf/all/arp_ignore"), "1");
-    assert_eq!(read("net/ipv4/conf/all/arp_announce"), "2");
-    assert_eq!(kernel(&world).timeouts().unwrap(), timeouts);
 }
