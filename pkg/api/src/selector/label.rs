@@ -231,7 +231,7 @@ impl TryFrom<&meta::LabelSelector> for LabelSelector {
         let labels = selector.match_labels.iter().flatten();
         let mut requirements = Vec::new();
         for (key, value) in labels {
-            requirements.push(Requirement::new(key, Operator::In, std::slice::from_ref(value))?);
+            requirements.push(Requirement::new(key, Operator::Equals, std::slice::from_ref(value))?);
         }
         for expression in selector.match_expressions.iter().flatten() {
             let operator = match expression.operator.as_str() {
@@ -248,6 +248,8 @@ impl TryFrom<&meta::LabelSelector> for LabelSelector {
             let values = expression.values.as_deref().unwrap_or_default();
             requirements.push(Requirement::new(&expression.key, operator, values)?);
         }
+        // As the real one prints them.
+        requirements.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(Self { requirements })
     }
 }
