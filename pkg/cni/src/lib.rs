@@ -13,6 +13,7 @@ pub mod bridge;
 pub mod client;
 mod conflist;
 mod daemon;
+pub mod guard;
 pub mod ipam;
 pub mod link;
 pub mod plugin;
@@ -23,6 +24,7 @@ pub use daemon::{CniDaemon, Error};
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use svcnet_api::types::IfName;
 
@@ -43,6 +45,8 @@ pub struct Config {
     pub cni_conf_dir: Option<PathBuf>,
     /// Where to put the plugin for runtimes (`/opt/cni/bin`), if anywhere.
     pub cni_bin_dir: Option<PathBuf>,
+    /// What isolates pods before they start, if anything does.
+    pub guard: Option<Arc<dyn guard::Guard>>,
 }
 
 /// The daemon's socket.

@@ -112,83 +112,95 @@ pub fn holds(socket: &mut Socket, families: &[Family], entries: &BTreeSet<Entry>
     Ok(true)
 }
 
+/// What a family's table should hold, in the shape in which it is read.
+#[derive(Default)]
+struct Wanted<'a> {
+    chains: BTreeMap<&'a str, Vec<Option<String>>>,
+    sets: BTreeMap<&'a str, BTreeSet<Element>>,
+    /// Those whose elements never change: their names say what is in them.
+    fixed: BTreeSet<&'a str>,
+    isolated: BTreeMap<Direction, BTreeMap<Element, Option<&'a str>>>,
+}
+
+impl<'a> Wanted<'a> {
+    fn of(family: Family, entries: &'a BTreeSet<Entry>) -> Self {
+        let mut wanted = Self::default();
+        for entry in entries {
+            match entry {
+                Entry::Set(set) if matches!(set.content, Content::Blocks(..) | Content::Ports(_)) => {
+                    wanted.fixed.insert(&set.name);
+                }
+                Entry::Set(set) => _ = wanted.sets.entry(&set.name).or_default(),
+                Entry::Element(set, element) if Family::of(element.address) == family => {
+                    wanted.sets.entry(set).or_default().insert(*element);
+                }
+                Entry::Chain(chain) => {
+                    let comments = layout::rules(family, chain).map(|rule| {
+                        let comment = rule.comment.as_deref().map(comment_kept);
+                        comment.map(str::to_string)
+                    });
+                    wanted.chains.insert(&chain.name, comments.collect());
+                }
+                Entry::Isolated(direction, address, chain) if Family::of(*address) == family => {
+                    let element = Element {
+                        address: *address,
+                        port: None,
+                    };
+                    let of = wanted.isolated.entry(*direction).or_default();
+                    of.insert(element, chain.as_deref());
+                }
+                _ => {}
+            }
+        }
+        wanted
+    }
+}
+
 fn holds_of(socket: &mut Socket, family: Family, entries: &BTreeSet<Entry>) -> Result<bool, Error> {
     let table = table(family);
-    let mut chains: BTreeMap<&str, Vec<Option<String>>> = BTreeMap::new();
-    let mut sets: BTreeMap<&str, BTreeSet<Element>> = BTreeMap::new();
-    let mut fixed: BTreeSet<&str> = BTreeSet::new();
-    let mut isolated: BTreeMap<Direction, BTreeMap<Element, Option<&str>>> = BTreeMap::new();
-    for entry in entries {
-        match entry {
-            Entry::Set(set) if matches!(set.content, Content::Blocks(..) | Content::Ports(_)) => {
-                fixed.insert(&set.name);
-            }
-            Entry::Set(set) => _ = sets.entry(&set.name).or_default(),
-            Entry::Element(set, element) if Family::of(element.address) == family => {
-                sets.entry(set).or_default().insert(*element);
-            }
-            Entry::Chain(chain) => {
-                let comments = layout::rules(family, chain).map(|rule| {
-                    let comment = rule.comment.as_deref().map(comment_kept);
-                    comment.map(str::to_string)
-                });
-                chains.insert(&chain.name, comments.collect());
-            }
-            Entry::Isolated(direction, address, chain) if Family::of(*address) == family => {
-                let element = Element {
-                    address: *address,
-                    port: None,
-                };
-                isolated
-                    .entry(*direction)
-                    .or_default()
-                    .insert(element, chain.as_deref());
-            }
-            _ => {}
-        }
-    }
-    if !layout::ruleset(family).holds(socket, |name| chains.contains_key(name))? {
+    let mut wanted = Wanted::of(family, entries);
+    if !layout::ruleset(family).holds(socket, |name| wanted.chains.contains_key(name))? {
         return Ok(false);
     }
-    let mut found: BTreeMap<String, Vec<Option<String>>> = socket
-        .chains(&table)?
-        .into_iter()
-        .map(|chain| (chain.name, Vec::new()))
-        .collect();
+    let chains = socket.chains(&table)?.into_iter();
+    let mut found: BTreeMap<String, Vec<Option<String>>> =
+        chains.map(|chain| (chain.name, Vec::new())).collect();
     for rule in socket.rules(&table)? {
         found.entry(rule.chain).or_default().push(rule.comment);
     }
-    if !chains.iter().all(|(name, rules)| found.get(*name) == Some(rules)) {
+    if !wanted
+        .chains
+        .iter()
+        .all(|(name, rules)| found.get(*name) == Some(rules))
+    {
         return Ok(false);
     }
-    let known = socket.sets(&table)?;
+    let known: BTreeSet<String> = socket.sets(&table)?.into_iter().collect();
     // Those that are made with the table.
     let own = 3 * Direction::BOTH.len();
-    let all = fixed
-        .iter()
-        .chain(sets.keys())
-        .all(|name| known.iter().any(|known| known == name));
-    if !all || known.len() != fixed.len() + sets.len() + own {
+    let mut names = wanted.fixed.iter().chain(wanted.sets.keys());
+    if !names.all(|name| known.contains(*name)) || known.len() != wanted.fixed.len() + wanted.sets.len() + own
+    {
         return Ok(false);
     }
-    for (set, wanted) in &sets {
+    for (set, elements_wanted) in &wanted.sets {
         if elements(socket, family, set)?
             .into_keys()
             .collect::<BTreeSet<_>>()
-            != *wanted
+            != *elements_wanted
         {
             return Ok(false);
         }
     }
     for direction in Direction::BOTH {
-        let wanted = isolated.remove(&direction).unwrap_or_default();
+        let isolated = wanted.isolated.remove(&direction).unwrap_or_default();
         let here: BTreeSet<Element> = elements(socket, family, pods(direction))?.into_keys().collect();
         let judged = elements(socket, family, map(direction))?;
-        let wanted_judged: BTreeMap<Element, Option<Verdict>> = wanted
+        let judged_wanted: BTreeMap<Element, Option<Verdict>> = isolated
             .iter()
             .filter_map(|(element, chain)| Some((*element, Some(Verdict::Jump((*chain)?.to_string())))))
             .collect();
-        if here != wanted.into_keys().collect() || judged != wanted_judged {
+        if here != isolated.into_keys().collect() || judged != judged_wanted {
             return Ok(false);
         }
     }

@@ -92,8 +92,9 @@ impl Gate {
         _ = self.calls.blocking_send(Call::Detach(link.to_string()));
     }
 
-    /// All pods that are attached, at the start of who attaches them: whatever else is pinned is let go.
-    pub async fn restore(&self, all: Vec<Attachment>) {
-        _ = self.calls.send(Call::Restore(all)).await;
+    /// All pods that are attached, at the start of who attaches them: whatever else is pinned is let go. Blocks as
+    /// [`detach`](Self::detach).
+    pub fn restore(&self, all: Vec<Attachment>) {
+        _ = self.calls.blocking_send(Call::Restore(all));
     }
 }

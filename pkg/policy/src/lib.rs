@@ -10,6 +10,7 @@
 //! The role owns the tables `ip svcnet-policy`, `ip6 svcnet-policy` and `bridge svcnet-policy`.
 
 pub mod apply;
+pub mod audit;
 pub mod desired;
 pub mod engine;
 pub mod gate;

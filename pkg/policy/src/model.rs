@@ -57,7 +57,7 @@ impl fmt::Display for Direction {
 
 /// The protocols that policies know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[expect(clippy::upper_case_acronyms, reason = "as the API spells them")]
+
 pub enum Protocol {
     /// TCP.
     TCP,

@@ -59,10 +59,7 @@ pub fn table() -> Table {
 
 /// What of the table is the same whatever pods there are.
 pub fn ruleset() -> Ruleset {
-    let (v4, v6) = (Family::Ip, Family::Ip6);
-    let pod = || Rule::new(POD);
-    let icmpv6 = |type_| pod().ether_type(EtherType::Ip6).icmpv6(type_);
-    let mut ruleset = Ruleset::new(table(), "svcnet pods are who they say")
+    let ruleset = Ruleset::new(table(), "svcnet pods are who they say")
         .set(LINKS)
         .set(MACS)
         .set(ADDRESSES)
@@ -72,66 +69,70 @@ pub fn ruleset() -> Ruleset {
         .chain(Chain::regular(POD))
         .rule(
             Rule::new(BASE)
-                .in_set(v4, &[Field::InLink], "links")
+                .in_set(Family::Ip, &[Field::InLink], "links")
                 .goto(POD)
                 .comment("frames of pods"),
-        )
-        .rule(
-            pod()
-                .not_in_set(v4, &[Field::InLink, Field::EtherSaddr], "macs")
-                .counter()
-                .drop()
-                .comment("another's Ethernet address"),
-        )
-        .rule(
-            pod()
-                .ether_type(EtherType::Ip)
-                .in_set(v4, &[Field::InLink, Field::EtherSaddr, Field::Saddr], "addresses")
-                .accept()
-                .comment("IPv4 from its own address"),
-        )
-        .rule(
-            pod()
-                .ether_type(EtherType::Arp)
-                .in_set(
-                    v4,
-                    &[Field::InLink, Field::ArpSaddrEther, Field::ArpSaddrIp],
-                    "addresses",
-                )
-                .accept()
-                .comment("ARP for its own address"),
         );
-    for type_ in [ROUTER_ADVERT, REDIRECT] {
-        ruleset = ruleset.rule(icmpv6(type_).counter().drop().comment("pods are no routers"));
-    }
-    ruleset = ruleset.rule(
-        icmpv6(NEIGHBOUR_ADVERT)
-            .not_in_set(v6, &[Field::InLink, Field::NdTarget], "targets6")
+    let rules = ipv4_rules().into_iter().chain(ipv6_rules());
+    let all_else = Rule::new(POD).counter().drop().comment("all else");
+    rules.chain([all_else]).fold(ruleset, Ruleset::rule)
+}
+
+fn ipv4_rules() -> [Rule; 3] {
+    let from = |address: [Field; 2]| [Field::InLink, address[0], address[1]];
+    [
+        Rule::new(POD)
+            .not_in_set(Family::Ip, &[Field::InLink, Field::EtherSaddr], "macs")
             .counter()
             .drop()
-            .comment("another's address"),
-    );
-    for type_ in [NEIGHBOUR_SOLICIT, ROUTER_SOLICIT, MLD2_REPORT] {
-        let rule = pod()
-            .ether_type(EtherType::Ip6)
-            .from_nobody()
-            .icmpv6(type_)
-            .accept();
-        ruleset = ruleset.rule(rule.comment("who has no address yet"));
-    }
-    ruleset
-        .rule(
-            pod()
-                .ether_type(EtherType::Ip6)
-                .in_set(
-                    v6,
-                    &[Field::InLink, Field::EtherSaddr, Field::Saddr],
-                    "addresses6",
-                )
-                .accept()
-                .comment("IPv6 from its own address"),
+            .comment("another's Ethernet address"),
+        Rule::new(POD)
+            .ether_type(EtherType::Ip)
+            .in_set(Family::Ip, &from([Field::EtherSaddr, Field::Saddr]), "addresses")
+            .accept()
+            .comment("IPv4 from its own address"),
+        Rule::new(POD)
+            .ether_type(EtherType::Arp)
+            .in_set(
+                Family::Ip,
+                &from([Field::ArpSaddrEther, Field::ArpSaddrIp]),
+                "addresses",
+            )
+            .accept()
+            .comment("ARP for its own address"),
+    ]
+}
+
+fn ipv6_rules() -> Vec<Rule> {
+    let pod = || Rule::new(POD).ether_type(EtherType::Ip6);
+    let routers = [ROUTER_ADVERT, REDIRECT].map(|type_| {
+        let rule = pod().icmpv6(type_).counter().drop();
+        rule.comment("pods are no routers")
+    });
+    let another = pod()
+        .icmpv6(NEIGHBOUR_ADVERT)
+        .not_in_set(Family::Ip6, &[Field::InLink, Field::NdTarget], "targets6")
+        .counter()
+        .drop()
+        .comment("another's address");
+    let nobody = [NEIGHBOUR_SOLICIT, ROUTER_SOLICIT, MLD2_REPORT].map(|type_| {
+        let rule = pod().from_nobody().icmpv6(type_).accept();
+        rule.comment("who has no address yet")
+    });
+    let own = pod()
+        .in_set(
+            Family::Ip6,
+            &[Field::InLink, Field::EtherSaddr, Field::Saddr],
+            "addresses6",
         )
-        .rule(pod().counter().drop().comment("all else"))
+        .accept()
+        .comment("IPv6 from its own address");
+    routers
+        .into_iter()
+        .chain([another])
+        .chain(nobody)
+        .chain([own])
+        .collect()
 }
 
 /// The link-local address that follows from an Ethernet address (RFC 4291, appendix A).

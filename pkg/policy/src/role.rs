@@ -1,8 +1,7 @@
 //! The role: watches and pods in, kernel out, on a thread of its own, since a commit of thousands of policies takes its
 //! time.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::gate::{Attachment, Call, Gate, Refused};
+use crate::gate::{Call, Gate, Refused};
 use crate::model::{ObjectKey, Policy};
 use crate::pods::Pods;
 use crate::tables::Tables;

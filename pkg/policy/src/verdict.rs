@@ -57,17 +57,11 @@ impl Verdict {
 impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<String> = self.policies.iter().map(ToString::to_string).collect();
-        let (word, verb) = if names.len() == 1 {
-            ("NetworkPolicy", "isolates")
-        } else {
-            ("NetworkPolicies", "isolate")
-        };
+        let (pod, direction) = (&self.pod, self.direction);
         write!(
             f,
-            "denied by {word} {}, which {verb} {} for {}",
-            names.join(", "),
-            self.pod,
-            self.direction
+            "denied by NetworkPolicy {}, which isolates {pod} for {direction}",
+            names.join(", ")
         )
     }
 }

@@ -180,6 +180,15 @@ pub enum NotReached {
         /// Why.
         why: String,
     },
+    /// NetworkPolicies isolate the pod, and none of them allows it.
+    DeniedByNetworkPolicy {
+        /// The pod that is isolated.
+        pod: String,
+        /// `ingress` or `egress`.
+        direction: String,
+        /// The policies, as `namespace/name`.
+        policies: Vec<String>,
+    },
     /// The DNS server of this node does not answer.
     DnsSilent {
         /// Its address.
@@ -466,6 +475,15 @@ impl NotReached {
 
     fn fmt_in_the_kernel(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::DeniedByNetworkPolicy {
+                pod,
+                direction,
+                policies,
+            } => write!(
+                f,
+                "denied by NetworkPolicy {}, which isolates {pod} for {direction} and does not allow it",
+                list(policies)
+            ),
             Self::TableMissing { node, agent } => {
                 write!(f, "the nftables tables of svcnet are not in the kernel of {node}")?;
                 write_agent(f, agent.as_deref())
@@ -564,6 +582,11 @@ impl NotReached {
             }
             Self::NodeDown { node, .. } => {
                 format!("look at svcnet agent and the cable on {node}; its endpoints stop being used when its pods are marked not ready")
+            }
+            Self::DeniedByNetworkPolicy { policies, .. } => {
+                let first = policies.first().map(|policy| policy.replace('/', " "));
+                let (namespace, name) = first.as_deref()?.split_once(' ')?;
+                format!("kubectl -n {namespace} describe networkpolicy {name}; what is allowed adds up over policies")
             }
             Self::DnsSilent { .. } => "svcnet status on this node says whether the role dns is ready".into(),
             Self::DnsDiffers { .. } => "the DNS role is behind: svcnet status, and its log".into(),

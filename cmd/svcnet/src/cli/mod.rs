@@ -11,6 +11,7 @@ pub(crate) mod flags;
 mod inspect;
 pub(crate) mod lab;
 pub(crate) mod pod;
+mod policy;
 pub(crate) mod role;
 pub(crate) mod server;
 pub(crate) mod status;
@@ -64,6 +65,7 @@ pub(crate) enum Command {
     Check(check::Args),
     Status(status::Args),
     Why(Box<why::Args>),
+    Policy(policy::Args),
     Cleanup(cleanup::Args),
     /// Print the version
     Version,
@@ -74,7 +76,13 @@ impl Command {
     pub(crate) fn run(self, given: &Given) -> anyhow::Result<ExitCode> {
         if matches!(
             self,
-            Self::Lab(_) | Self::Check(_) | Self::Status(_) | Self::Why(_) | Self::Cleanup(_) | Self::Version
+            Self::Lab(_)
+                | Self::Check(_)
+                | Self::Status(_)
+                | Self::Why(_)
+                | Self::Policy(_)
+                | Self::Cleanup(_)
+                | Self::Version
         ) {
             svcnet_netlink::signal::end_on_broken_pipe();
         }
@@ -93,6 +101,7 @@ impl Command {
             Self::Check(args) => return Ok(check::run(&args)),
             Self::Status(args) => return status::run(&args, given),
             Self::Why(args) => return why::run(&args, given),
+            Self::Policy(args) => return policy::run(&args),
             Self::Cleanup(args) => cleanup::run(&args, given),
             Self::Version => {
                 println!("svcnet {}", env!("CARGO_PKG_VERSION"));

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
 use ipnet::IpNet;
@@ -11,8 +12,11 @@ use svcnet_api::types::{IfName, NodeIps, Vni};
 use svcnet_api::wellknown::{VXLAN_PORT, VXLAN_VNI};
 use svcnet_cni::CniDaemon;
 use svcnet_dns::Dns;
+use svcnet_netlink::nft::Family;
 use svcnet_node::{Machine, NodeRole};
 use svcnet_overlay::Overlay;
+use svcnet_policy::PolicyRole;
+use svcnet_policy::gate::Gate;
 use svcnet_proxy::{Mode, NodePortAddresses, Proxy, Scheduler, Sysctls};
 use svcnet_runtime::Context;
 
@@ -253,8 +257,11 @@ pub(crate) fn start_cni(
     network: &Network,
     node_ips: Option<NodeIps>,
     runtimes: &Runtimes,
+    gate: Option<Gate>,
 ) -> anyhow::Result<()> {
+    let guard = gate.map(|gate| -> Arc<dyn svcnet_cni::guard::Guard> { Arc::new(PolicyGuard(gate)) });
     let config = svcnet_cni::Config {
+        guard,
         node_ip: node_ips.map(NodeIps::primary),
         interface: network.iface.clone(),
         mtu: network.mtu,
@@ -265,6 +272,51 @@ pub(crate) fn start_cni(
     };
     process.spawn("cni", CniDaemon::new(config, ctx)?.run());
     Ok(())
+}
+
+/// Starts the enforcement of NetworkPolicies, for the families that pods have. What starts pods announces them at the
+/// gate.
+pub(crate) fn start_policy(process: &mut Process, ctx: &Context, cluster: &Cluster) -> anyhow::Result<Gate> {
+    let networks = cluster.cluster_cidr.iter();
+    let config = svcnet_policy::Config {
+        families: networks.map(|net| Family::of(net.addr())).collect(),
+    };
+    let role = PolicyRole::new(&config, ctx)?;
+    let gate = role.gate();
+    process.spawn("policy", role.run());
+    Ok(gate)
+}
+
+/// Pods that the CNI daemon attaches, announced where they are isolated.
+#[derive(Debug)]
+struct PolicyGuard(Gate);
+
+impl svcnet_cni::guard::Guard for PolicyGuard {
+    fn attach(&self, pod: svcnet_cni::guard::Guarded) -> Result<(), String> {
+        self.0
+            .attach(attachment(pod))
+            .map_err(|refused| refused.to_string())
+    }
+
+    fn detach(&self, link: &str) {
+        self.0.detach(link);
+    }
+
+    fn restore(&self, pods: Vec<svcnet_cni::guard::Guarded>) {
+        self.0.restore(pods.into_iter().map(attachment).collect());
+    }
+}
+
+fn attachment(pod: svcnet_cni::guard::Guarded) -> svcnet_policy::gate::Attachment {
+    svcnet_policy::gate::Attachment {
+        link: pod.link,
+        mac: pod.mac,
+        addresses: pod.addresses,
+        pod: pod.pod.map(|pod| svcnet_policy::gate::PodId {
+            key: svcnet_policy::model::ObjectKey::new(pod.namespace, pod.name),
+            uid: pod.uid,
+        }),
+    }
 }
 
 /// Starts the keeping of the Node object and its Lease.

@@ -109,7 +109,11 @@ fn validate(new: &Value, old: Option<&Value>) -> Vec<FieldError> {
     for (index, type_) in types.iter().enumerate() {
         if !matches!(type_.as_str(), Some("Ingress" | "Egress")) {
             let known = ["Egress", "Ingress"];
-            errors.push(FieldError::not_supported(path.index(index), type_.clone(), &known));
+            errors.push(FieldError::not_supported(
+                path.index(index),
+                type_.clone(),
+                &known,
+            ));
         }
     }
     errors
@@ -121,7 +125,11 @@ fn validate_port(path: &FieldPath, port: &Value) -> Vec<FieldError> {
     let protocol = port.text("protocol");
     if port.has("protocol") && !["TCP", "UDP", "SCTP"].contains(&protocol) {
         let known = ["SCTP", "TCP", "UDP"];
-        errors.push(FieldError::not_supported(path.child("protocol"), protocol, &known));
+        errors.push(FieldError::not_supported(
+            path.child("protocol"),
+            protocol,
+            &known,
+        ));
     }
     let (at, end_at) = (path.child("port"), path.child("endPort"));
     let end = port["endPort"].as_i64();
@@ -143,7 +151,10 @@ fn validate_port(path: &FieldPath, port: &Value) -> Vec<FieldError> {
             }
             errors.extend(each(&at, name, names::port_name(name)));
         }
-        (_, Some(end)) => errors.push(wrong_end(end, "may not be specified when `port` is not specified")),
+        (_, Some(end)) => errors.push(wrong_end(
+            end,
+            "may not be specified when `port` is not specified",
+        )),
         (_, None) => {}
     }
     errors
@@ -185,7 +196,10 @@ fn validate_block(path: &FieldPath, block: &Value) -> Vec<FieldError> {
     };
     let mut errors = Vec::new();
     for (index, except) in block.list("except").iter().enumerate() {
-        let (text, at) = (except.as_str().unwrap_or_default(), path.child("except").index(index));
+        let (text, at) = (
+            except.as_str().unwrap_or_default(),
+            path.child("except").index(index),
+        );
         match text.parse::<IpNet>() {
             Err(_) => errors.extend(each(&at, text, names::cidr(text))),
             Ok(except) if !net.contains(&except.addr()) || net.prefix_len() >= except.prefix_len() => {
@@ -246,7 +260,10 @@ mod tests {
             default(&mut new, None);
             new["spec"].clone()
         };
-        assert_eq!(filled(json!(null)), json!({"podSelector": {}, "policyTypes": ["Ingress"]}));
+        assert_eq!(
+            filled(json!(null)),
+            json!({"podSelector": {}, "policyTypes": ["Ingress"]})
+        );
         assert_eq!(
             filled(json!({"podSelector": {}, "egress": [{"ports": [{"port": 53}]}]})),
             json!({

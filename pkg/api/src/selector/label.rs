@@ -231,7 +231,11 @@ impl TryFrom<&meta::LabelSelector> for LabelSelector {
         let labels = selector.match_labels.iter().flatten();
         let mut requirements = Vec::new();
         for (key, value) in labels {
-            requirements.push(Requirement::new(key, Operator::Equals, std::slice::from_ref(value))?);
+            requirements.push(Requirement::new(
+                key,
+                Operator::Equals,
+                std::slice::from_ref(value),
+            )?);
         }
         for expression in selector.match_expressions.iter().flatten() {
             let operator = match expression.operator.as_str() {

@@ -136,6 +136,9 @@ impl CniDaemon {
             source,
         })?;
         self.server.forget_vanished(&mut self.keeper.rt)?;
+        let server = Arc::clone(&self.server);
+        // A guard may make its callers wait.
+        _ = tokio::task::spawn_blocking(move || server.tell_guard()).await;
         let running = self.server.pods();
         let registrar = self.server.registrar.clone();
         let (client, node) = (self.client, self.keeper.node_name.clone());

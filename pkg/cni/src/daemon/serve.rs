@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -15,6 +15,7 @@ use svcnet_netlink::netns::NetNs;
 
 use crate::Config;
 use crate::client::Answer;
+use crate::guard::{Guard, Guarded};
 use crate::ipam::{self, Ipam, Lease, Reserved};
 use crate::link::{self, Made, PodLink};
 use crate::protocol::{
@@ -41,6 +42,7 @@ pub(super) struct Server {
     busy: Busy,
     cluster_dns: Vec<IpAddr>,
     cluster_domain: String,
+    guard: Option<Arc<dyn Guard>>,
     pub(super) registrar: Registrar,
 }
 
@@ -52,6 +54,7 @@ impl Server {
             busy: Busy::default(),
             cluster_dns: config.cluster_dns.clone(),
             cluster_domain: config.cluster_domain.clone(),
+            guard: config.guard.clone(),
             registrar,
         }
     }
@@ -93,6 +96,30 @@ impl Server {
         let ipam = self.ipam();
         let pods = ipam.leases().filter_map(|l| l.pod.as_ref());
         pods.map(|p| (p.namespace.clone(), p.name.clone())).collect()
+    }
+
+    /// Tells the guard of everybody who has a lease.
+    pub(super) fn tell_guard(&self) {
+        if let Some(guard) = &self.guard {
+            let all = self.ipam().leases().filter_map(Guarded::restored).collect();
+            guard.restore(all);
+        }
+    }
+
+    /// Has the guard isolate a pod before it has a link. A pod that it can not isolate gets none.
+    fn isolate(&self, reserved: &Reserved, link: &PodLink) -> Result<(), CniError> {
+        let (Some(guard), lease) = (&self.guard, reserved.lease()) else {
+            return Ok(());
+        };
+        guard.attach(Guarded::of(lease, link.mac)).map_err(|why| {
+            CniError::new(code::RETRY, "failed to isolate the container before it starts").because(why)
+        })
+    }
+
+    fn unguard(&self, attachment: &Attachment) {
+        if let Some(guard) = &self.guard {
+            guard.detach(&link::host_name(attachment));
+        }
     }
 
     /// Frees the leases of containers that are gone without a trace: neither their namespace nor their link is there.
@@ -165,6 +192,12 @@ impl Server {
         let reserved = self.reserve(attachment, &network, path, request)?;
         let lease = reserved.lease();
         let pod_link = PodLink::new(attachment, &lease.addresses, &network.cidrs, network.mtu);
+        if let Err(error) = self.isolate(&reserved, &pod_link) {
+            if matches!(reserved, Reserved::New(_)) {
+                self.release(attachment)?;
+            }
+            return Err(error);
+        }
         let mut rt = Rtnl::open().map_err(|e| failed().because(e))?;
         let mut adding = link::add(&mut rt, &netns, &pod_link);
         if let (Err(link::Error::Exists(_)), Reserved::Kept(_)) = (&adding, &reserved) {
@@ -181,6 +214,7 @@ impl Server {
                 let exists = matches!(error, link::Error::Exists(_));
                 if !exists || matches!(reserved, Reserved::New(_)) {
                     self.release(attachment)?;
+                    self.unguard(attachment);
                 }
                 let code = if exists { code::EXISTS } else { code::KERNEL };
                 return Err(CniError {
@@ -289,6 +323,7 @@ impl Server {
         let mut rt = Rtnl::open().map_err(failed)?;
         // Before the address is free for others.
         link::delete(&mut rt, attachment).map_err(failed)?;
+        self.unguard(attachment);
         let lease = self.release(attachment)?;
         let pod = lease
             .as_ref()

@@ -93,7 +93,8 @@ impl Rule {
         if first == last {
             return rule.expr(compare(CmpOp::Eq, first));
         }
-        rule.expr(compare(CmpOp::Ge, first)).expr(compare(CmpOp::Le, last))
+        rule.expr(compare(CmpOp::Ge, first))
+            .expr(compare(CmpOp::Le, last))
     }
 
     /// `ct state invalid,untracked`: a packet that belongs to no connection.
@@ -118,7 +119,10 @@ impl Rule {
     /// `ether type TYPE`
     #[must_use]
     pub fn ether_type(self, type_: EtherType) -> Self {
-        let number = ETHER_TYPES.iter().find(|(t, _)| *t == type_).map_or(0, |(_, n)| *n);
+        let number = ETHER_TYPES
+            .iter()
+            .find(|(t, _)| *t == type_)
+            .map_or(0, |(_, n)| *n);
         self.expr(Expr::Payload {
             header: Header::Link,
             offset: 12,
