@@ -429,6 +429,18 @@ proptest! {
     }
 }
 
+fn web_policy() -> Policy {
+    let spec = json!({
+        "podSelector": {"matchLabels": {"app": "web"}},
+        "ingress": [
+            {"from": [{"podSelector": {"matchLabels": {"app": "till"}}}], "ports": [{"port": 80}, {"port": 443}]},
+            {"from": [{"ipBlock": {"cidr": "192.0.2.0/24", "except": ["192.0.2.128/25"]}}]},
+        ],
+    });
+    let object = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
+    Policy::parse("default", &object).unwrap().0
+}
+
 #[test]
 fn a_plan_reads_like_what_it_does() {
     let mut engine = Engine::new(&[Family::Ip]);
@@ -451,15 +463,7 @@ fn a_plan_reads_like_what_it_does() {
         engine.take_plan().is_empty(),
         "without a policy there is nothing to hold"
     );
-    let spec = json!({
-        "podSelector": {"matchLabels": {"app": "web"}},
-        "ingress": [
-            {"from": [{"podSelector": {"matchLabels": {"app": "till"}}}], "ports": [{"port": 80}, {"port": 443}]},
-            {"from": [{"ipBlock": {"cidr": "192.0.2.0/24", "except": ["192.0.2.128/25"]}}]},
-        ],
-    });
-    let object = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
-    let (policy, _) = Policy::parse("default", &object).unwrap();
+    let policy = web_policy();
     let key = ObjectKey::new("default", "web");
     engine.set_policy(&key, Some(policy));
     let text = engine.take_plan().to_string();

@@ -52,7 +52,7 @@ fn an_established_connection_follows_a_change_of_policies() {
 fn a_pod_that_starts_is_isolated_and_stays_so_without_an_agent() {
     let lab = Lab::up(&[]);
     lab.apply(&deny("Ingress"));
-    lab.pod("client", "n1", "app=client");
+    lab.pod("visitor", "n1", "app=visitor");
     // Asked for as fast as can be from when the pod has an address: not once is there an answer.
     lab.pod_with("web", "n2", "app=web", &["--container-port", "80", "--no-wait"]);
     let web = lab.pod_ip("web");
@@ -60,7 +60,7 @@ fn a_pod_that_starts_is_isolated_and_stays_so_without_an_agent() {
     let never = |when: &str| {
         for _ in 0..10 {
             let args = ["curl", "-s", "--connect-timeout", "0.2", "--noproxy", "*", &url];
-            assert!(!lab.exec("client", &args).ok, "an answer {when}");
+            assert!(!lab.exec("visitor", &args).ok, "an answer {when}");
         }
     };
     never("while it starts");
@@ -78,5 +78,5 @@ fn a_pod_that_starts_is_isolated_and_stays_so_without_an_agent() {
     assert!(lab.lab(&["node", "start"], &["n2"]).ok);
     never("when it runs again");
     assert!(lab.kubectl(&["delete", "networkpolicy", "deny"]).ok);
-    lab.reaches("client", &url, &["web"]);
+    lab.reaches("visitor", &url, &["web"]);
 }

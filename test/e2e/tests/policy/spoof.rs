@@ -1,6 +1,6 @@
 //! Pods that claim to be others.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddrV6};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use svcnet_e2e::{Lab, until};
@@ -28,6 +28,18 @@ fn caught(lab: &Lab, what: &str, comment: &str, mut attempt: impl FnMut()) {
         attempt();
         (dropped(lab, comment) > before).then_some(())
     });
+}
+
+/// Sends an ICMPv6 message to all nodes of the link eth0; the kernel makes its checksum.
+fn icmpv6_to_all(message: &[u8]) {
+    let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).unwrap();
+    let links = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+    let link = links.lines().find(|line| line.ends_with("eth0")).unwrap();
+    let index = u32::from_str_radix(link.split_whitespace().nth(1).unwrap(), 16).unwrap();
+    socket.set_multicast_if_v6(index).unwrap();
+    socket.set_multicast_hops_v6(255).unwrap();
+    let all_nodes = SocketAddrV6::new(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1), 0, 0, index);
+    socket.send_to(message, &SockAddr::from(all_nodes)).unwrap();
 }
 
 #[test]
@@ -65,22 +77,7 @@ fn a_pod_is_heard_under_its_own_addresses_only() {
         ));
     });
     let ns = NetNs::open(&lab.namespace("evil")).unwrap();
-    let send = |message: &[u8]| {
-        ns.run(|| {
-            let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).unwrap();
-            let link = std::fs::read_to_string("/proc/net/if_inet6").unwrap();
-            let index = link.lines().find(|line| line.ends_with("eth0")).unwrap();
-            let index = u32::from_str_radix(index.split_whitespace().nth(1).unwrap(), 16).unwrap();
-            socket.set_multicast_if_v6(index).unwrap();
-            socket.set_multicast_hops_v6(255).unwrap();
-            let all_nodes =
-                std::net::SocketAddrV6::new(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1), 0, 0, index);
-            socket
-                .send_to(message, &SockAddr::from(std::net::SocketAddr::V6(all_nodes)))
-                .unwrap();
-        })
-        .unwrap();
-    };
+    let send = |message: &[u8]| ns.run(|| icmpv6_to_all(message)).unwrap();
     // Type, code, checksum (the kernel's affair), hop limit, flags, lifetimes.
     let router = [134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
     caught(&lab, "a router advertisement", "pods are no routers", || {

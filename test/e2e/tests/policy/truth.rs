@@ -1,6 +1,7 @@
 //! Every pair of nine pods in three namespaces on three nodes, over TCP, UDP and SCTP, IPv4 and IPv6, under sixty
 //! policies: what arrives is what the API's words say.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Value, json};
@@ -104,79 +105,34 @@ struct Stage {
 impl Stage {
     fn new() -> Self {
         let lab = Lab::up(&["--dual-stack"]);
+        let mut view = View::default();
         for namespace in NAMESPACES {
             // The third one has no label of ours.
-            let labels = if namespace == "z" {
-                "{}"
-            } else {
-                &format!("{{team: {namespace}}}")
-            };
-            lab.apply(&format!(
-                "{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}, labels: {labels}}}}}"
-            ));
+            let team = ("team".to_string(), namespace.to_string());
+            let labels: BTreeMap<_, _> = [team].into_iter().filter(|_| namespace != "z").collect();
+            let metadata = json!({"name": namespace, "labels": labels});
+            lab.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}).to_string());
+            view.namespaces.insert(namespace.to_string(), labels);
             for (pod, node) in PODS.iter().zip(["n1", "n2", "n3"]) {
                 // Pods of one namespace on three nodes, and of one node in three namespaces.
                 let name = format!("{namespace}{pod}");
                 let args = [
-                    "--namespace",
-                    namespace,
-                    "--container-port",
-                    "80=http",
-                    "--container-port",
-                    "81",
+                    ["--namespace", namespace],
+                    ["--container-port", "80=http"],
+                    ["--container-port", "81"],
+                    ["--container-port", "80/udp"],
                 ];
-                let args = [&args[..], &["--container-port", "80/udp"]].concat();
-                lab.pod_with(&name, node, &format!("pod={pod}"), &args);
+                lab.pod_with(&name, node, &format!("pod={pod}"), &args.concat());
             }
         }
-        let listed = lab.kubectl(&["get", "pods", "-A", "-o", "json"]);
-        let listed: Value = serde_json::from_str(listed.text()).unwrap();
-        let mut view = View::default();
-        for namespace in NAMESPACES {
-            let team = ("team".to_string(), namespace.to_string());
-            let mut labels = std::collections::BTreeMap::from([team]);
-            if namespace == "z" {
-                labels.clear();
-            }
-            view.namespaces.insert(namespace.to_string(), labels);
-        }
-        let mut pods = Vec::new();
-        for item in listed["items"].as_array().unwrap() {
-            let object = serde_json::from_value(item.clone()).unwrap();
-            let text = |field: &str| item["metadata"][field].as_str().unwrap();
-            let key = ObjectKey::new(text("namespace"), text("name"));
-            let facts = PodFacts::of(&object, "");
-            assert_eq!(facts.addresses.len(), 2, "{key}");
-            pods.push((key.clone(), facts.addresses.clone()));
-            view.pods.insert(key, facts);
-        }
-        assert_eq!(pods.len(), NAMESPACES.len() * PODS.len());
-        let probers = pods
-            .iter()
-            .map(|(key, _)| Prober::new(&lab.namespace(&key.name)))
-            .collect();
-        let mut questions = Vec::new();
-        for from in 0..pods.len() {
-            for (to, (_, addresses)) in pods.iter().enumerate().filter(|(to, _)| *to != from) {
-                for address in addresses {
-                    for (protocol, port) in PORTS {
-                        let at = SocketAddr::new(*address, port);
-                        questions.push(Question {
-                            from,
-                            to,
-                            at,
-                            protocol,
-                        });
-                    }
-                }
-            }
-        }
+        let pods = pods(&lab, &mut view);
+        let prober = |(key, _): &(ObjectKey, Vec<IpAddr>)| Prober::new(&lab.namespace(&key.name));
         Self {
-            lab,
+            probers: pods.iter().map(prober).collect(),
+            questions: questions(&pods),
             view,
-            probers,
-            questions,
             pods,
+            lab,
         }
     }
 
@@ -241,6 +197,42 @@ impl Stage {
                 .insert(ObjectKey::new(text("namespace"), text("name")), policy);
         }
     }
+}
+
+/// The pods with their addresses, put into the view.
+fn pods(lab: &Lab, view: &mut View) -> Vec<(ObjectKey, Vec<IpAddr>)> {
+    let listed = lab.kubectl(&["get", "pods", "-A", "-o", "json"]);
+    let listed: Value = serde_json::from_str(listed.text()).unwrap();
+    let mut pods = Vec::new();
+    for item in listed["items"].as_array().unwrap() {
+        let object = serde_json::from_value(item.clone()).unwrap();
+        let text = |field: &str| item["metadata"][field].as_str().unwrap();
+        let key = ObjectKey::new(text("namespace"), text("name"));
+        let facts = PodFacts::of(&object, "");
+        assert_eq!(facts.addresses.len(), 2, "{key}");
+        pods.push((key.clone(), facts.addresses.clone()));
+        view.pods.insert(key, facts);
+    }
+    assert_eq!(pods.len(), NAMESPACES.len() * PODS.len());
+    pods
+}
+
+/// From each pod to each other one, at each address and port.
+fn questions(pods: &[(ObjectKey, Vec<IpAddr>)]) -> Vec<Question> {
+    let mut questions = Vec::new();
+    for from in 0..pods.len() {
+        for (to, (_, addresses)) in pods.iter().enumerate().filter(|(to, _)| *to != from) {
+            for address in addresses {
+                questions.extend(PORTS.map(|(protocol, port)| Question {
+                    from,
+                    to,
+                    at: SocketAddr::new(*address, port),
+                    protocol,
+                }));
+            }
+        }
+    }
+    questions
 }
 
 #[test]
