@@ -8,6 +8,7 @@ mod lab;
 mod memory;
 mod path;
 mod peer;
+mod policy;
 mod stats;
 mod sustained;
 mod synthetic;
@@ -99,6 +100,21 @@ enum What {
         #[arg(long, default_value_t = 100_000)]
         services: u32,
     },
+    /// NetworkPolicies: the time of a change, and what a connection costs.
+    Policy {
+        /// Number of policies.
+        #[arg(long, default_value_t = 10_000)]
+        policies: u32,
+        /// Number of pods of the node.
+        #[arg(long, default_value_t = 5000)]
+        pods: u32,
+        /// Rounds; each measures with and without policies, one after the other.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Connections a round and way. All rounds together must not use up the ports of one client (28,000).
+        #[arg(long, default_value_t = 2000)]
+        connections: u32,
+    },
     /// Changes at a steady rate: how long each waits until it is in force.
     Sustained {
         /// Numbers of services.
@@ -148,6 +164,12 @@ fn main() -> anyhow::Result<()> {
             seconds,
             services,
         } => path::measure(rounds, connections, seconds, services),
+        What::Policy {
+            policies,
+            pods,
+            rounds,
+            connections,
+        } => policy::measure(policies, pods, rounds, connections),
         What::Sustained {
             services,
             rate,
