@@ -208,11 +208,6 @@ impl Pins {
         Ok(count)
     }
 
-    /// Whether something is pinned.
-    pub fn is_in_place(&self) -> bool {
-        self.told.is_some()
-    }
-
     /// Whether the kernel still holds what it was told.
     ///
     /// # Errors

@@ -103,6 +103,7 @@ impl PolicyRole {
                 listed: Listed::default(),
                 restored: false,
                 pins_changed: false,
+                unpinned: false,
                 waiting: Vec::new(),
                 backoff: Backoff::default(),
                 retry: None,
@@ -188,6 +189,8 @@ struct State {
     /// Whether all attachments are known: until then what is pinned stays so.
     restored: bool,
     pins_changed: bool,
+    /// Whether it was said that nothing can be pinned.
+    unpinned: bool,
     waiting: Vec<Waiting>,
     backoff: Backoff,
     /// When to try again.
@@ -379,11 +382,7 @@ impl State {
     fn try_sync(&mut self) -> Result<(), nft::Error> {
         let start = Instant::now();
         let operations = self.tables.sync(&mut self.socket, &mut self.engine)?;
-        let mut pinned = 0;
-        if self.pins_changed && (self.restored || self.pins.is_in_place()) {
-            pinned = self.pins.set(&mut self.socket, self.pods.attachments())?;
-            self.pins_changed = false;
-        }
+        let pinned = self.pin()?;
         if operations + pinned > 0 {
             metrics::counter!("svcnet_policy_operations_total").increment((operations + pinned) as u64);
             metrics::histogram!("svcnet_policy_sync_duration_seconds").record(start.elapsed());
@@ -395,6 +394,24 @@ impl State {
             );
         }
         Ok(())
+    }
+
+    /// Pins what is attached, once all of that is known. A kernel without tables for bridges has pods go unpinned.
+    fn pin(&mut self) -> Result<usize, nft::Error> {
+        if !self.pins_changed || !self.restored {
+            return Ok(0);
+        }
+        let pinned = match self.pins.set(&mut self.socket, self.pods.attachments()) {
+            Err(error) if error.is_unsupported() => {
+                if !std::mem::replace(&mut self.unpinned, true) {
+                    tracing::warn!(%error, "pods are not kept from taking others' addresses: no nf_tables for bridges");
+                }
+                0
+            }
+            other => other?,
+        };
+        self.pins_changed = false;
+        Ok(pinned)
     }
 
     /// The kernel holds all that is known.

@@ -106,7 +106,7 @@ impl Cluster {
             "podSelector": {"matchLabels": {"app": format!("a{own}")}},
             "ingress": [
                 {"from": [{"podSelector": {"matchLabels": {"app": format!("a{}", (own + 1) % labels)}}}],
-                 "ports": [{"port": port}, {"port": 8000, "endPort": 8010}]},
+                 "ports": [{"port": port, "endPort": port + 1}, {"port": 8000, "endPort": 8010}]},
                 {"from": [{"ipBlock": {"cidr": format!("10.{}.0.0/16", number % 200),
                                        "except": [format!("10.{}.1.0/24", number % 200)]}}]},
             ],

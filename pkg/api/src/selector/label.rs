@@ -386,7 +386,7 @@ mod tests {
         }))
         .unwrap();
         let selector = LabelSelector::try_from(&typed).unwrap();
-        assert_eq!(selector.to_string(), "app in (nginx),tier in (a,b),!x");
+        assert_eq!(selector.to_string(), "app=nginx,tier in (a,b),!x");
         let wrong: meta::LabelSelector =
             serde_json::from_value(json!({"matchExpressions": [{"key": "a", "operator": "Is"}]})).unwrap();
         let error = LabelSelector::try_from(&wrong).unwrap_err().to_string();
