@@ -138,8 +138,7 @@ fn ipv6_rules() -> Vec<Rule> {
 /// The link-local address that follows from an Ethernet address (RFC 4291, appendix A).
 fn link_local(mac: MacAddr) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac.octets();
-    let mut octets = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f];
-    octets[8] = a ^ 2;
+    let octets = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f];
     octets.into()
 }
 

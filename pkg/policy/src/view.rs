@@ -61,9 +61,10 @@ impl PodFacts {
             }
         }
         let containers = spec.into_iter().flat_map(|s| {
-            // Sidecars are init containers that go on.
             let init = s.init_containers.iter().flatten();
-            s.containers.iter().chain(init)
+            // Sidecars: init containers that go on.
+            let sidecars = init.filter(|c| c.restart_policy.as_deref() == Some("Always"));
+            s.containers.iter().chain(sidecars)
         });
         let mut ports: Vec<NamedPort> = containers
             .flat_map(|c| c.ports.iter().flatten())

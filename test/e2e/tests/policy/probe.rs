@@ -12,8 +12,12 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use svcnet_netlink::netns::NetNs;
 use svcnet_policy::model;
 
-/// How long an answer may take in one round. A packet that is only late is asked for again in the next round.
+/// How long an answer may take in the first rounds. What is only late is asked for again, with more patience.
 const ROUND: Duration = Duration::from_millis(350);
+/// The patience is doubled every so many rounds.
+const ROUNDS: u32 = 3;
+/// And no more than so many times.
+const DOUBLED_MAX: u32 = 4;
 const SCTP: i32 = 132;
 
 /// One question: does a packet of this pod arrive there?
@@ -113,8 +117,9 @@ fn ask(question: &Question) -> Asked {
     made.unwrap_or(Asked::Refused)
 }
 
-/// Asks all questions at once; the answers in the same order.
-pub(crate) fn round(probers: &[Prober], questions: &[Question]) -> Vec<bool> {
+/// Asks all questions at once, for the `number`th time; the answers in the same order.
+pub(crate) fn round(probers: &[Prober], questions: &[Question], number: u32) -> Vec<bool> {
+    let patience = ROUND * (1 << (number / ROUNDS).min(DOUBLED_MAX));
     probers.iter().for_each(|prober| _ = prober.arrived());
     let mut asked: Vec<(Question, Asked)> = thread::scope(|scope| {
         let threads: Vec<_> = (0..probers.len())
@@ -143,7 +148,7 @@ pub(crate) fn round(probers: &[Prober], questions: &[Question]) -> Vec<bool> {
                 .collect()
         })
         .collect();
-    while begin.elapsed() < ROUND && !asked.is_empty() {
+    while begin.elapsed() < patience && !asked.is_empty() {
         let arrived: Vec<HashSet<(IpAddr, u16)>> = probers.iter().map(Prober::arrived).collect();
         for (question, asked) in &mut asked {
             let yes = match asked {
