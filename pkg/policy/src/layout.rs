@@ -7,9 +7,9 @@
 //! chain egress   ct original ip saddr @egress-pods goto egress-pods     # not isolated: two lookups that miss, and no more
 //!                ct state invalid,untracked ip saddr @egress-pods goto egress-pods
 //! chain egress-pods
+//!                ct original ip saddr vmap @egress                      # address : jump chain of its policies
 //!                fib saddr type local accept                            # the node itself: kubelet's probes
 //!                ct original ip saddr . ct reply ip saddr @egress-selves accept  # a pod reaches itself
-//!                ct original ip saddr vmap @egress                      # address : jump chain of its policies
 //!                drop
 //! chain out/default/web
 //!                ct reply ip saddr @pods-1f… ct protocol tcp ct reply proto-src 80 accept
@@ -141,6 +141,11 @@ pub fn ruleset(family: Family) -> Ruleset {
             )
             .rule(
                 Rule::new(pods)
+                    .vmap(family, &[own], map)
+                    .comment("what their policies allow"),
+            )
+            .rule(
+                Rule::new(pods)
                     .from_this_host()
                     .accept()
                     .comment("their own node"),
@@ -150,11 +155,6 @@ pub fn ruleset(family: Family) -> Ruleset {
                     .in_set(family, &[Field::OriginalSaddr, Field::ReplySaddr], selves)
                     .accept()
                     .comment("themselves"),
-            )
-            .rule(
-                Rule::new(pods)
-                    .vmap(family, &[own], map)
-                    .comment("what their policies allow"),
             )
             .rule(Rule::new(pods).counter().drop().comment("all else"));
     }
