@@ -15,11 +15,13 @@ use svcnet_netlink::{Rtnl, sysctl};
 use svcnet_proxy::{Sysctls, ipvs};
 
 /// The nftables tables that the roles own.
-const TABLES: [(Family, &str); 8] = [
+const TABLES: [(Family, &str); 10] = [
     (Family::Ip, "svcnet"),
     (Family::Ip6, "svcnet"),
     (Family::Ip, "svcnet-overlay"),
     (Family::Ip6, "svcnet-overlay"),
+    (Family::Ip, svcnet_policy::layout::TABLE),
+    (Family::Ip6, svcnet_policy::layout::TABLE),
     (Family::Ip, svcnet_announcer::NFT_TABLE),
     (Family::Ip6, svcnet_announcer::NFT_TABLE),
     (Family::Ip, svcnet_cni::hostport::TABLE),
@@ -168,9 +170,17 @@ fn tables() -> anyhow::Result<Vec<Table>> {
             Err(error) => return Err(error).context("ask nf_tables"),
         }
     }
-    let ours = TABLES.map(|(family, name)| Table::new(family, name));
-    Ok(ours
+    let pins = svcnet_policy::pins::table();
+    match Socket::open().and_then(|mut socket| socket.table(&pins)) {
+        Ok(found) => there.extend(found),
+        Err(error) if error.is_unsupported() => {}
+        Err(error) => return Err(error).context("ask nf_tables for tables of bridges"),
+    }
+    let ours = TABLES
+        .map(|(family, name)| Table::new(family, name))
         .into_iter()
+        .chain([pins]);
+    Ok(ours
         .filter(|table| there.iter().any(|t| t.table == *table))
         .collect())
 }
@@ -260,7 +270,8 @@ mod tests {
             ip link add ifb0123456789 type ifb && ip link add ifbmine type ifb
             ip -6 route add local fd73:7663:6e65::2 dev lo table local proto 117 && nft add table ip svcnet-hostport
             ip link set br0 up && ip route add 10.7.0.0/24 dev br0 proto 115 && ip route add 10.8.0.0/24 dev br0
-            nft add table ip svcnet && nft add table ip svcnet-overlay && nft add table ip other";
+            nft add table ip svcnet && nft add table ip svcnet-overlay && nft add table ip other
+            nft add table ip6 svcnet-policy && nft add table bridge svcnet-policy";
         netns
             .run(|| {
                 let made = Command::new("sh").args(["-c", script]).status().unwrap();
@@ -270,7 +281,8 @@ mod tests {
                 sysctls.set("net/ipv4/conf/all/arp_ignore", "1").unwrap();
                 let planned = plan(&extent).unwrap();
                 let text = planned.to_string();
-                let golden = "set net.ipv4.conf.all.arp_ignore to 0 again\ndelete nftables table ip svcnet\ndelete nftables table ip svcnet-overlay\n";
+                let golden = "set net.ipv4.conf.all.arp_ignore to 0 again\ndelete nftables table ip svcnet\ndelete nftables table ip svcnet-overlay\n\
+                    delete nftables table ip6 svcnet-policy\ndelete nftables table bridge svcnet-policy\n";
                 assert!(text.starts_with(golden), "{text}");
                 apply(&planned, &mut |_| {}).unwrap();
                 assert!(plan(&extent).unwrap().is_empty(), "nothing is left to do");

@@ -20,6 +20,7 @@ GROUP_VERSIONS = {
         "Namespace", "Node", "Pod", "Service", "Endpoints", "ConfigMap", "Secret", "Event"]),
     ("discovery.k8s.io", "v1"): ("io.k8s.api.discovery.v1.", ["EndpointSlice"]),
     ("coordination.k8s.io", "v1"): ("io.k8s.api.coordination.v1.", ["Lease"]),
+    ("networking.k8s.io", "v1"): ("io.k8s.api.networking.v1.", ["NetworkPolicy"]),
     ("metallb.io", "v1beta1"): ("io.metallb.v1beta1.", ["IPAddressPool", "L2Advertisement"]),
 }
 INT_OR_STRING = "io.k8s.apimachinery.pkg.util.intstr.IntOrString"

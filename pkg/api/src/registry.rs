@@ -3,7 +3,7 @@
 use crate::kind::Kind;
 use crate::kinds;
 
-static KINDS: [Kind; 12] = [
+static KINDS: [Kind; 13] = [
     kinds::namespace::KIND,
     kinds::node::KIND,
     kinds::pod::KIND,
@@ -14,6 +14,7 @@ static KINDS: [Kind; 12] = [
     kinds::event::KIND,
     kinds::endpoint_slice::KIND,
     kinds::lease::KIND,
+    kinds::network_policy::KIND,
     kinds::ip_address_pool::KIND,
     kinds::l2_advertisement::KIND,
 ];

@@ -3,7 +3,10 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use svcnet_api::types::MacAddr;
+
 use crate::ipam::Lease;
+use crate::link::{host_name, mac_of};
 use crate::protocol::{Attachment, PodRef};
 
 /// A container that is about to be attached, is attached, or was.
@@ -15,6 +18,15 @@ pub struct Subject<'a> {
     pub pod: Option<&'a PodRef>,
     /// Its addresses.
     pub addresses: &'a [IpAddr],
+    /// The Ethernet address of its end of the link; none for one without addresses.
+    pub mac: Option<MacAddr>,
+}
+
+impl Subject<'_> {
+    /// The node's end of its link: a port of the bridge.
+    pub fn link(&self) -> String {
+        host_name(self.attachment)
+    }
 }
 
 impl<'a> From<&'a Lease> for Subject<'a> {
@@ -23,6 +35,10 @@ impl<'a> From<&'a Lease> for Subject<'a> {
             attachment: &lease.attachment,
             pod: lease.pod.as_ref(),
             addresses: &lease.addresses,
+            mac: lease
+                .runtime
+                .mac
+                .or_else(|| lease.addresses.first().map(|first| mac_of(*first))),
         }
     }
 }
@@ -30,7 +46,7 @@ impl<'a> From<&'a Lease> for Subject<'a> {
 /// Isolates containers as policies want it. The daemon calls it from threads of its own, which may wait.
 pub trait Isolation: fmt::Debug + Send + Sync {
     /// Returns once the kernel isolates the container's addresses as policies want it. It is called before the container's
-    /// link is made, with addresses that nobody else has, and again for each attached container when the daemon starts.
+    /// link is made, with addresses that nobody else has.
     ///
     /// # Errors
     /// Why the container must not start. ADD fails with it, and [`Self::release`] is called.
@@ -39,4 +55,8 @@ pub trait Isolation: fmt::Debug + Send + Sync {
     /// The container is gone, and its link with it: its addresses are about to be free for others. This does not wait
     /// for anything but the kernel.
     fn release(&self, subject: Subject<'_>);
+
+    /// All containers that are attached when the daemon starts. They go on as they are; this waits for nothing but the
+    /// kernel, too.
+    fn restore(&self, all: &[Subject<'_>]);
 }

@@ -81,6 +81,7 @@ fn balancer(family: Family) -> Ruleset {
     };
     Ruleset::new(
         Table {
+            bridge: false,
             family,
             name: "t".into(),
         },

@@ -5,6 +5,7 @@ use std::path::Path;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use svcnet_api::metallb::{IPAddressPool, L2Advertisement};
 
 use crate::informer::{Scope, Subscription, Watched};
@@ -32,6 +33,7 @@ watched!(
     L2Advertisement,
     Lease,
     Namespace,
+    NetworkPolicy,
     Node,
     Pod,
     Service,

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use svcnet_api::wellknown::{DEFAULT_CLUSTER_DOMAIN, LABEL_SERVICE_NAME};
 use svcnet_proxy::inspect::OnNode;
@@ -29,6 +30,10 @@ pub struct Cluster {
     pub pods: Vec<Pod>,
     /// All nodes.
     pub nodes: Vec<Node>,
+    /// All namespaces, for their labels.
+    pub namespaces: Vec<Namespace>,
+    /// All NetworkPolicies.
+    pub policies: Vec<NetworkPolicy>,
     /// The nodes' Leases.
     pub leases: Vec<Lease>,
     /// Which node answers for the addresses of a LoadBalancer Service, as announcers last told: by
@@ -49,6 +54,8 @@ impl Default for Cluster {
             slices: Vec::new(),
             pods: Vec::new(),
             nodes: Vec::new(),
+            namespaces: Vec::new(),
+            policies: Vec::new(),
             leases: Vec::new(),
             announcers: BTreeMap::new(),
             proxy: svcnet_proxy::Config::default(),

@@ -1,6 +1,7 @@
 //! The way that a connection should take, from what the API says. Pure: no kernel, no clock.
 
 mod endpoints;
+mod policy;
 mod target;
 
 use std::net::{IpAddr, SocketAddr};
@@ -109,7 +110,7 @@ pub struct Way {
     pub protocol: Protocol,
     /// Where it can end up; at least one.
     pub endpoints: Vec<Endpoint>,
-    /// Endpoints whose nodes are held for dead, with the reason.
+    /// Endpoints whose nodes are held for dead, or that a policy keeps from being reached, with the reason.
     pub dead: Vec<(Endpoint, NotReached)>,
 }
 

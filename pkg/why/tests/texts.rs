@@ -427,3 +427,46 @@ fn json_has_the_same_reason() {
     assert_eq!(json["reason"]["selector"], "app=nginx");
     assert_eq!(json["steps"][3]["mark"], "no");
 }
+
+#[test]
+fn a_network_policy_denies() {
+    let policy =
+        |spec: &str| format!("{{metadata: {{namespace: default, name: only-till}}, spec: {{{spec}}}}}");
+    let ingress = "podSelector: {matchLabels: {app: nginx}}, policyTypes: [Ingress], ingress: [{from: [{podSelector: \
+                   {matchLabels: {app: till}}}]}]";
+    let world = World::new()
+        .service("web", "")
+        .pods()
+        .network_policy(&policy(ingress));
+    assert_eq!(
+        world.why("visitor", "web:80"),
+        "\
+from  the pod default/visitor (10.244.2.3) on n3
+to    web:80
+
+  ok  name      the Service default/web: web.default.svc.cluster.local is 10.96.0.80
+  ok  frontend  10.96.0.80:80/tcp, cluster IP, port http; translated on n3
+  ok  policy    any endpoint, at random
+  ok  endpoint  2: web1 on n2 (10.244.1.2:8080), web2 on n3 (10.244.2.2:8080)
+  NO  policy    denied by NetworkPolicy default/only-till, which isolates default/web2 for ingress and does not allow it
+
+not reached: denied by NetworkPolicy default/only-till, which isolates default/web2 for ingress and does not allow it
+hint: kubectl -n default describe networkpolicy only-till; what is allowed adds up over policies
+"
+    );
+    let egress = "podSelector: {matchLabels: {app: visitor}}, policyTypes: [Egress], egress: [{to: [{ipBlock: \
+                  {cidr: 10.244.2.0/24}}]}]";
+    let world = World::new()
+        .service("web", "")
+        .pods()
+        .network_policy(&policy(egress));
+    let text = world.why("visitor", "web:80");
+    assert!(
+        text.contains("  ok  policy    NetworkPolicies let it through to 1 of 2 endpoints\n"),
+        "{text}"
+    );
+    assert!(
+        text.contains("denied by NetworkPolicy default/only-till, which isolates default/visitor for egress"),
+        "{text}"
+    );
+}

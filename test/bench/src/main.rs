@@ -8,6 +8,7 @@ mod lab;
 mod memory;
 mod path;
 mod peer;
+mod policy;
 mod processes;
 mod stats;
 mod sustained;
@@ -99,6 +100,21 @@ enum What {
         #[arg(long, default_value_t = 100_000)]
         services: u32,
     },
+    /// NetworkPolicies: the time of a change, and what a connection costs.
+    Policy {
+        /// Number of policies.
+        #[arg(long, default_value_t = 10_000)]
+        policies: u32,
+        /// Number of pods of the node.
+        #[arg(long, default_value_t = 5000)]
+        pods: u32,
+        /// Rounds; each measures with and without policies, one after the other.
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        /// Connections a round and way. All rounds together must not use up the ports of one client (28,000).
+        #[arg(long, default_value_t = 2000)]
+        connections: u32,
+    },
     /// Resident memory of `svcnet apiserver` and `svcnet proxy` as they are run, with many Services and without any.
     Processes {
         /// Number of services.
@@ -156,6 +172,12 @@ fn main() -> anyhow::Result<()> {
             seconds,
             services,
         } => path::measure(runs, connections, seconds, services),
+        What::Policy {
+            policies,
+            pods,
+            runs,
+            connections,
+        } => policy::measure(policies, pods, runs, connections),
         What::Processes { services, runs } => processes::measure(services, runs),
         What::Vip { runs, connections } => vip::measure(runs, connections),
     }

@@ -21,7 +21,7 @@ use crate::synthetic::{self, Lists};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
 /// Not one of those behind the ClusterIP: a connection by either way must not look like an earlier one by the other.
-const STRAIGHT: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
+pub(crate) const STRAIGHT: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
 const BEHIND: [Ipv4Addr; 3] = [
     Ipv4Addr::new(10, 244, 1, 3),
     Ipv4Addr::new(10, 244, 1, 4),
@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The three, and a proxy that is in force.
 pub(crate) struct Path {
     client: OwnedNetNs,
-    _node: OwnedNetNs,
+    node: OwnedNetNs,
     _pod: OwnedNetNs,
     _engine: Engine,
 }
@@ -133,10 +133,26 @@ impl Path {
         })??;
         Ok(Self {
             client,
-            _node: node,
+            node,
             _pod: pod,
             _engine: engine,
         })
+    }
+
+    /// The node's namespace.
+    pub(crate) fn node(&self) -> &OwnedNetNs {
+        &self.node
+    }
+
+    /// Connections a second, straight to the pod.
+    pub(crate) fn connect(&self, connections: u32) -> Result<f64> {
+        self.client.run(|| connect_often(STRAIGHT, connections))?
+    }
+
+    /// Bits a second, straight to the pod.
+    pub(crate) fn stream(&self, seconds: f64) -> Result<f64> {
+        self.client
+            .run(|| stream(STRAIGHT, Duration::from_secs_f64(seconds)))?
     }
 
     /// A round of connections each way.

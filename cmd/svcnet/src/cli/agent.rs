@@ -18,12 +18,12 @@ use crate::settings::{ConfigError, Given, Problems};
 
 pub(crate) const OPS_PORT: u16 = 10249;
 /// The roles that `--disable` knows.
-const ROLES: [&str; 5] = ["overlay", "cni", "proxy", "dns", "announcer"];
+const ROLES: [&str; 6] = ["overlay", "policy", "cni", "proxy", "dns", "announcer"];
 
 /// Flags of an agent, whether alone or beside a server.
 #[derive(Debug, clap::Args)]
 pub(crate) struct AgentFlags {
-    /// Leave these roles out, with commas between: overlay, cni, proxy, dns, announcer
+    /// Leave these roles out, with commas between: overlay, policy, cni, proxy, dns, announcer
     #[arg(
         long,
         value_name = "ROLES",
@@ -85,7 +85,7 @@ impl Agent {
     }
 }
 
-/// Everything that a node needs, in one process: overlay, CNI daemon, proxy, DNS, announcer
+/// Everything that a node needs, in one process: overlay, NetworkPolicy, CNI daemon, proxy, DNS, announcer
 ///
 /// It joins a svcnet server with a token (which holds the hash of the server's CA: nothing is sent to any other
 /// server), or follows any Kubernetes API with a kubeconfig, in place of kube-proxy, flannel, CoreDNS and MetalLB. What
@@ -237,8 +237,21 @@ pub(crate) fn start(
     if agent.runs("overlay") {
         role::start_overlay(process, ctx, cluster, &agent.network, node_ips)?;
     }
+    let gate = if agent.runs("policy") {
+        Some(role::start_policy(process, ctx, cluster)?)
+    } else {
+        None
+    };
     if agent.runs("cni") {
-        role::start_cni(process, ctx, cluster, &agent.network, node_ips, &agent.runtimes)?;
+        role::start_cni(
+            process,
+            ctx,
+            cluster,
+            &agent.network,
+            node_ips,
+            &agent.runtimes,
+            gate,
+        )?;
     }
     // What the node's own DNS server answers needs no translation, and must get none.
     let own: &[IpAddr] = if agent.runs("dns") { &cluster.dns } else { &[] };

@@ -11,6 +11,7 @@ pub(crate) mod flags;
 mod inspect;
 pub(crate) mod lab;
 pub(crate) mod pod;
+mod policy;
 pub(crate) mod role;
 pub(crate) mod server;
 mod span;
@@ -69,6 +70,7 @@ pub(crate) enum Command {
     /// Tokens: to join nodes, and for people and programs that use the API
     #[command(subcommand)]
     Token(token::Command),
+    Policy(policy::Args),
     Cleanup(cleanup::Args),
     /// Print the version
     Version,
@@ -84,6 +86,7 @@ impl Command {
                 | Self::Status(_)
                 | Self::Why(_)
                 | Self::Token(_)
+                | Self::Policy(_)
                 | Self::Cleanup(_)
                 | Self::Version
         ) {
@@ -105,6 +108,7 @@ impl Command {
             Self::Status(args) => return status::run(&args, given),
             Self::Why(args) => return why::run(&args, given),
             Self::Token(command) => token::run(command),
+            Self::Policy(args) => return policy::run(&args),
             Self::Cleanup(args) => cleanup::run(&args, given),
             Self::Version => {
                 println!("svcnet {}", env!("CARGO_PKG_VERSION"));

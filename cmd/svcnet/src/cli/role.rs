@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
 use ipnet::IpNet;
@@ -10,9 +11,13 @@ use svcnet_announcer::{Announcer, LinkPattern};
 use svcnet_api::types::{IfName, NodeIps, Vni};
 use svcnet_api::wellknown::{VXLAN_PORT, VXLAN_VNI};
 use svcnet_cni::CniDaemon;
+use svcnet_cni::isolation::{Isolation, Subject};
 use svcnet_dns::Dns;
+use svcnet_netlink::nft::Family;
 use svcnet_node::{Machine, NodeRole};
 use svcnet_overlay::Overlay;
+use svcnet_policy::PolicyRole;
+use svcnet_policy::gate::Gate;
 use svcnet_proxy::{Mode, NodePortAddresses, Proxy, Scheduler, Sysctls};
 use svcnet_runtime::Context;
 
@@ -257,7 +262,9 @@ pub(crate) fn start_cni(
     network: &Network,
     node_ips: Option<NodeIps>,
     runtimes: &Runtimes,
+    gate: Option<Gate>,
 ) -> anyhow::Result<()> {
+    let isolation = gate.map(|gate| -> Arc<dyn Isolation> { Arc::new(PolicyGate(gate)) });
     let config = svcnet_cni::Config {
         node_ip: node_ips.map(NodeIps::primary),
         interface: network.iface.clone(),
@@ -267,10 +274,55 @@ pub(crate) fn start_cni(
         cni_conf_dir: runtimes.cni_conf_dir.clone(),
         cni_bin_dir: runtimes.cni_bin_dir.clone(),
         cri_socket: runtimes.cri_socket.clone(),
-        isolation: None,
+        isolation,
     };
     process.spawn("cni", CniDaemon::new(config, ctx)?.run());
     Ok(())
+}
+
+/// Starts the enforcement of NetworkPolicies, for the families that pods have. What starts pods announces them at the
+/// gate.
+pub(crate) fn start_policy(process: &mut Process, ctx: &Context, cluster: &Cluster) -> anyhow::Result<Gate> {
+    let networks = cluster.cluster_cidr.iter();
+    let config = svcnet_policy::Config {
+        families: networks.map(|net| Family::of(net.addr())).collect(),
+    };
+    let role = PolicyRole::new(&config, ctx)?;
+    let gate = role.gate();
+    process.spawn("policy", role.run());
+    Ok(gate)
+}
+
+/// Containers that the CNI daemon attaches, announced where they are isolated.
+#[derive(Debug)]
+struct PolicyGate(Gate);
+
+impl Isolation for PolicyGate {
+    fn enforce(&self, subject: Subject<'_>) -> Result<(), String> {
+        let announced = attachment(subject).ok_or("it has no address")?;
+        self.0.attach(announced).map_err(|refused| refused.to_string())
+    }
+
+    fn release(&self, subject: Subject<'_>) {
+        self.0.detach(&subject.link());
+    }
+
+    fn restore(&self, all: &[Subject<'_>]) {
+        self.0
+            .restore(all.iter().copied().filter_map(attachment).collect());
+    }
+}
+
+fn attachment(subject: Subject<'_>) -> Option<svcnet_policy::gate::Attachment> {
+    Some(svcnet_policy::gate::Attachment {
+        link: subject.link(),
+        mac: subject.mac?,
+        addresses: subject.addresses.to_vec(),
+        pod: subject.pod.map(|pod| svcnet_policy::gate::PodId {
+            key: svcnet_policy::model::ObjectKey::new(pod.namespace.clone(), pod.name.clone()),
+            uid: pod.uid.clone(),
+        }),
+    })
 }
 
 /// Starts the keeping of the Node object and its Lease.

@@ -188,6 +188,7 @@ mod tests {
             ),
             ("EndpointSlice", "Name AddressType Ports Endpoints Age", ""),
             ("Lease", "Name Holder Age", ""),
+            ("NetworkPolicy", "Name Pod-Selector Age", ""),
             ("IPAddressPool", "Name Auto_Assign Avoid_Buggy_IPs Addresses", ""),
             (
                 "L2Advertisement",

@@ -8,6 +8,7 @@ pub(crate) mod ip_address_pool;
 pub(crate) mod l2_advertisement;
 pub(crate) mod lease;
 pub(crate) mod namespace;
+pub(crate) mod network_policy;
 pub(crate) mod node;
 pub(crate) mod pod;
 pub(crate) mod secret;

@@ -36,10 +36,11 @@ macro_rules! source {
     };
 }
 
-static SOURCES: [Source; 4] = [
+static SOURCES: [Source; 5] = [
     source!("", "v1", "core.v1"),
     source!("discovery.k8s.io", "v1", "discovery.k8s.io.v1"),
     source!("coordination.k8s.io", "v1", "coordination.k8s.io.v1"),
+    source!("networking.k8s.io", "v1", "networking.k8s.io.v1"),
     source!("metallb.io", "v1beta1", "metallb.io.v1beta1"),
 ];
 

@@ -231,7 +231,11 @@ impl TryFrom<&meta::LabelSelector> for LabelSelector {
         let labels = selector.match_labels.iter().flatten();
         let mut requirements = Vec::new();
         for (key, value) in labels {
-            requirements.push(Requirement::new(key, Operator::In, std::slice::from_ref(value))?);
+            requirements.push(Requirement::new(
+                key,
+                Operator::Equals,
+                std::slice::from_ref(value),
+            )?);
         }
         for expression in selector.match_expressions.iter().flatten() {
             let operator = match expression.operator.as_str() {
@@ -248,6 +252,8 @@ impl TryFrom<&meta::LabelSelector> for LabelSelector {
             let values = expression.values.as_deref().unwrap_or_default();
             requirements.push(Requirement::new(&expression.key, operator, values)?);
         }
+        // As the real one prints them.
+        requirements.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(Self { requirements })
     }
 }
@@ -380,7 +386,7 @@ mod tests {
         }))
         .unwrap();
         let selector = LabelSelector::try_from(&typed).unwrap();
-        assert_eq!(selector.to_string(), "app in (nginx),tier in (a,b),!x");
+        assert_eq!(selector.to_string(), "app=nginx,tier in (a,b),!x");
         let wrong: meta::LabelSelector =
             serde_json::from_value(json!({"matchExpressions": [{"key": "a", "operator": "Is"}]})).unwrap();
         let error = LabelSelector::try_from(&wrong).unwrap_err().to_string();

@@ -112,15 +112,12 @@ impl Server {
         Ok(count)
     }
 
-    /// Sees to it that each attached container is isolated again: whoever does it has started with this process.
-    pub(super) fn enforce_again(&self) {
+    /// Tells whoever isolates containers which are attached: it has started with this process.
+    pub(super) fn tell_attached(&self) {
         let Some(isolation) = &self.isolation else { return };
         let leases: Vec<Lease> = self.ipam().leases().cloned().collect();
-        for lease in &leases {
-            if let Err(error) = isolation.enforce(Subject::from(lease)) {
-                tracing::warn!(attachment = %lease.attachment, %error, "a container that runs could not be isolated");
-            }
-        }
+        let all: Vec<Subject<'_>> = leases.iter().map(Subject::from).collect();
+        isolation.restore(&all);
     }
 
     /// Deletes links of ours that nobody has a lease for: ADD writes the lease first, so that they are leftovers. One with a

@@ -147,7 +147,7 @@ impl CniDaemon {
         })?;
         let server = Arc::clone(&self.server);
         // It may wait for a role that starts beside this one.
-        tokio::task::spawn_blocking(move || server.enforce_again());
+        tokio::task::spawn_blocking(move || server.tell_attached());
         let running = self.server.pods();
         let registrar = self.server.registrar.clone();
         let socket = self.keeper.config.cri_socket.clone();

@@ -249,6 +249,39 @@ impl Batch {
         self.element(Message::NewSetElem, table, set, element);
     }
 
+    /// Adds ranges to a set of intervals whose key has one field: first and last key of each, in order and apart.
+    pub fn add_ranges<'a>(
+        &mut self,
+        table: &Table,
+        set: &str,
+        ranges: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+    ) {
+        for (first, last) in ranges {
+            self.element(Message::NewSetElem, table, set, &Element::key(first));
+            // Such a set holds where ranges begin and where the gaps behind them do; behind the last key of all is none.
+            let mut behind = last.to_vec();
+            let carried = behind.iter_mut().rev().all(|byte| {
+                *byte = byte.wrapping_add(1);
+                *byte == 0
+            });
+            if !carried {
+                self.boundary(table, set, &behind);
+            }
+        }
+    }
+
+    /// `NFT_SET_ELEM_INTERVAL_END`
+    fn boundary(&mut self, table: &Table, set: &str, key: &[u8]) {
+        self.make_room(Message::NewSetElem, table, set);
+        let start = attr::open(&mut self.bytes, 1);
+        let mut w = Writer::new(&mut self.bytes);
+        w.nest(1, |w| {
+            w.raw(1, key);
+        })
+        .be32(3, 1);
+        attr::close(&mut self.bytes, start);
+    }
+
     /// Removes an element, which must be there. A value is replaced by removing and adding in the same batch.
     pub fn delete_element(&mut self, table: &Table, set: &str, key: &[u8], key_end: Option<&[u8]>) {
         self.element(
@@ -262,7 +295,8 @@ impl Batch {
         );
     }
 
-    fn element(&mut self, message: Message, table: &Table, set: &str, element: &Element<'_>) {
+    /// Has a list open that takes one more element.
+    fn make_room(&mut self, message: Message, table: &Table, set: &str) {
         let fits = self.open_list.as_ref().is_some_and(|open| {
             open.message == message
                 && open.set == set
@@ -272,6 +306,10 @@ impl Batch {
         if !fits {
             self.open_element_list(message, table, set);
         }
+    }
+
+    fn element(&mut self, message: Message, table: &Table, set: &str, element: &Element<'_>) {
+        self.make_room(message, table, set);
         let start = attr::open(&mut self.bytes, 1);
         let mut w = Writer::new(&mut self.bytes);
         w.nest(1, |w| {
@@ -306,7 +344,7 @@ impl Batch {
         } else {
             0
         };
-        self.begin(SUBSYSTEM | message as u16, flags, table.family.number(), 0);
+        self.begin(SUBSYSTEM | message as u16, flags, table.protocol(), 0);
         Writer::new(&mut self.bytes).text(1, &table.name).text(2, set);
         let list_start = attr::open(&mut self.bytes, 3);
         self.open_list = Some(OpenList {
@@ -326,7 +364,7 @@ impl Batch {
 
     fn message(&mut self, message: Message, flags: u16, table: &Table, body: impl FnOnce(&mut Writer<'_>)) {
         self.close_list();
-        self.begin(SUBSYSTEM | message as u16, flags, table.family.number(), 0);
+        self.begin(SUBSYSTEM | message as u16, flags, table.protocol(), 0);
         body(&mut Writer::new(&mut self.bytes));
         self.end();
     }
@@ -411,10 +449,12 @@ pub(crate) fn describe(message: &[u8]) -> String {
         .filter(|_| named)
         .map(attr::text)
         .unwrap_or_default();
-    let family = message
-        .get(NLMSG_HEADER)
-        .and_then(|f| super::Family::from_number(*f));
-    let family = family.map(|f| f.to_string()).unwrap_or_default();
+    let number = message.get(NLMSG_HEADER).copied().unwrap_or_default();
+    let family = match (super::Family::from_number(number), number) {
+        (Some(family), _) => family.to_string(),
+        (None, 7) => "bridge".to_string(),
+        (None, _) => String::new(),
+    };
     format!("{verb} {family} {table} {object}").trim_end().to_string()
 }
 

@@ -41,6 +41,18 @@ impl Concat {
         }
     }
 
+    /// With the name of a link.
+    #[must_use]
+    pub fn link(self, name: &str) -> Self {
+        self.field(&super::pods::link_name(name))
+    }
+
+    /// With an Ethernet address.
+    #[must_use]
+    pub fn ether(self, address: [u8; 6]) -> Self {
+        self.field(&address)
+    }
+
     /// With a protocol number.
     #[must_use]
     pub fn proto(self, protocol: u8) -> Self {

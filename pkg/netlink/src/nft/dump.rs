@@ -70,7 +70,12 @@ impl Socket {
     /// # Errors
     /// When the kernel has no nf_tables or permission is lacking.
     pub fn tables(&mut self, family: Family) -> Result<Vec<ObservedTable>, Error> {
-        let mut request = request(Message::GetTable, family, |_| {});
+        self.tables_like(&Table::new(family, ""))
+    }
+
+    /// Those that see what this one sees.
+    fn tables_like(&mut self, like: &Table) -> Result<Vec<ObservedTable>, Error> {
+        let mut request = request(Message::GetTable, like, |_| {});
         let found = std::cell::RefCell::new(Vec::new());
         self.dump(
             &mut request,
@@ -81,8 +86,8 @@ impl Socket {
                 let name = attributes.find(1).map(text).unwrap_or_default().to_string();
                 found.borrow_mut().push(ObservedTable {
                     table: Table {
-                        family,
                         name: name.into(),
+                        ..like.clone()
                     },
                     handle: attributes.find(4).and_then(be64).unwrap_or_default(),
                     comment: attributes
@@ -100,7 +105,7 @@ impl Socket {
     /// # Errors
     /// As for [`Self::tables`].
     pub fn table(&mut self, table: &Table) -> Result<Option<ObservedTable>, Error> {
-        Ok(self.tables(table.family)?.into_iter().find(|t| t.table == *table))
+        Ok(self.tables_like(table)?.into_iter().find(|t| t.table == *table))
     }
 
     /// The chains of a table.
@@ -108,7 +113,7 @@ impl Socket {
     /// # Errors
     /// As for [`Self::tables`].
     pub fn chains(&mut self, table: &Table) -> Result<Vec<ObservedChain>, Error> {
-        let mut request = request(Message::GetChain, table.family, |w| {
+        let mut request = request(Message::GetChain, table, |w| {
             w.text(1, &table.name);
         });
         let found = std::cell::RefCell::new(Vec::new());
@@ -141,8 +146,19 @@ impl Socket {
     /// # Errors
     /// As for [`Self::tables`].
     pub fn rules(&mut self, table: &Table) -> Result<Vec<ObservedRule>, Error> {
-        let mut request = request(Message::GetRule, table.family, |w| {
+        self.rules_in(table, None)
+    }
+
+    /// The same of one chain, or of all.
+    ///
+    /// # Errors
+    /// As for [`Self::tables`].
+    pub fn rules_in(&mut self, table: &Table, chain: Option<&str>) -> Result<Vec<ObservedRule>, Error> {
+        let mut request = request(Message::GetRule, table, |w| {
             w.text(1, &table.name);
+            if let Some(chain) = chain {
+                w.text(2, chain);
+            }
         });
         let found = std::cell::RefCell::new(Vec::new());
         self.dump(
@@ -172,7 +188,7 @@ impl Socket {
     /// # Errors
     /// As for [`Self::tables`].
     pub fn sets(&mut self, table: &Table) -> Result<Vec<String>, Error> {
-        let mut request = request(Message::GetSet, table.family, |w| {
+        let mut request = request(Message::GetSet, table, |w| {
             w.text(1, &table.name);
         });
         let found = std::cell::RefCell::new(Vec::new());
@@ -204,7 +220,7 @@ impl Socket {
         restart: impl FnMut(),
         mut each: impl FnMut(ObservedElement<'_>),
     ) -> Result<(), Error> {
-        let mut request = request(Message::GetSetElem, table.family, |w| {
+        let mut request = request(Message::GetSetElem, table, |w| {
             w.text(1, &table.name).text(2, set);
         });
         self.dump(
@@ -246,13 +262,13 @@ fn read_element(bytes: &[u8]) -> Option<ObservedElement<'_>> {
     })
 }
 
-fn request(message: Message, family: Family, body: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
+fn request(message: Message, table: &Table, body: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
     let mut bytes = Vec::new();
     put_header(
         &mut bytes,
         SUBSYSTEM | message as u16,
         NLM_F_REQUEST | NLM_F_DUMP,
-        family.number(),
+        table.protocol(),
         0,
     );
     body(&mut Writer::new(&mut bytes));

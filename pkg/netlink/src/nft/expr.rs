@@ -28,7 +28,9 @@ impl Reg {
 /// Where a payload offset counts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Header {
-    /// The IP header.
+    /// The Ethernet header.
+    Link,
+    /// The IP header, or ARP's.
     Network,
     /// The TCP, UDP or SCTP header.
     Transport,
@@ -60,6 +62,10 @@ pub enum CtKey {
     State = 0,
     /// Translated, confirmed, …: a bit set.
     Status = 2,
+    /// Protocol above IP.
+    Protocol = 10,
+    /// Port that the connection came from.
+    ProtoSrc = 11,
     /// Port that the connection went to.
     ProtoDst = 12,
     /// IPv4 source.
@@ -74,6 +80,8 @@ pub enum CtKey {
 
 /// Bit of `ct state new` (`NF_CT_STATE_BIT(IP_CT_NEW)` as nf_tables counts it).
 pub const CT_STATE_NEW: u32 = 8;
+/// Bits of `ct state invalid,untracked`: packets without a connection.
+pub const CT_STATE_NONE: u32 = 1 | 64;
 /// Bit of `ct status dnat` (`IPS_DST_NAT`).
 pub const CT_STATUS_DNAT: u32 = 1 << 5;
 /// Result of `fib … type` for an address of this host (`RTN_LOCAL`).
@@ -89,6 +97,10 @@ pub enum CmpOp {
     Eq = 0,
     /// `!=`
     Ne = 1,
+    /// `<=`, of bytes in network order.
+    Le = 3,
+    /// `>=`, of bytes in network order.
+    Ge = 5,
 }
 
 /// How a number is chosen.
@@ -174,6 +186,13 @@ pub enum Expr {
         key: CtKey,
         /// Whether it is that of the original direction (addresses and ports have one, states have none).
         original: bool,
+        /// Destination.
+        reg: Reg,
+    },
+    /// Loads a value of the connection in the direction of answers: whoever it goes to, after translation, is the source.
+    CtReply {
+        /// Which.
+        key: CtKey,
         /// Destination.
         reg: Reg,
     },
@@ -303,7 +322,7 @@ impl Expr {
         match self {
             Self::Payload { .. } | Self::PayloadSet { .. } => "payload",
             Self::Meta { .. } | Self::MetaSet { .. } => "meta",
-            Self::Ct { .. } => "ct",
+            Self::Ct { .. } | Self::CtReply { .. } => "ct",
             Self::Cmp { .. } => "cmp",
             Self::Mask { .. } => "bitwise",
             Self::Lookup { .. } | Self::Vmap { .. } => "lookup",
@@ -329,6 +348,7 @@ impl Expr {
                 reg,
             } => {
                 let base = match header {
+                    Header::Link => 0,
                     Header::Network => 1,
                     Header::Transport => 2,
                 };
@@ -354,6 +374,10 @@ impl Expr {
                     // IP_CT_DIR_ORIGINAL; the one number of an expression that is a single byte.
                     w.raw(3, &[0]);
                 }
+            }
+            // IP_CT_DIR_REPLY
+            Self::CtReply { key, reg } => {
+                w.be32(1, reg.number()).be32(2, *key as u32).raw(3, &[1]);
             }
             Self::Cmp { reg, op, data } => {
                 w.be32(1, reg.number())

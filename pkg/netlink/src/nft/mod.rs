@@ -25,6 +25,7 @@ mod dump;
 mod expr;
 mod listing;
 mod object;
+mod pods;
 mod rule;
 mod ruleset;
 mod socket;
@@ -35,14 +36,15 @@ pub use batch::{Batch, Data, Element};
 pub use concat::{Concat, Fields};
 pub use dump::{ObservedChain, ObservedElement, ObservedRule, ObservedTable};
 pub use expr::{
-    CT_STATE_NEW, CT_STATUS_DNAT, CmpOp, CtKey, DynsetOp, Expr, FibOf, Header, MetaKey, NAT_FULLY_RANDOM,
-    Numgen, RTN_LOCAL, Reg, Reject,
+    CT_STATE_NEW, CT_STATE_NONE, CT_STATUS_DNAT, CmpOp, CtKey, DynsetOp, Expr, FibOf, Header, MetaKey,
+    NAT_FULLY_RANDOM, Numgen, RTN_LOCAL, Reg, Reject,
 };
 pub use listing::Listing;
 pub use object::{
-    Base, Chain, ChainKind, DataType, Family, Hook, MapOf, PRIORITY_DSTNAT, PRIORITY_RAW, PRIORITY_SRCNAT,
-    Rule, Set, Table, Verdict,
+    Base, Chain, ChainKind, DataType, Family, Hook, MapOf, PRIORITY_DSTNAT, PRIORITY_FILTER, PRIORITY_RAW,
+    PRIORITY_SRCNAT, Rule, Set, Table, Verdict,
 };
+pub use pods::EtherType;
 pub use rule::{ChosenBy, Field};
 pub use ruleset::Ruleset;
 pub use socket::{Error, Socket};

@@ -48,10 +48,12 @@ impl fmt::Display for Family {
 /// A table: the unit that one owner has to itself. It outlives the process that made it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Table {
-    /// Family.
+    /// Family: of its packets, or, in a table of bridges, of nothing in particular.
     pub family: Family,
     /// Name.
     pub name: Cow<'static, str>,
+    /// Whether it sees the frames of bridges instead of the packets of a family.
+    pub bridge: bool,
 }
 
 impl Table {
@@ -60,12 +62,35 @@ impl Table {
         Self {
             family,
             name: Cow::Borrowed(name),
+            bridge: false,
+        }
+    }
+
+    /// A table of that name that sees the frames of bridges (`nft`'s family `bridge`).
+    pub const fn bridge(name: &'static str) -> Self {
+        Self {
+            family: Family::Ip,
+            name: Cow::Borrowed(name),
+            bridge: true,
+        }
+    }
+
+    /// `NFPROTO_…`
+    pub(crate) fn protocol(&self) -> u8 {
+        const NFPROTO_BRIDGE: u8 = 7;
+        if self.bridge {
+            NFPROTO_BRIDGE
+        } else {
+            self.family.number()
         }
     }
 }
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.bridge {
+            return write!(f, "bridge {}", self.name);
+        }
         write!(f, "{} {}", self.family, self.name)
     }
 }
@@ -165,6 +190,9 @@ pub struct Base {
 
 /// Priority of `raw` (`NF_IP_PRI_RAW`): before connections are tracked.
 pub const PRIORITY_RAW: i32 = -300;
+/// Priority of `filter` (`NF_IP_PRI_FILTER`): addresses are translated to what they go to, and not yet to where they
+/// seem to come from.
+pub const PRIORITY_FILTER: i32 = 0;
 /// Priority of `dstnat` (`NF_IP_PRI_NAT_DST`).
 pub const PRIORITY_DSTNAT: i32 = -100;
 /// Priority of `srcnat` (`NF_IP_PRI_NAT_SRC`).
@@ -204,6 +232,10 @@ pub enum DataType {
     Ipv4,
     /// `ipv6_addr`
     Ipv6,
+    /// `ether_addr`
+    Ether,
+    /// `ifname`
+    IfName,
     /// `inet_proto`
     Proto,
     /// `inet_service`
@@ -222,10 +254,12 @@ impl DataType {
             Self::Integer => 4,
             Self::Ipv4 => 7,
             Self::Ipv6 => 8,
+            Self::Ether => 9,
             Self::Proto => 12,
             Self::Port => 13,
             Self::Mark => 19,
             Self::ClassId => 23,
+            Self::IfName => 41,
         }
     }
 
@@ -234,14 +268,15 @@ impl DataType {
             Self::Proto => 1,
             Self::Port => 2,
             Self::Ipv4 | Self::Integer | Self::Mark | Self::ClassId => 4,
-            Self::Ipv6 => 16,
+            Self::Ether => 6,
+            Self::Ipv6 | Self::IfName => 16,
         }
     }
 
     fn byte_order(self) -> ByteOrder {
         match self {
-            Self::Integer | Self::Mark | Self::ClassId => ByteOrder::Host,
-            Self::Proto | Self::Port | Self::Ipv4 | Self::Ipv6 => ByteOrder::Big,
+            Self::Integer | Self::Mark | Self::ClassId | Self::IfName => ByteOrder::Host,
+            Self::Proto | Self::Port | Self::Ipv4 | Self::Ipv6 | Self::Ether => ByteOrder::Big,
         }
     }
 }

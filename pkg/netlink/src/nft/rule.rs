@@ -29,6 +29,22 @@ pub enum Field {
     OriginalDaddr,
     /// `ct original proto-dst`; prints only after a match on the protocol.
     OriginalDport,
+    /// `ct original ip saddr`: who the connection came from, before translation.
+    OriginalSaddr,
+    /// `ct reply ip saddr`: whom the connection goes to, after translation.
+    ReplySaddr,
+    /// `ct reply proto-src`: the port that it goes to, after translation; prints only after a match on the protocol.
+    ReplySport,
+    /// `iifname`
+    InLink,
+    /// `ether saddr`
+    EtherSaddr,
+    /// `arp saddr ether`
+    ArpSaddrEther,
+    /// `arp saddr ip`
+    ArpSaddrIp,
+    /// Whom a neighbour advertisement speaks for, `@th,64,128`.
+    NdTarget,
     /// `numgen random mod N`
     RandomBelow(u32),
     /// A number that is chosen in some way from `offset` on.
@@ -122,6 +138,7 @@ impl Field {
             Self::Choice { by, modulus, offset } => {
                 (by.number(u32::from(words) * 4, modulus, offset, reg), 1)
             }
+            _ => self.load_end(family, reg),
         }
     }
 
@@ -493,7 +510,7 @@ impl Rule {
         self.icmp(58, 137)
     }
 
-    fn icmp(self, protocol: u8, kind: u8) -> Self {
+    pub(super) fn icmp(self, protocol: u8, kind: u8) -> Self {
         self.l4proto(protocol)
             .expr(Expr::Payload {
                 header: Header::Transport,

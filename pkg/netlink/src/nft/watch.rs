@@ -119,6 +119,7 @@ fn read(kind: u16, port: u32, body: &[u8]) -> Option<Event> {
     let name = Reader::new(body.get(NFGENMSG..)?).find(1).map(text)?;
     Some(Event::Changed {
         table: Table {
+            bridge: false,
             family,
             name: name.to_string().into(),
         },

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Event, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Api;
 use kube::api::ListParams;
 use svcnet_api::wellknown::NAMESPACE_NODE_LEASE;
@@ -53,7 +54,15 @@ pub async fn cluster(client: &kube::Client, settings: Settings) -> Result<Cluste
         .await
         .map(|list| list.items)
         .unwrap_or_default();
+    // Nor that policies can not: they may be nobody's affair but an operator's.
+    let (namespaces, policies) = (
+        Api::<Namespace>::all(client.clone()),
+        Api::<NetworkPolicy>::all(client.clone()),
+    );
+    let (namespaces, policies) = tokio::join!(namespaces.list(&all), policies.list(&all));
     Ok(Cluster {
+        namespaces: namespaces.map(|list| list.items).unwrap_or_default(),
+        policies: policies.map(|list| list.items).unwrap_or_default(),
         services: services.items.into_iter().map(Arc::new).collect(),
         slices: slices.items.into_iter().map(Arc::new).collect(),
         pods: pods.items,

@@ -80,7 +80,8 @@ impl Tracer<'_> {
             dead: Vec::new(),
             frontend: Some(frontend),
         };
-        self.living(way).map(|way| End::Way(Box::new(way)))
+        let way = self.living(way)?;
+        self.permitted(origin, way).map(|way| End::Way(Box::new(way)))
     }
 
     fn tell_frontend(

@@ -395,7 +395,8 @@ impl Tracer<'_> {
             endpoints,
             dead: Vec::new(),
         };
-        self.living(way).map(|way| End::Way(Box::new(way)))
+        let way = self.living(way)?;
+        self.permitted(origin, way).map(|way| End::Way(Box::new(way)))
     }
 }
 

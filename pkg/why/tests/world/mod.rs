@@ -6,6 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde::de::DeserializeOwned;
 use svcnet_netlink::neigh::Resolution;
 use svcnet_why::confirm::confirm;
@@ -95,6 +96,13 @@ impl World {
             "{{metadata: {{namespace: default, name: {name}}}, spec: {{{spec} {address} selector: {{app: nginx}}, \
              ports: [{{name: http, port: 80, {node_port} targetPort: 8080}}]}}}}"
         ))
+    }
+
+    pub(crate) fn network_policy(mut self, yaml: &str) -> Self {
+        self.cluster.policies.push(object::<NetworkPolicy>(yaml));
+        // The endpoint that is denied is not looked at.
+        self.seen.paths.clear();
+        self
     }
 
     pub(crate) fn service_without_selector(self, name: &str) -> Self {

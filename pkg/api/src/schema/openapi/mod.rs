@@ -323,6 +323,7 @@ fn definition(kind: &Kind) -> String {
         "" => "io.k8s.api.core",
         "discovery.k8s.io" => "io.k8s.api.discovery",
         "coordination.k8s.io" => "io.k8s.api.coordination",
+        "networking.k8s.io" => "io.k8s.api.networking",
         _ => "io.metallb",
     };
     format!("{package}.{}.{}", kind.version, kind.kind)

@@ -151,7 +151,7 @@ fn request(message: Message, table: &Table) -> Vec<u8> {
         &mut bytes,
         SUBSYSTEM | message as u16,
         NLM_F_REQUEST | NLM_F_DUMP,
-        table.family.number(),
+        table.protocol(),
         0,
     );
     Writer::new(&mut bytes).text(1, &table.name);

@@ -1,0 +1,264 @@
+//! The table in the kernel. Each packet meets it when it has been routed and its destination translated, and before its
+//! source is. It is judged by its connection: who began it, and whom it reaches after translation. So answers pass as
+//! what they answer does, an ICMP error as what it is about, and a connection that stands follows a change of policies
+//! with its next packet; nothing is remembered that would have to be forgotten.
+//!
+//! ```text
+//! chain egress   ct original ip saddr @egress-pods goto egress-pods     # not isolated: two lookups that miss, and no more
+//!                ct state invalid,untracked ip saddr @egress-pods goto egress-pods
+//! chain egress-pods
+//!                ct original ip saddr vmap @egress                      # address : jump chain of its policies
+//!                fib saddr type local accept                            # the node itself: kubelet's probes
+//!                ct original ip saddr . ct reply ip saddr @egress-selves accept  # a pod reaches itself
+//!                drop
+//! chain out/default/web
+//!                ct reply ip saddr @pods-1f… ct protocol tcp ct reply proto-src 80 accept
+//! ```
+//!
+//! The sets `egress-pods` and `ingress-pods` are what isolates: an address that is in one and in no map is allowed
+//! nothing. `accept` ends the one base chain; the other one, later in the same hook, judges the other end.
+
+use std::net::IpAddr;
+
+use svcnet_netlink::nft::{
+    Batch, Chain, ChainKind, Concat, Data, DataType, Element as NftElement, Family, Field, Hook, MapOf,
+    PRIORITY_FILTER, Rule, Ruleset, Set, Table, Verdict,
+};
+
+use crate::desired::{ChainSpec, Content, Element, PeerMatch, PortsMatch, RuleSpec, SetSpec};
+use crate::model::Direction;
+use crate::ranges;
+
+/// The name of our tables.
+pub const TABLE: &str = "svcnet-policy";
+
+/// The table of a family.
+pub fn table(family: Family) -> Table {
+    Table::new(family, TABLE)
+}
+
+/// The set of addresses that are isolated in a direction; also the chain that they are judged in.
+pub(crate) fn pods(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "ingress-pods",
+        Direction::Egress => "egress-pods",
+    }
+}
+
+/// The set of isolated addresses with themselves: a pod reaches itself.
+pub(crate) fn selves(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "ingress-selves",
+        Direction::Egress => "egress-selves",
+    }
+}
+
+/// The map from an isolated address to its chain; also the base chain.
+pub(crate) fn map(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "ingress",
+        Direction::Egress => "egress",
+    }
+}
+
+/// Where the address of the isolated end stands.
+fn own(direction: Direction) -> Field {
+    match direction {
+        Direction::Ingress => Field::ReplySaddr,
+        Direction::Egress => Field::OriginalSaddr,
+    }
+}
+
+/// Where the address of the other end stands.
+fn other(direction: Direction) -> Field {
+    match direction {
+        Direction::Ingress => Field::OriginalSaddr,
+        Direction::Egress => Field::ReplySaddr,
+    }
+}
+
+fn address_type(family: Family) -> DataType {
+    match family {
+        Family::Ip => DataType::Ipv4,
+        Family::Ip6 => DataType::Ipv6,
+    }
+}
+
+fn address(family: Family) -> &'static [DataType] {
+    match address_type(family) {
+        DataType::Ipv4 => &[DataType::Ipv4],
+        _ => &[DataType::Ipv6],
+    }
+}
+
+fn addresses(family: Family) -> &'static [DataType] {
+    match address_type(family) {
+        DataType::Ipv4 => &[DataType::Ipv4, DataType::Ipv4],
+        _ => &[DataType::Ipv6, DataType::Ipv6],
+    }
+}
+
+fn address_and_port(family: Family) -> &'static [DataType] {
+    match address_type(family) {
+        DataType::Ipv4 => &[DataType::Ipv4, DataType::Port],
+        _ => &[DataType::Ipv6, DataType::Port],
+    }
+}
+
+/// What of the table is the same whatever the policies are.
+pub fn ruleset(family: Family) -> Ruleset {
+    let mut ruleset = Ruleset::new(table(family), "svcnet NetworkPolicy");
+    for direction in [Direction::Egress, Direction::Ingress] {
+        let (pods, map, own) = (pods(direction), map(direction), own(direction));
+        let selves = selves(direction);
+        // The way out of one pod is judged before the way into the other.
+        let priority = PRIORITY_FILTER + i32::from(direction == Direction::Ingress);
+        let payload = match direction {
+            Direction::Ingress => Field::Daddr,
+            Direction::Egress => Field::Saddr,
+        };
+        ruleset = ruleset
+            .set(Set::of(pods, address(family)).comment("isolated pods of this node"))
+            .set(Set::of(selves, addresses(family)).comment("isolated pods, which reach themselves"))
+            .set(
+                Set::map(map, address(family), MapOf::Verdict)
+                    .comment("isolated pod : what its policies allow"),
+            )
+            .chain(Chain::base(map, ChainKind::Filter, Hook::Postrouting, priority))
+            .chain(Chain::regular(pods))
+            .rule(
+                Rule::new(map)
+                    .in_set(family, &[own], pods)
+                    .goto(pods)
+                    .comment("pods that a policy isolates"),
+            )
+            .rule(
+                Rule::new(map)
+                    .ct_none()
+                    .in_set(family, &[payload], pods)
+                    .goto(pods)
+                    .comment("what belongs to no connection"),
+            )
+            .rule(
+                Rule::new(pods)
+                    .vmap(family, &[own], map)
+                    .comment("what their policies allow"),
+            )
+            .rule(
+                Rule::new(pods)
+                    .from_this_host()
+                    .accept()
+                    .comment("their own node"),
+            )
+            .rule(
+                Rule::new(pods)
+                    .in_set(family, &[Field::OriginalSaddr, Field::ReplySaddr], selves)
+                    .accept()
+                    .comment("themselves"),
+            )
+            .rule(Rule::new(pods).counter().drop().comment("all else"));
+    }
+    ruleset
+}
+
+/// Appends the making of a set.
+pub(crate) fn add_set(batch: &mut Batch, family: Family, spec: &SetSpec) {
+    let table = table(family);
+    let set = match &spec.content {
+        Content::Pods => Set::of("", address(family)),
+        Content::NamedPorts => Set::of("", address_and_port(family)),
+        Content::Blocks(..) => Set::of("", address(family)).interval(),
+        Content::Ports(_) => Set::of("", &[DataType::Port]).interval(),
+    };
+    let set = Set {
+        name: spec.name.to_string().into(),
+        ..set
+    };
+    batch.add_set(&table, &set);
+    match &spec.content {
+        Content::Pods | Content::NamedPorts => {}
+        Content::Blocks(v4, v6) => {
+            let ranges = if family == Family::Ip { v4 } else { v6 };
+            let key = |number| Concat::new().ip(ranges::address(family, number));
+            let keys: Vec<_> = ranges
+                .iter()
+                .map(|(first, last)| (key(*first), key(*last)))
+                .collect();
+            let bytes = keys
+                .iter()
+                .map(|(first, last)| (first.as_bytes(), last.as_bytes()));
+            batch.add_ranges(&table, &spec.name, bytes);
+        }
+        Content::Ports(ports) => {
+            let bytes: Vec<_> = ports
+                .iter()
+                .map(|(a, b)| (a.to_be_bytes(), b.to_be_bytes()))
+                .collect();
+            let bytes = bytes.iter().map(|(first, last)| (&first[..], &last[..]));
+            batch.add_ranges(&table, &spec.name, bytes);
+        }
+    }
+}
+
+/// An element as the kernel's sets hold it.
+pub(crate) fn element_key(element: Element) -> Concat {
+    let key = Concat::new().ip(element.address);
+    element.port.map_or(key, |port| key.port(port))
+}
+
+/// An isolated address with itself.
+pub(crate) fn self_key(address: IpAddr) -> Concat {
+    Concat::new().ip(address).ip(address)
+}
+
+/// Appends that an address is judged by a chain.
+pub(crate) fn judge(batch: &mut Batch, direction: Direction, address: IpAddr, chain: &str) {
+    let key = Concat::new().ip(address);
+    let verdict = Verdict::Jump(chain.to_string());
+    let element = NftElement {
+        data: Data::Verdict(&verdict),
+        ..NftElement::key(key.as_bytes())
+    };
+    batch.add_element(&table(Family::of(address)), map(direction), &element);
+}
+
+/// The rules of a chain in the kernel's words.
+pub(crate) fn rules(family: Family, chain: &ChainSpec) -> impl Iterator<Item = Rule> + '_ {
+    chain
+        .rules
+        .iter()
+        .map(move |spec| rule(family, &chain.name, spec))
+}
+
+fn rule(family: Family, chain: &str, spec: &RuleSpec) -> Rule {
+    let rule = Rule::new(chain.to_string());
+    let (direction, peer, port, words) = match spec {
+        RuleSpec::Jump(to) => return rule.jump(to),
+        RuleSpec::Accept {
+            direction,
+            peer,
+            port,
+            words,
+        } => (*direction, peer, port, words),
+    };
+    let rule = match peer {
+        PeerMatch::Any => rule,
+        PeerMatch::In(set) => rule.in_set(family, &[other(direction)], set),
+    };
+    let rule = match port {
+        PortsMatch::Any => rule,
+        PortsMatch::Protocol(protocol) => rule.ct_protocol(protocol.number()),
+        PortsMatch::Range(protocol, first, last) => {
+            rule.ct_protocol(protocol.number()).reply_sport(*first, *last)
+        }
+        PortsMatch::In(protocol, set) => {
+            rule.ct_protocol(protocol.number())
+                .in_set(family, &[Field::ReplySport], set)
+        }
+        PortsMatch::Named(protocol, set) => {
+            rule.ct_protocol(protocol.number())
+                .in_set(family, &[Field::ReplySaddr, Field::ReplySport], set)
+        }
+    };
+    rule.accept().comment(words.clone())
+}
