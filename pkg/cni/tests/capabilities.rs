@@ -341,6 +341,7 @@ fn limits_hold_in_each_direction() {
 struct Policies {
     enforced: Mutex<Vec<String>>,
     released: Mutex<BTreeSet<String>>,
+    restored: Mutex<Vec<String>>,
 }
 
 impl Isolation for Policies {
@@ -360,10 +361,23 @@ impl Isolation for Policies {
         let container = subject.attachment.container().to_string();
         self.released.lock().unwrap().insert(container);
     }
+
+    fn restore(&self, all: &[Subject<'_>]) {
+        let of = |subject: &Subject<'_>| {
+            let mac = subject.mac.unwrap();
+            format!(
+                "{} {:?} {} {mac}",
+                subject.attachment.container(),
+                subject.addresses,
+                subject.link()
+            )
+        };
+        self.restored.lock().unwrap().extend(all.iter().map(of));
+    }
 }
 
 #[test]
-fn isolation_comes_before_the_link_and_again_at_start() {
+fn isolation_comes_before_the_link_and_is_told_at_start_who_is_there() {
     let policies = Arc::new(Policies::default());
     let mut node = Node::start_isolating(Api::default(), Arc::clone(&policies) as Arc<dyn Isolation>);
     let (pod, refused) = (Container::new("pod"), Container::new("refused"));
@@ -372,9 +386,17 @@ fn isolation_comes_before_the_link_and_again_at_start() {
     assert_eq!(failure(add(&node, &refused, json!({}))), (106, why.into()));
     assert!(!refused.run("ip link show eth0").0);
     assert_eq!(node.leases(), 1);
+    assert_eq!(*policies.enforced.lock().unwrap(), ["pod [10.244.1.2]"]);
+    let link = node.run("ip -br link show type veth").1;
+    let link = link.split(['@', ' ']).next().unwrap().to_string();
+    let mac = pod.json("ip -j link show eth0")[0]["address"]
+        .as_str()
+        .unwrap()
+        .to_string();
+    policies.restored.lock().unwrap().clear();
     node.restart();
-    eventually("it is asked again", || {
-        *policies.enforced.lock().unwrap() == ["pod [10.244.1.2]", "pod [10.244.1.2]"]
+    eventually("it is told who is there", || {
+        *policies.restored.lock().unwrap() == [format!("pod [10.244.1.2] {link} {mac}")]
     });
     node.plugin("DEL", &pod, &node.config("1.0.0")).unwrap();
     let released = policies.released.lock().unwrap();

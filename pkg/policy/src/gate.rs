@@ -7,9 +7,6 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::model::ObjectKey;
 
-/// Calls that may wait to be heard.
-const QUEUE_LENGTH: usize = 256;
-
 /// A pod's link, and who is behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attachment {
@@ -60,12 +57,13 @@ pub(crate) enum Call {
 /// Where pods are announced. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Gate {
-    calls: mpsc::Sender<Call>,
+    /// As long as it has to be: what calls are pods that start and end.
+    calls: mpsc::UnboundedSender<Call>,
 }
 
 impl Gate {
-    pub(crate) fn new() -> (Self, mpsc::Receiver<Call>) {
-        let (calls, receiver) = mpsc::channel(QUEUE_LENGTH);
+    pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<Call>) {
+        let (calls, receiver) = mpsc::unbounded_channel();
         (Self { calls }, receiver)
     }
 
@@ -77,7 +75,7 @@ impl Gate {
         let (answer, answered) = oneshot::channel();
         let link = attachment.link.clone();
         self.calls
-            .blocking_send(Call::Attach(attachment, answer))
+            .send(Call::Attach(attachment, answer))
             .map_err(|_| Refused::Ended)?;
         let result = answered.blocking_recv().unwrap_or(Err(Refused::Ended));
         if result.is_err() {
@@ -86,15 +84,15 @@ impl Gate {
         result
     }
 
-    /// A pod is gone. Does not wait; blocks only while many calls are not heard.
+    /// A pod is gone. Does not wait.
     pub fn detach(&self, link: &str) {
         // A role that has ended needs to know nothing.
-        _ = self.calls.blocking_send(Call::Detach(link.to_string()));
+        _ = self.calls.send(Call::Detach(link.to_string()));
     }
 
-    /// All pods that are attached, at the start of who attaches them: whatever else is pinned is let go. Blocks as
-    /// [`detach`](Self::detach).
+    /// All pods that are attached, at the start of who attaches them: whatever else is pinned is let go. Does
+    /// not wait.
     pub fn restore(&self, all: Vec<Attachment>) {
-        _ = self.calls.blocking_send(Call::Restore(all));
+        _ = self.calls.send(Call::Restore(all));
     }
 }

@@ -48,7 +48,7 @@ struct Feeds {
     namespaces: mpsc::Receiver<Change<Namespace>>,
     pods: mpsc::Receiver<Change<Pod>>,
     policies: mpsc::Receiver<Change<NetworkPolicy>>,
-    calls: mpsc::Receiver<Call>,
+    calls: mpsc::UnboundedReceiver<Call>,
 }
 
 /// NetworkPolicy on one node.
