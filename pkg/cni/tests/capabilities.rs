@@ -387,8 +387,8 @@ fn isolation_comes_before_the_link_and_is_told_at_start_who_is_there() {
     assert!(!refused.run("ip link show eth0").0);
     assert_eq!(node.leases(), 1);
     assert_eq!(*policies.enforced.lock().unwrap(), ["pod [10.244.1.2]"]);
-    let link = node.run("ip -br link show type veth").1;
-    let link = link.split(['@', ' ']).next().unwrap().to_string();
+    let links = node.json("ip -j link show master svcnet0");
+    let link = links[0]["ifname"].as_str().unwrap().to_string();
     let mac = pod.json("ip -j link show eth0")[0]["address"]
         .as_str()
         .unwrap()
