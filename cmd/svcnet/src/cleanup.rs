@@ -282,7 +282,8 @@ mod tests {
                 let planned = plan(&extent).unwrap();
                 let text = planned.to_string();
                 let golden = "set net.ipv4.conf.all.arp_ignore to 0 again\ndelete nftables table ip svcnet\ndelete nftables table ip svcnet-overlay\n\
-                    delete nftables table ip6 svcnet-policy\ndelete nftables table bridge svcnet-policy\n";
+                    delete nftables table ip6 svcnet-policy\ndelete nftables table ip svcnet-hostport\n\
+                    delete nftables table bridge svcnet-policy\n";
                 assert!(text.starts_with(golden), "{text}");
                 apply(&planned, &mut |_| {}).unwrap();
                 assert!(plan(&extent).unwrap().is_empty(), "nothing is left to do");
