@@ -219,7 +219,16 @@ fn carry_out(operation: &Operation, rtnl: &mut Rtnl) -> anyhow::Result<()> {
 
 /// Only what looks like state of svcnet's: a mistyped `--data-dir /var/lib` must not cost a host its data.
 fn remove_state(path: &Path) -> anyhow::Result<()> {
-    const OURS: [&str; 7] = ["store", "pki", "token", "agent", "controller", "cache", "cni"];
+    const OURS: [&str; 8] = [
+        "store",
+        "encryption.key",
+        "pki",
+        "token",
+        "agent",
+        "controller",
+        "cache",
+        "cni",
+    ];
     for name in OURS {
         let part = path.join(name);
         if part.is_dir() {
@@ -319,6 +328,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
         std::fs::create_dir_all(data.join("store")).unwrap();
+        std::fs::write(data.join("encryption.key"), "").unwrap();
         std::fs::write(data.join("mine"), "").unwrap();
         assert!(remove_state(&data).is_err());
         assert!(data.join("mine").exists() && !data.join("store").exists());
