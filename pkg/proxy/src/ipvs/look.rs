@@ -3,16 +3,16 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use nix::errno::Errno;
 use svcnet_netlink::Rtnl;
 use svcnet_netlink::ipvs::{self as kernel, Connections, Destination, Identity, Info, Op, Service, Virtual};
-use svcnet_netlink::nft::{Family, Listing, Socket};
+use svcnet_netlink::nft::{Family, Listing};
 
 use super::can::PROBE_MARK_BESIDE;
 use super::desired::{self, Host};
 use super::plan::{Balancer, Plan, Touch};
 use super::{Config, Error, Ipvs, LINK, State, Unavailable, layout, observe};
 use crate::model::{Frontend, FrontendKey};
+use crate::nftables;
 
 /// What the kernel would have to be told, and what it holds.
 pub struct Difference {
@@ -174,16 +174,7 @@ pub fn listed() -> Result<Option<Listed>, Error> {
 /// # Errors
 /// When the kernel has no nf_tables or permission is lacking.
 pub fn listings() -> Result<Vec<Listing>, svcnet_netlink::nft::Error> {
-    let mut socket = Socket::open()?;
-    let mut listings = Vec::new();
-    for family in [Family::Ip, Family::Ip6] {
-        match socket.listing(&layout::table(family)) {
-            Ok(listing) => listings.extend(listing),
-            Err(error) if matches!(error.errno(), Some(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT)) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(listings)
+    nftables::listings_of(layout::table)
 }
 
 /// A service as `ipvsadm -Ln` names it: the protocol, and the place.

@@ -281,11 +281,16 @@ pub fn forget(frontends: impl Iterator<Item = FrontendKey>) -> Result<usize, Err
 /// # Errors
 /// When the kernel has no nf_tables or permission is lacking.
 pub fn listings() -> Result<Vec<Listing>, Error> {
+    listings_of(layout::table)
+}
+
+/// The same of another backend's tables.
+pub(crate) fn listings_of(table: impl Fn(Family) -> Table) -> Result<Vec<Listing>, Error> {
     let mut socket = Socket::open()?;
     let mut listings = Vec::new();
     for family in [Family::Ip, Family::Ip6] {
         // A kernel without IPv6 has no tables of it.
-        match socket.listing(&layout::table(family)) {
+        match socket.listing(&table(family)) {
             Ok(listing) => listings.extend(listing),
             Err(error) if matches!(error.errno(), Some(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT)) => {}
             Err(error) => return Err(error),
