@@ -237,11 +237,18 @@ impl Running {
         Watch::new(response.into_body())
     }
 
-    /// The audit log's lines, once all that was asked before is in it.
+    /// The audit log's lines that are written whole. The server writes while this reads: what follows the last line feed
+    /// is a line on its way.
     pub fn audited(&self) -> Vec<Value> {
-        let text = std::fs::read_to_string(self.path(AUDIT_LOG)).unwrap_or_default();
-        text.lines()
-            .map(|line| serde_json::from_str(line).unwrap())
+        let text = std::fs::read(self.path(AUDIT_LOG)).unwrap_or_default();
+        let whole = text
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |at| at + 1);
+        text[..whole]
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice(line).unwrap())
             .collect()
     }
 
