@@ -200,7 +200,7 @@ fn datagrams_of_a_flow_follow_the_port() {
 
 #[test]
 fn the_cluster_dns_and_loopback_are_out_of_reach() {
-    let node = Node::start(Api::default());
+    let mut node = Node::start(Api::default());
     assert!(node.run("ip address add 10.96.0.10/32 dev lo").0);
     let dns = "10.96.0.10:53".parse().unwrap();
     let _dns = Responder::start_at(node.ns(), Transport::Udp, dns, "dns");
@@ -222,6 +222,8 @@ fn the_cluster_dns_and_loopback_are_out_of_reach() {
         assert!(other.run(words).0, "{words}");
     }
     assert!(is_silent(other.ns(), Transport::Udp, "127.0.0.1:9999"));
+    // The agent would put back what is flushed.
+    node.stop();
     assert!(node.run("nft flush chain ip svcnet-hostport guard").0);
     answers(other.ns(), Transport::Udp, "127.0.0.1:9999", "secret", None);
 }
