@@ -20,6 +20,9 @@ pub struct Subject<'a> {
     pub addresses: &'a [IpAddr],
     /// The Ethernet address of its end of the link; none for one without addresses.
     pub mac: Option<MacAddr>,
+    /// The API hears of its pod only after it has started: whoever runs it told nobody else, and its labels are known only
+    /// when it runs. It is to be let nothing until then.
+    pub late: bool,
 }
 
 impl Subject<'_> {
@@ -39,6 +42,7 @@ impl<'a> From<&'a Lease> for Subject<'a> {
                 .runtime
                 .mac
                 .or_else(|| lease.addresses.first().map(|first| mac_of(*first))),
+            late: false,
         }
     }
 }

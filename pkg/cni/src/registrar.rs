@@ -6,13 +6,14 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta as Meta;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Status;
 use serde_json::{Value, json};
+use svcnet_api::wellknown::ANNOTATION_RUNTIME_UID;
 use svcnet_runtime::backoff::Backoff;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -21,14 +22,26 @@ use crate::cri;
 use crate::ipam::Lease;
 use crate::protocol::PodRef;
 
+/// Whether the API knows the pod of this uid, or may hear of it from others: from those who made the object that has its name
+/// now. An API that does not answer is taken for one that may.
+pub(crate) async fn is_told(client: &kube::Client, pod: &PodRef, uid: &str) -> bool {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
+    match api.get_opt(&pod.name).await {
+        Ok(Some(object)) => !is_ours(&object) || runtime_uid(&object) == Some(uid),
+        Ok(None) => false,
+        Err(_) => true,
+    }
+}
+
 /// On Pods that the daemon made, with the value `cni`.
 const LABEL_CREATED_BY: &str = "svcnet.io/created-by";
 
 /// Further names of a pod, as its runtime gave them.
 const ANNOTATION_ALIASES: &str = "svcnet.io/aliases";
-/// How often the runtime is asked for the labels of a sandbox that it does not know yet, and how long apart.
-const LABEL_TRIES_MAX: usize = 40;
-const LABEL_DELAY: Duration = Duration::from_millis(500);
+/// How long the runtime is asked for the labels of a sandbox that it does not know yet, and how long apart.
+const LABEL_WAIT_MAX: Duration = Duration::from_secs(20);
+const LABEL_DELAY: Duration = Duration::from_millis(20);
+const LABEL_DELAY_MAX: Duration = Duration::from_millis(500);
 
 /// Which pod, whatever its identity.
 type Key = (String, String);
@@ -50,6 +63,7 @@ enum Wanted {
 /// What an object that the daemon makes says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Made {
+    uid: Option<String>,
     container: String,
     labels: BTreeMap<String, String>,
     aliases: Vec<String>,
@@ -79,6 +93,7 @@ impl Registrar {
                 addresses: lease.addresses.clone(),
                 host,
                 made: Made {
+                    uid: pod.uid.clone(),
                     container: lease.attachment.container().to_string(),
                     labels: lease.runtime.labels.clone(),
                     aliases: lease.runtime.aliases.clone(),
@@ -185,9 +200,15 @@ impl Teller {
             (
                 Some(pod),
                 Wanted::Addresses {
-                    uid, addresses, host, ..
+                    uid,
+                    addresses,
+                    host,
+                    made,
                 },
             ) => {
+                if is_ours(&pod) && runtime_uid(&pod) != uid.as_deref() {
+                    self.label_later(api.clone(), pod.clone(), made);
+                }
                 if !same(&pod, uid.as_ref()) {
                     tracing::debug!(object.ns = %namespace, object.name = %name, "a newer pod has the name");
                     return Ok(());
@@ -278,48 +299,60 @@ impl Teller {
         serde_json::from_value(object).unwrap_or_default()
     }
 
-    /// Gives an object that was made the labels that the runtime knows. It knows them only when the sandbox runs, a moment
-    /// after ADD.
+    /// Gives an object that was made the labels that the runtime knows, and then the runtime's uid. It knows them only when the
+    /// sandbox runs, a moment after ADD.
     fn label_later(&self, api: Api<Pod>, pod: Pod, made: &Made) {
-        let Some(runtime) = self.runtime.clone() else {
-            return;
-        };
-        let container = made.container.clone();
+        let runtime = self.runtime.clone();
+        let made = made.clone();
         tokio::spawn(async move {
-            let Some(labels) = labels_of(&runtime, &container).await.filter(|l| !l.is_empty()) else {
-                return;
+            let labels = match &runtime {
+                Some(runtime) => labels_of(runtime, &made.container).await,
+                None => BTreeMap::new(),
             };
+            let annotations = made.uid.map(|uid| json!({ ANNOTATION_RUNTIME_UID: uid }));
+            if labels.is_empty() && annotations.is_none() {
+                return;
+            }
             let Meta { name, uid, .. } = pod.metadata;
+            let name = name.unwrap_or_default();
             // Not those of another pod that has the name by now.
-            let patch = json!({ "metadata": { "uid": uid, "labels": labels } });
-            let params = PatchParams::default();
-            if let Err(error) = api
-                .patch(&name.unwrap_or_default(), &params, &Patch::Merge(patch))
-                .await
-            {
-                tracing::debug!(%error, "a pod does not get the labels that the runtime knows");
+            let metadata = json!({ "uid": uid, "labels": labels, "annotations": annotations.unwrap_or_else(|| json!({})) });
+            let patch = Patch::Merge(json!({ "metadata": metadata }));
+            let mut backoff = Backoff::default();
+            while let Err(error) = gone_is_fine(api.patch(&name, &PatchParams::default(), &patch).await) {
+                tracing::debug!(%error, "a pod does not get the labels that the runtime knows, trying on");
+                tokio::time::sleep(backoff.next_delay()).await;
             }
         });
     }
 }
 
-async fn labels_of(runtime: &cri::Runtime, container: &str) -> Option<BTreeMap<String, String>> {
-    for _ in 0..LABEL_TRIES_MAX {
+/// The labels of a sandbox: none where the runtime has none, or tells nothing.
+async fn labels_of(runtime: &cri::Runtime, container: &str) -> BTreeMap<String, String> {
+    let start = Instant::now();
+    let mut delay = LABEL_DELAY;
+    while start.elapsed() < LABEL_WAIT_MAX {
         match runtime.pod_labels(container).await {
-            Ok(Some(labels)) => return Some(labels),
-            Ok(None) => tokio::time::sleep(LABEL_DELAY).await,
+            Ok(Some(labels)) => return labels,
+            Ok(None) => tokio::time::sleep(delay).await,
             Err(error) => {
                 tracing::debug!(%error, "the container runtime tells no labels");
-                return None;
+                break;
             }
         }
+        delay = LABEL_DELAY_MAX.min(delay * 2);
     }
-    None
+    BTreeMap::new()
 }
 
 /// Whether the object is of the pod that the runtime meant.
 fn same(pod: &Pod, uid: Option<&String>) -> bool {
     uid.is_none_or(|uid| pod.metadata.uid.as_ref() == Some(uid) || is_ours(pod))
+}
+
+fn runtime_uid(pod: &Pod) -> Option<&str> {
+    let annotations = pod.metadata.annotations.as_ref()?;
+    annotations.get(ANNOTATION_RUNTIME_UID).map(String::as_str)
 }
 
 fn is_ours(pod: &Pod) -> bool {

@@ -27,6 +27,8 @@ pub struct PodId {
     pub key: ObjectKey,
     /// Who it is. Without, it is a pod that the API need not know.
     pub uid: Option<String>,
+    /// The API hears of it only after it has started. It is let nothing until then, and nobody waits for that.
+    pub late: bool,
 }
 
 /// Why a pod can not start.

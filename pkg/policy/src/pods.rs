@@ -37,6 +37,12 @@ impl Pods {
         self.held.contains(link)
     }
 
+    /// Whether the labels of who is behind a link have to be known before it starts, and are not.
+    pub(crate) fn is_waited_for(&self, link: &str) -> bool {
+        let pod = self.attached.get(link).and_then(|a| a.pod.as_ref());
+        self.is_held(link) && !pod.is_some_and(|pod| pod.late)
+    }
+
     /// Which pod is waited for, behind a link.
     pub(crate) fn held_for(&self, link: &str) -> Option<&ObjectKey> {
         let attachment = self.attached.get(link).filter(|_| self.is_held(link))?;

@@ -436,7 +436,7 @@ impl State {
         let waiting = std::mem::take(&mut self.waiting);
         let (ready, rest): (Vec<_>, Vec<_>) = waiting
             .into_iter()
-            .partition(|w| restored && !pods.is_held(&w.link));
+            .partition(|w| restored && !pods.is_waited_for(&w.link));
         self.waiting = rest;
         for waiting in ready {
             // A caller that is gone has given up.

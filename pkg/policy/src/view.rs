@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Pod;
+use svcnet_api::wellknown::ANNOTATION_RUNTIME_UID;
 
 use crate::model::{Direction, Namespaces, ObjectKey, PodSelector, Policy, Protocol};
 
@@ -13,8 +14,8 @@ pub type Labels = BTreeMap<String, String>;
 /// The part of a pod that policies look at.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PodFacts {
-    /// Who it is: another pod of the same name has another one. A static pod is told to runtimes by another uid than to
-    /// the API, so there may be two.
+    /// Who it is: another pod of the same name has another one. Runtimes know some pods by another uid than the API: static
+    /// ones, and those that CNI made an object for. So there may be two.
     pub uids: Vec<String>,
     /// Its labels.
     pub labels: Labels,
@@ -79,9 +80,11 @@ impl PodFacts {
         ports.sort();
         ports.dedup();
         let meta = &pod.metadata;
-        let annotated = meta.annotations.as_ref().and_then(|a| a.get(STATIC_POD_UID));
+        let annotations = meta.annotations.iter();
+        let further =
+            annotations.flat_map(|a| [STATIC_POD_UID, ANNOTATION_RUNTIME_UID].map(|name| a.get(name)));
         Self {
-            uids: meta.uid.iter().chain(annotated).cloned().collect(),
+            uids: meta.uid.iter().chain(further.flatten()).cloned().collect(),
             labels: meta.labels.clone().unwrap_or_default(),
             addresses,
             local: !on_host && spec.and_then(|s| s.node_name.as_deref()) == Some(node),

@@ -266,8 +266,44 @@ fn attachment(name: &str, uid: Option<&str>, address: &str) -> Attachment {
         pod: Some(PodId {
             key: ObjectKey::new("default", name),
             uid: uid.map(str::to_string),
+            late: false,
         }),
     }
+}
+
+#[test]
+fn a_pod_that_the_api_hears_of_late_starts_and_is_let_nothing_until_then() {
+    let ns = namespace();
+    let [namespaces, _, policies] = cluster();
+    let running = Running::start(&ns).all(&namespaces, &[], &policies);
+    running.gate.restore(Vec::new());
+    let list = |set: &str| run(&ns, &format!("nft list {set}")).1;
+    let mut late = attachment("late", Some("uid-of-runtime"), "10.0.0.9");
+    if let Some(pod) = &mut late.pod {
+        pod.late = true;
+    }
+    running.gate.attach(late).unwrap();
+    let held = |set: &str| list(&format!("set ip svcnet-policy {set}")).contains("10.0.0.9");
+    assert!(held("ingress-pods") && held("egress-pods"));
+
+    // The object that CNI makes has a uid of its own, and says the runtime's once its labels are right.
+    let mut made = pod("late", &json!({}), &["10.0.0.9"], "n1");
+    let send = |value: &Value| {
+        let [object] = objects(std::slice::from_ref(value)).try_into().ok().unwrap();
+        running.pods.blocking_send(Change::Apply(object)).unwrap();
+    };
+    send(&made);
+    made["metadata"]["labels"] = json!({"app": "web"});
+    made["metadata"]["annotations"] = json!({"svcnet.io/runtime-uid": "uid-of-runtime"});
+    send(&made);
+    until("its policy is in force", || {
+        list("map ip svcnet-policy ingress").contains("10.0.0.9 : jump in/default/web")
+    });
+    made["metadata"]["labels"] = json!({"app": "free"});
+    send(&made);
+    until("no policy is about it", || {
+        !held("ingress-pods") && !held("egress-pods")
+    });
 }
 
 #[test]

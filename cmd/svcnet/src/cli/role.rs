@@ -321,6 +321,7 @@ fn attachment(subject: Subject<'_>) -> Option<svcnet_policy::gate::Attachment> {
         pod: subject.pod.map(|pod| svcnet_policy::gate::PodId {
             key: svcnet_policy::model::ObjectKey::new(pod.namespace.clone(), pod.name.clone()),
             uid: pod.uid.clone(),
+            late: subject.late,
         }),
     })
 }

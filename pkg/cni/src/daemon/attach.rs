@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde_json::Value;
@@ -14,8 +15,13 @@ use super::serve::{Network, Server, not_yet};
 use crate::ipam::{self, Lease, RangeSet, Wish};
 use crate::isolation::Subject;
 use crate::link::{self, Made, PodLink};
-use crate::protocol::{AddResult, Attachment, CniError, Dns, Interface, IpConfig, Request, Route, code};
-use crate::{bandwidth, hostport};
+use crate::protocol::{
+    AddResult, Attachment, CniError, Dns, Interface, IpConfig, PodRef, Request, Route, code,
+};
+use crate::{bandwidth, hostport, registrar};
+
+/// How long the API is asked whether it knows a pod. When it is away, what the agent knows of it has to do.
+const LOOKUP_WAIT_MAX: Duration = Duration::from_secs(1);
 
 impl Server {
     /// Attaches a container.
@@ -134,7 +140,11 @@ impl Server {
         pod_link: &PodLink,
     ) -> Result<Made, CniError> {
         if let Some(isolation) = &self.isolation {
-            isolation.enforce(Subject::from(lease)).map_err(|why| {
+            let subject = Subject {
+                late: lease.pod.as_ref().is_some_and(|pod| self.is_late(pod)),
+                ..Subject::from(lease)
+            };
+            isolation.enforce(subject).map_err(|why| {
                 CniError::new(code::ISOLATION, "failed to isolate the container").because(why)
             })?;
         }
@@ -146,6 +156,14 @@ impl Server {
         limited.map_err(|e| CniError::new(code::KERNEL, "failed to limit the bandwidth").because(e))?;
         self.map_ports_of(lease)?;
         Ok(made)
+    }
+
+    /// Whether nobody has told the API of a pod. Without an answer it is taken for one that somebody told of.
+    fn is_late(&self, pod: &PodRef) -> bool {
+        let Some(uid) = &pod.uid else { return false };
+        let asked = tokio::time::timeout(LOOKUP_WAIT_MAX, registrar::is_told(&self.client, pod, uid));
+        let told = tokio::runtime::Handle::current().block_on(asked);
+        !told.unwrap_or(true)
     }
 
     fn result(&self, lease: &Lease, link: &PodLink, made: &Made, netns: &Path) -> AddResult {

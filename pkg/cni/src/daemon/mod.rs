@@ -112,7 +112,12 @@ impl CniDaemon {
     /// As [`CniDaemon::new`].
     pub fn fed(config: Config, ctx: &Context, nodes: mpsc::Receiver<Change<Node>>) -> Result<Self, Error> {
         let ipam = open_leases(&leases_dir(&ctx.data_dir))?;
-        let server = Arc::new(Server::new(ipam, &config, Registrar::default()));
+        let server = Arc::new(Server::new(
+            ipam,
+            &config,
+            Registrar::default(),
+            ctx.client.clone(),
+        ));
         let keeper = Keeper {
             node_name: ctx.node_name.clone(),
             data_dir: ctx.data_dir.clone(),

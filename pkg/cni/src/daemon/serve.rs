@@ -54,6 +54,7 @@ pub(super) struct Server {
     pub(super) cluster_dns: Vec<IpAddr>,
     pub(super) cluster_domain: String,
     pub(super) registrar: Registrar,
+    pub(super) client: kube::Client,
 }
 
 /// Nothing that a panic may leave half done is behind these locks.
@@ -62,7 +63,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Server {
-    pub(super) fn new(ipam: Ipam, config: &Config, registrar: Registrar) -> Self {
+    pub(super) fn new(ipam: Ipam, config: &Config, registrar: Registrar, client: kube::Client) -> Self {
         Self {
             ipam: Mutex::new(ipam),
             network: Mutex::new(None),
@@ -75,6 +76,7 @@ impl Server {
             cluster_dns: config.cluster_dns.clone(),
             cluster_domain: config.cluster_domain.clone(),
             registrar,
+            client,
         }
     }
 

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use svcnet_api::types::PodCidr;
@@ -210,7 +210,10 @@ proptest! {
         let dir = TempDir::new().unwrap();
         let mut ipam = Ipam::open(dir.path()).unwrap();
         let mut model: BTreeMap<u8, Vec<IpAddr>> = BTreeMap::new();
-        let mut history: Vec<IpAddr> = Vec::new();
+        let mut given: BTreeSet<IpAddr> = BTreeSet::new();
+        let mut last_given = None;
+        // Since the start: what came free before is not remembered in its order.
+        let mut last_released = None;
         for step in steps {
             match step {
                 Step::Reserve(n) => match reserve(&mut ipam, n) {
@@ -221,9 +224,12 @@ proptest! {
                         }
                         let v4 = lease.addresses[0];
                         prop_assert!(!model.values().any(|a| a.contains(&v4)));
-                        // Given twice in a row only when there is no other.
-                        prop_assert!(history.last() != Some(&v4) || model.len() == 12);
-                        history.push(v4);
+                        // Given twice in a row, across restarts too, only when all have been given once.
+                        prop_assert!(last_given != Some(v4) || given.len() == 13);
+                        // Given just after it came free only when there is no other.
+                        prop_assert!(last_released != Some(v4) || model.len() == 12);
+                        given.insert(v4);
+                        last_given = Some(v4);
                         model.insert(n, lease.addresses);
                     }
                     Err(error) => {
@@ -234,6 +240,7 @@ proptest! {
                 },
                 Step::Release(n) => {
                     let released = ipam.release(&attachment(n)).unwrap().map(|l| l.addresses);
+                    last_released = released.as_ref().map(|a| a[0]).or(last_released);
                     prop_assert_eq!(released, model.remove(&n));
                 }
                 Step::KilledWriting(n, bytes) => {
@@ -250,9 +257,11 @@ proptest! {
                     let draft = dir.path().join(format!("leases/.{}", file_name(&attachment(n))));
                     fs::write(draft, &whole[..bytes.min(whole.len())]).unwrap();
                     ipam = Ipam::open(dir.path()).unwrap();
+                    last_released = None;
                 }
                 Step::Restart => {
                     drop(ipam);
+                    last_released = None;
                     ipam = Ipam::open(dir.path()).unwrap();
                 }
             }
