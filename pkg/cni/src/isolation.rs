@@ -18,7 +18,7 @@ pub struct Subject<'a> {
     pub pod: Option<&'a PodRef>,
     /// Its addresses.
     pub addresses: &'a [IpAddr],
-    /// The Ethernet address of its end of the link; none for one without addresses.
+    /// The Ethernet address of its end of the link; none for one that may have any.
     pub mac: Option<MacAddr>,
     /// The API hears of its pod only after it has started: whoever runs it told nobody else, and its labels are known only
     /// when it runs. It is to be let nothing until then.
@@ -38,10 +38,10 @@ impl<'a> From<&'a Lease> for Subject<'a> {
             attachment: &lease.attachment,
             pod: lease.pod.as_ref(),
             addresses: &lease.addresses,
-            mac: lease
-                .runtime
-                .mac
-                .or_else(|| lease.addresses.first().map(|first| mac_of(*first))),
+            mac: (!lease.unpinned).then_some(lease.runtime.mac).and_then(|mac| {
+                let own = || lease.addresses.first().map(|first| mac_of(*first));
+                mac.or_else(own)
+            }),
             late: false,
         }
     }

@@ -12,8 +12,8 @@ use crate::model::ObjectKey;
 pub struct Attachment {
     /// The node's end: a port of the pods' bridge.
     pub link: String,
-    /// The Ethernet address of the pod's end.
-    pub mac: MacAddr,
+    /// The Ethernet address of the pod's end. Without, nothing is pinned: others may change it.
+    pub mac: Option<MacAddr>,
     /// The pod's addresses.
     pub addresses: Vec<IpAddr>,
     /// Which pod it is; none where the runtime does not tell.

@@ -143,10 +143,11 @@ fn link_local(mac: MacAddr) -> Ipv6Addr {
 }
 
 /// The elements of an attachment.
-fn pins(attachment: &Attachment) -> impl Iterator<Item = Pin> {
-    let Attachment {
-        link, mac, addresses, ..
-    } = attachment;
+fn pins(attachment: &Attachment) -> Vec<Pin> {
+    let Attachment { link, addresses, .. } = attachment;
+    let Some(mac) = &attachment.mac else {
+        return Vec::new();
+    };
     let at = || Concat::new().link(link);
     let mut pins = vec![("links", at()), ("macs", at().ether(mac.octets()))];
     for address in addresses.iter().copied().chain([IpAddr::V6(link_local(*mac))]) {
@@ -157,7 +158,8 @@ fn pins(attachment: &Attachment) -> impl Iterator<Item = Pin> {
             pins.extend([("addresses6", from), ("targets6", at().ip(address))]);
         }
     }
-    pins.into_iter().map(|(set, key)| (set, key.as_bytes().to_vec()))
+    let bytes = pins.into_iter().map(|(set, key)| (set, key.as_bytes().to_vec()));
+    bytes.collect()
 }
 
 /// All elements of these attachments.

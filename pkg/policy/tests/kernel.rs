@@ -261,7 +261,7 @@ fn what_others_break_is_mended_and_what_is_right_is_left_alone() {
 fn attachment(name: &str, uid: Option<&str>, address: &str) -> Attachment {
     Attachment {
         link: format!("veth-{name}"),
-        mac: "0a:58:0a:00:00:01".parse().unwrap(),
+        mac: Some("0a:58:0a:00:00:01".parse().unwrap()),
         addresses: vec![address.parse().unwrap()],
         pod: Some(PodId {
             key: ObjectKey::new("default", name),
@@ -327,6 +327,14 @@ fn a_pod_is_isolated_before_it_starts() {
         pinned.contains("\"veth-web\" . 0a:58:0a:00:00:01 . 10.0.0.1"),
         "{pinned}"
     );
+
+    // Whoever may have any Ethernet address is not pinned.
+    let free = Attachment {
+        mac: None,
+        ..attachment("any", None, "10.0.0.8")
+    };
+    running.gate.attach(free).unwrap();
+    assert!(!list("set bridge svcnet-policy links").contains("veth-any"));
 
     // It does not know the pod: nothing is allowed until it does.
     let gate = running.gate.clone();

@@ -299,8 +299,9 @@ struct PolicyGate(Gate);
 
 impl Isolation for PolicyGate {
     fn enforce(&self, subject: Subject<'_>) -> Result<(), String> {
-        let announced = attachment(subject).ok_or("it has no address")?;
-        self.0.attach(announced).map_err(|refused| refused.to_string())
+        self.0
+            .attach(attachment(subject))
+            .map_err(|refused| refused.to_string())
     }
 
     fn release(&self, subject: Subject<'_>) {
@@ -308,22 +309,21 @@ impl Isolation for PolicyGate {
     }
 
     fn restore(&self, all: &[Subject<'_>]) {
-        self.0
-            .restore(all.iter().copied().filter_map(attachment).collect());
+        self.0.restore(all.iter().copied().map(attachment).collect());
     }
 }
 
-fn attachment(subject: Subject<'_>) -> Option<svcnet_policy::gate::Attachment> {
-    Some(svcnet_policy::gate::Attachment {
+fn attachment(subject: Subject<'_>) -> svcnet_policy::gate::Attachment {
+    svcnet_policy::gate::Attachment {
         link: subject.link(),
-        mac: subject.mac?,
+        mac: subject.mac,
         addresses: subject.addresses.to_vec(),
         pod: subject.pod.map(|pod| svcnet_policy::gate::PodId {
             key: svcnet_policy::model::ObjectKey::new(pod.namespace.clone(), pod.name.clone()),
             uid: pod.uid.clone(),
             late: subject.late,
         }),
-    })
+    }
 }
 
 /// Starts the keeping of the Node object and its Lease.

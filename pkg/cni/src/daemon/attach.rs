@@ -85,6 +85,7 @@ impl Server {
             netns,
             pod: request.pod.as_ref(),
             runtime: &request.runtime,
+            unpinned: !request.config.macspoofchk,
         };
         let refused = match self.try_reserve(&wish, sets) {
             Err(error) if matches!(error.code, code::EXHAUSTED | code::ADDRESS | code::PORT_TAKEN) => error,
@@ -123,7 +124,9 @@ impl Server {
         // A lease that an ADD cut short left: of a former pod network of this node, or with other wishes.
         let stale = |lease: &Lease| {
             let outside = |a: &IpAddr| !sets.iter().any(|set| set.contains(*a));
-            lease.addresses.iter().any(outside) || lease.runtime != *wish.runtime
+            lease.addresses.iter().any(outside)
+                || lease.runtime != *wish.runtime
+                || lease.unpinned != wish.unpinned
         };
         if ipam.get(wish.attachment).is_some_and(stale) {
             ipam.release(wish.attachment).map_err(refused)?;

@@ -19,6 +19,7 @@ fn lease(serial: u64, pod: &str, addresses: &[&str], mappings: serde_json::Value
         }),
         network: "svcnet".into(),
         runtime: serde_json::from_value::<RuntimeConfig>(json!({ "portMappings": mappings })).unwrap(),
+        unpinned: false,
     }
 }
 
@@ -116,6 +117,7 @@ fn a_port_is_one_pods_but_a_pod_follows_itself() {
             netns: &next.netns,
             pod: next.pod.as_ref(),
             runtime: &next.runtime,
+            unpinned: false,
         };
         let found = conflict(&wish, [&first, &next].into_iter());
         found.map(|(mapping, with)| format!("{mapping} {}", with.attachment))

@@ -57,6 +57,9 @@ pub struct Lease {
     /// What the runtime asked for.
     #[serde(default)]
     pub runtime: RuntimeConfig,
+    /// It may have another Ethernet address than this says: [`crate::protocol::NetConf::macspoofchk`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unpinned: bool,
 }
 
 fn default_network() -> String {
@@ -76,6 +79,8 @@ pub struct Wish<'a> {
     pub pod: Option<&'a PodRef>,
     /// What the runtime asks for.
     pub runtime: &'a RuntimeConfig,
+    /// Whether it may have another Ethernet address than it is given.
+    pub unpinned: bool,
 }
 
 /// What can go wrong with leases.
@@ -251,6 +256,7 @@ impl Ipam {
             pod: wish.pod.cloned(),
             network: wish.network.to_string(),
             runtime: wish.runtime.clone(),
+            unpinned: wish.unpinned,
         };
         self.write(&lease)?;
         self.taken.extend(&lease.addresses);

@@ -28,6 +28,7 @@ fn reserve_as(ipam: &mut Ipam, n: u8, runtime: &RuntimeConfig) -> Result<Reserve
         netns: Path::new("/run/netns/x"),
         pod: None,
         runtime,
+        unpinned: false,
     };
     ipam.reserve(&wish, &sets())
 }
@@ -253,6 +254,7 @@ proptest! {
                         pod: None,
                         network: default_network(),
                         runtime: RuntimeConfig::default(),
+                        unpinned: false,
                     }).unwrap();
                     let draft = dir.path().join(format!("leases/.{}", file_name(&attachment(n))));
                     fs::write(draft, &whole[..bytes.min(whole.len())]).unwrap();

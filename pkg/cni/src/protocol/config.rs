@@ -22,6 +22,9 @@ pub struct NetConf {
     /// `ipam.ranges`: from where containers of this network get their addresses, one of each set; all of the node's pod
     /// networks when there is none.
     pub range_sets: Vec<Vec<RangeConf>>,
+    /// `macspoofchk`, as the reference plugin bridge has it, but true when nothing is said: whether containers are pinned to their
+    /// addresses. Not where a plugin behind this one gives them another Ethernet address.
+    pub macspoofchk: bool,
 }
 
 /// A range of addresses, as the reference plugin host-local writes it.
@@ -79,7 +82,19 @@ impl NetConf {
             prev_result,
             valid_attachments,
             range_sets: range_sets(object.get("ipam"))?,
+            macspoofchk: flag(object.get("macspoofchk"))?.unwrap_or(true),
         })
+    }
+}
+
+fn flag(value: Option<&Value>) -> Result<Option<bool>, CniError> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(flag)) => Ok(Some(*flag)),
+        Some(other) => Err(
+            CniError::new(code::DECODE, "failed to decode the network configuration")
+                .because(format_args!("macspoofchk: {other} is neither true nor false")),
+        ),
     }
 }
 
