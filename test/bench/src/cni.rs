@@ -1,5 +1,7 @@
-//! What it takes to attach a container with a port of the host, against the reference plugins.
+//! What it takes to attach a container with a port of the host, against the reference plugins; and what of it is the kernel's
+//! own: the link alone, made and deleted without a process, a lease, isolation or a port.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Mutex;
 use std::thread;
@@ -7,6 +9,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
+use svcnet_api::types::PodCidr;
+use svcnet_api::wellknown::BRIDGE_NAME;
+use svcnet_cni::link::{self, PodLink};
+use svcnet_cni::protocol::Attachment;
 use svcnet_e2e::Lab;
 use svcnet_e2e::chain::{Attached, Chain, REFERENCE};
 use svcnet_netlink::Rtnl;
@@ -32,17 +38,26 @@ pub(crate) fn measure(rounds: usize) -> Result<()> {
     Rtnl::open_in(&elsewhere)?.set_loopback_up()?;
     let data = tempfile::tempdir()?;
     let theirs = reference(NetNs::open_path(elsewhere.path())?, data.path());
+    let bare = OwnedNetNs::unique("bench-cni")?;
+    Rtnl::open_in(&bare)?.add_bridge(BRIDGE_NAME, None, None)?;
+    let by_ours = |netns: &OwnedNetNs, number| attach(&ours, netns, number);
+    let by_theirs = |netns: &OwnedNetNs, number| attach(&theirs, netns, number);
+    let by_kernel = |netns: &OwnedNetNs, number| link_alone(&bare, netns, number);
+    let ways: [&Way<'_>; 3] = [&by_ours, &by_theirs, &by_kernel];
     for at_once in AT_ONCE {
-        let mut kept = [Vec::new(), Vec::new()];
+        let mut kept = [Vec::new(), Vec::new(), Vec::new()];
         for _ in 0..rounds {
-            for (chain, rounds) in [&ours, &theirs].into_iter().zip(&mut kept) {
-                rounds.push(round(chain, at_once)?);
+            for (way, rounds) in ways.into_iter().zip(&mut kept) {
+                rounds.push(round(way, at_once)?);
             }
         }
         print(at_once, &kept);
     }
     Ok(())
 }
+
+/// Attaches a container of a number and detaches it: milliseconds of both.
+type Way<'a> = dyn Fn(&OwnedNetNs, usize) -> Result<(f64, f64)> + Sync + 'a;
 
 fn reference(node: NetNs, data: &Path) -> Chain {
     Chain {
@@ -69,7 +84,7 @@ struct Round {
     per_second: f64,
 }
 
-fn round(chain: &Chain, at_once: usize) -> Result<Round> {
+fn round(way: &Way<'_>, at_once: usize) -> Result<Round> {
     // Making the namespaces is the runtime's affair.
     let namespaces: Vec<OwnedNetNs> = (0..at_once * EACH)
         .map(|_| OwnedNetNs::unique("bench-cni"))
@@ -81,7 +96,7 @@ fn round(chain: &Chain, at_once: usize) -> Result<Round> {
             let taken = &taken;
             scope.spawn(move || -> Result<()> {
                 for (index, netns) in containers.iter().enumerate() {
-                    let times = attach(chain, netns, worker * EACH + index)?;
+                    let times = way(netns, worker * EACH + index)?;
                     taken.lock().map_err(|_| anyhow!("a worker failed"))?.push(times);
                 }
                 Ok(())
@@ -104,6 +119,23 @@ fn round(chain: &Chain, at_once: usize) -> Result<Round> {
     })
 }
 
+fn link_alone(node: &OwnedNetNs, netns: &OwnedNetNs, number: usize) -> Result<(f64, f64)> {
+    let cidr: PodCidr = "10.98.0.0/16".parse()?;
+    let attachment = Attachment::new(netns.name(), "eth0").map_err(|e| anyhow!("{e}"))?;
+    let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 98, 1, 0)) + u32::try_from(number)?);
+    let pod_link = PodLink::new(&attachment, &[address.into()], None, &[cidr], 1500);
+    let pod = NetNs::open_path(netns.path())?;
+    node.run(|| -> Result<(f64, f64)> {
+        let mut rt = Rtnl::open()?;
+        let begun = Instant::now();
+        link::add(&mut rt, &pod, &pod_link)?;
+        let add = begun.elapsed();
+        let begun = Instant::now();
+        link::delete(&mut rt, &attachment)?;
+        Ok((add.as_secs_f64() * 1e3, begun.elapsed().as_secs_f64() * 1e3))
+    })?
+}
+
 /// Milliseconds of ADD and of DEL.
 fn attach(chain: &Chain, netns: &OwnedNetNs, number: usize) -> Result<(f64, f64)> {
     let mut container = Attached::pod(netns.name(), netns.path());
@@ -119,7 +151,7 @@ fn attach(chain: &Chain, netns: &OwnedNetNs, number: usize) -> Result<(f64, f64)
 }
 
 /// Medians of the rounds, and of the rounds' own ratios.
-fn print(at_once: usize, [ours, theirs]: &[Vec<Round>; 2]) {
+fn print(at_once: usize, [ours, theirs, bare]: &[Vec<Round>; 3]) {
     type Figure = fn(&Round) -> f64;
     let figures: [(&str, &str, Figure); 3] = [
         ("CNI ADD", "ms", |r| r.add_ms),
@@ -135,6 +167,7 @@ fn print(at_once: usize, [ours, theirs]: &[Vec<Round>; 2]) {
         let ratio = format!("{:.1} times faster", median(&ratios.collect::<Vec<_>>()));
         let shown = |value: f64| format!("{value:.1} {unit}").trim_end().to_string();
         let what = format!("{what}, {at_once} at once; bridge + host-local + portmap");
-        row(&what, &shown(of(ours)), &shown(of(theirs)), &ratio);
+        let of_kernel = format!("{ratio}; the link alone {}", shown(of(bare)));
+        row(&what, &shown(of(ours)), &shown(of(theirs)), &of_kernel);
     }
 }
