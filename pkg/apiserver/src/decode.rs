@@ -7,7 +7,7 @@ use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
-use serde_json::Value;
+use serde_json::{Value, json};
 use svcnet_api::{ApiError, Kind, Reason, schema};
 
 use crate::protobuf;
@@ -25,19 +25,6 @@ pub(crate) enum FieldValidation {
     Ignore,
     Warn,
     Strict,
-}
-
-impl FieldValidation {
-    pub(crate) fn of(query: &Query) -> Result<Self, ApiError> {
-        match query.get("fieldValidation") {
-            None | Some("Warn") => Ok(Self::Warn),
-            Some("Ignore") => Ok(Self::Ignore),
-            Some("Strict") => Ok(Self::Strict),
-            Some(other) => Err(ApiError::bad_request(format!(
-                "fieldValidation parameter unsupported: {other:?}: supported values: \"\", \"Ignore\", \"Strict\", \"Warn\""
-            ))),
-        }
-    }
 }
 
 /// Reads a body, up to the limit.
@@ -180,11 +167,25 @@ pub(crate) fn checked(
     Ok(warnings)
 }
 
-/// The body of a deletion: `DeleteOptions`, in JSON, YAML or protobuf, or none at all.
-pub(crate) fn delete_options(media: &str, body: &[u8]) -> Result<Value, ApiError> {
-    if body.is_empty() {
-        return Ok(Value::Null);
+/// The options of a deletion: `DeleteOptions` in JSON, YAML or protobuf, or parameters where there is no body.
+pub(crate) fn delete_options(media: &str, body: &[u8], query: &Query) -> Result<Value, ApiError> {
+    if !body.is_empty() {
+        let (value, _) = value(media, body)?;
+        return Ok(value);
     }
-    let (value, _) = value(media, body)?;
-    Ok(value)
+    let mut options = json!({});
+    if let Some(seconds) = query.get("gracePeriodSeconds") {
+        let seconds: i64 = seconds.parse().map_err(|_| {
+            let why = format!("strconv.ParseInt: parsing {seconds:?}: invalid syntax");
+            ApiError::bad_request(why)
+        })?;
+        options["gracePeriodSeconds"] = seconds.into();
+    }
+    if let Some(policy) = query.get("propagationPolicy") {
+        options["propagationPolicy"] = policy.into();
+    }
+    if query.get("orphanDependents").is_some() {
+        options["orphanDependents"] = query.flag("orphanDependents").into();
+    }
+    Ok(options)
 }

@@ -229,6 +229,10 @@ fn page(
     });
     let token = token.transpose()?;
     let at = match &token {
+        Some(_) if query.get("resourceVersion").is_some_and(|r| r != "0") => {
+            let why = "specifying resource version is not allowed when using continue";
+            return Err(ApiError::bad_request(why));
+        }
         Some(token) => Some(token.revision),
         None => exact_revision(server, query)?,
     };
@@ -294,28 +298,23 @@ pub(crate) fn number(query: &Query, name: &str) -> Result<Option<u64>, ApiError>
     query.get(name).map(parse).transpose()
 }
 
-/// The revision that the list must have. Every list is of the present unless `Exact` says otherwise, which also is not
-/// older than any revision that a client has seen.
+/// The revision that the list must have ("Resource versions", Kubernetes API concepts). A list that need not have one is of
+/// the present, which is not older than any revision that a client has seen.
 fn exact_revision(server: &Server, query: &Query) -> Result<Option<u64>, ApiError> {
     let revision = number(query, "resourceVersion")?.filter(|r| *r > 0);
-    let matching = query.get("resourceVersionMatch");
-    match (revision, matching) {
-        (None, Some("Exact")) => Err(ApiError::bad_request(
-            "resourceVersionMatch: Forbidden: resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
-        )),
-        (_, None | Some("Exact" | "NotOlderThan")) => {
-            if let Some(asked) = revision
-                && asked > server.store.revision()
-            {
-                let current = server.store.revision();
-                return Err(list_error(ListError::Future { asked, current }, false));
-            }
-            Ok(revision.filter(|_| matching == Some("Exact")))
-        }
-        (_, Some(other)) => Err(ApiError::bad_request(format!(
-            "resourceVersionMatch: Unsupported value: \"{other}\": supported values: \"Exact\", \"NotOlderThan\", \"\""
-        ))),
+    if let Some(asked) = revision
+        && asked > server.store.revision()
+    {
+        let current = server.store.revision();
+        return Err(list_error(ListError::Future { asked, current }, false));
     }
+    // A page of a list means the revision that is named, unless it says otherwise.
+    let pages = number(query, "limit")?.is_some_and(|limit| limit > 0);
+    let exact = match query.get("resourceVersionMatch") {
+        Some(matching) => matching == "Exact",
+        None => pages,
+    };
+    Ok(revision.filter(|_| exact))
 }
 
 pub(crate) fn list_error(error: ListError, continued: bool) -> ApiError {

@@ -13,6 +13,8 @@ pub(crate) struct Traits {
     pub(crate) finalize: bool,
     /// A new object keeps the status that it came with: the kubelet, and our agent, register their Node whole.
     pub(crate) status_on_create: bool,
+    /// Objects that are bound to a node are there until it says that they have ended, or their grace period is over.
+    pub(crate) graceful: bool,
     /// An update of what is not there creates it.
     pub(crate) create_on_update: bool,
     /// Objects go by themselves, so long after their last change.
@@ -21,24 +23,29 @@ pub(crate) struct Traits {
     pub(crate) encrypted: bool,
     /// Names that cannot be deleted.
     pub(crate) immortal: &'static [&'static str],
+    /// Fields that the server gives a new object, and that are nobody's then (`metadata.managedFields`).
+    pub(crate) filled_in: &'static [&'static [&'static str]],
 }
 
 const NONE: Traits = Traits {
     finalize: false,
     status_on_create: false,
+    graceful: false,
     create_on_update: false,
     lifetime: None,
     encrypted: false,
     immortal: &[],
+    filled_in: &[],
 };
 
-static TABLE: [(&str, &str, Traits); 6] = [
+static TABLE: [(&str, &str, Traits); 8] = [
     (
         "",
         "namespaces",
         Traits {
             finalize: true,
             immortal: &["default", "kube-system", "kube-public"],
+            filled_in: &[&["spec", "finalizers"]],
             ..NONE
         },
     ),
@@ -47,6 +54,22 @@ static TABLE: [(&str, &str, Traits); 6] = [
         "nodes",
         Traits {
             status_on_create: true,
+            ..NONE
+        },
+    ),
+    (
+        "",
+        "pods",
+        Traits {
+            graceful: true,
+            ..NONE
+        },
+    ),
+    (
+        "",
+        "services",
+        Traits {
+            filled_in: &[&["spec", "clusterIPs"]],
             ..NONE
         },
     ),
@@ -112,4 +135,37 @@ pub(crate) fn has_subresource(kind: &Kind, subresource: &str) -> bool {
         "finalize" => of(kind).finalize,
         _ => false,
     }
+}
+
+/// Where to ask for what the real server has below a kind, and this one has not: it runs no containers.
+pub(crate) fn elsewhere(kind: &Kind, subresource: &str) -> Option<&'static str> {
+    if (kind.group, kind.plural) != ("", "pods") {
+        return None;
+    }
+    match subresource {
+        "log" => Some(
+            "svcnet runs no containers and keeps no logs of them: ask the container runtime on the pod's node \
+             (crictl logs), or in a lab: svcnet lab logs POD",
+        ),
+        "exec" | "attach" => Some(
+            "svcnet runs no containers: use the container runtime on the pod's node (crictl exec), or in a lab: \
+             svcnet lab exec POD -- COMMAND",
+        ),
+        "portforward" => Some(
+            "svcnet forwards no ports through its API: connect to the pod's address, which every node reaches, or make \
+             a Service of type NodePort",
+        ),
+        "eviction" | "binding" | "ephemeralcontainers" | "resize" => {
+            Some("svcnet schedules and runs no pods: delete the pod, or make it with spec.nodeName")
+        }
+        _ => None,
+    }
+}
+
+/// Why kinds of a group are not served that users know from whole clusters.
+pub(crate) fn not_served(group: &str) -> Option<&'static str> {
+    let workloads = matches!(group, "apps" | "batch" | "autoscaling");
+    workloads.then_some(
+        "svcnet is a network without workloads: run pods with a container runtime or with `svcnet pod run`",
+    )
 }

@@ -1,6 +1,5 @@
 //! Patches: what a client wants changed, put on the stored object. Pure functions.
 
-mod apply;
 mod strategic;
 
 #[cfg(test)]
@@ -8,9 +7,8 @@ mod tests;
 
 use serde_json::Value;
 use svcnet_api::schema::SchemaNode;
-use svcnet_api::{ApiError, FieldError, FieldPath, Kind, Reason};
+use svcnet_api::{ApiError, Kind, Reason};
 
-use crate::url::Query;
 use crate::{decode, traits};
 
 const JSON: &str = "application/json-patch+json";
@@ -67,26 +65,27 @@ pub(crate) fn parse(how: PatchKind, body: &[u8]) -> Result<Value, ApiError> {
     Ok(patch)
 }
 
-/// What server-side apply asks of its callers.
-pub(crate) fn check_apply(kind: &Kind, query: &Query, patch: &Value) -> Result<(), ApiError> {
-    if query.get("fieldManager").is_none() {
-        let error = FieldError::required(FieldPath::new("fieldManager"), "is required for apply patch");
-        let mut refused = ApiError::invalid(kind, "", &[error]);
-        refused.message =
-            refused
-                .message
-                .replacen(&format!("{} \"\"", kind.kind), "PatchOptions.meta.k8s.io \"\"", 1);
-        return Err(refused);
-    }
+/// What is applied must say what it is.
+pub(crate) fn check_applied(kind: &Kind, patch: &Value) -> Result<(), ApiError> {
     let said = |name: &str| patch.get(name).and_then(Value::as_str).unwrap_or_default();
-    if said("kind") != kind.kind || said("apiVersion") != kind.api_version() {
-        return Err(ApiError::bad_request(format!(
-            "invalid object type: {}, Kind={}",
-            said("apiVersion"),
-            said("kind")
-        )));
+    let (version, name) = (said("apiVersion"), said("kind"));
+    if name.is_empty() {
+        return Err(ApiError::bad_request(
+            "Object 'Kind' is missing in applied configuration",
+        ));
     }
-    Ok(())
+    if name == kind.kind && version == kind.api_version() {
+        return Ok(());
+    }
+    // As Go prints it: the core group's versions have a slash too.
+    let version = if version.contains('/') {
+        version.to_string()
+    } else {
+        format!("/{version}")
+    };
+    Err(ApiError::bad_request(format!(
+        "invalid object type: {version}, Kind={name}"
+    )))
 }
 
 /// The object that the patch makes of the current one.
@@ -103,7 +102,8 @@ pub(crate) fn apply(kind: &Kind, how: PatchKind, patch: &Value, current: &Value)
             new = strategic::merge(new, patch.clone(), SchemaNode::root(kind))
                 .map_err(|e| ApiError::bad_request(e.to_string()))?;
         }
-        PatchKind::Apply => new = apply::merge(new, patch.clone(), SchemaNode::root(kind)),
+        // Knows who owns what: `managed::apply`.
+        PatchKind::Apply => {}
     }
     if new.is_object() {
         Ok(new)
