@@ -64,6 +64,8 @@ pub struct ApiError {
     pub message: String,
     /// `Status.details`: which object, and the causes by field.
     pub details: Option<Value>,
+    /// `Status.metadata.continue`: where a list whose revision is forgotten may go on nevertheless.
+    pub continue_at: Option<String>,
 }
 
 impl ApiError {
@@ -73,6 +75,7 @@ impl ApiError {
             reason,
             message: message.into(),
             details: None,
+            continue_at: None,
         }
     }
 
@@ -134,6 +137,7 @@ impl ApiError {
             reason: Reason::Invalid,
             message: format!("{head} \"{name}\" is invalid: {text}"),
             details: Some(json!({"name": name, "group": kind.group, "kind": kind.kind, "causes": causes})),
+            continue_at: None,
         }
     }
 
@@ -153,6 +157,9 @@ impl ApiError {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "reason": format!("{:?}", self.reason), "code": self.reason.code(),
         });
+        if let Some(token) = &self.continue_at {
+            status["metadata"]["continue"] = token.as_str().into();
+        }
         if self.reason == Reason::Unknown
             && let Some(fields) = status.as_object_mut()
         {
@@ -173,6 +180,7 @@ impl ApiError {
             reason,
             message,
             details: Some(details),
+            continue_at: None,
         }
     }
 }

@@ -65,7 +65,12 @@ pub(crate) fn carry_over(place: &Place, stored: &Stored, mut wanted: Value) -> R
     let mut new = match place.subresource.as_str() {
         "status" => {
             let mut new = old.clone();
-            new["metadata"] = wanted["metadata"].take();
+            if traits::is_custom(place.kind) {
+                // With the status of a custom resource only its owners are written.
+                take(&mut new["metadata"], &mut wanted["metadata"], "managedFields");
+            } else {
+                new["metadata"] = wanted["metadata"].take();
+            }
             take(&mut new, &mut wanted, "status");
             new
         }
@@ -91,7 +96,9 @@ pub(crate) fn carry_over(place: &Place, stored: &Stored, mut wanted: Value) -> R
         new[field] = old[field].clone();
     }
     new_finalizers(place, old, &new)?;
-    if object::spec_differs(old, &new) && metadata_generation(old).is_some() {
+    let labels = |object: &Value| object.get("metadata").and_then(|m| m.get("labels")).cloned();
+    let relabelled = traits::of(place.kind).labels_count && labels(old) != labels(&new);
+    if (relabelled || object::spec_differs(old, &new)) && metadata_generation(old).is_some() {
         bump_generation(&mut new);
     }
     Ok(new)

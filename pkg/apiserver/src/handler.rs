@@ -425,14 +425,15 @@ impl Call {
         let kind = self.target.kind;
         let how = patch::PatchKind::of(decode::media_type(&self.headers))?;
         let options = self.options(how == patch::PatchKind::Apply)?;
-        let patch = patch::parse(how, body)?;
+        let (patch, doubts) = patch::parse(how, body)?;
         if how == patch::PatchKind::Apply {
-            return self.apply(&patch, &options).await;
+            return self.apply(&patch, &doubts, &options).await;
         }
         let mut warnings = Vec::new();
         let done = self.server.modify(self.place(&options), |current| {
             let mut new = patch::apply(kind, how, &patch, current)?;
-            warnings = decode::checked(kind, &mut new, &[], options.validation)?;
+            warnings = decode::examined(kind, &mut new, &doubts, options.validation)
+                .map_err(|why| patch::unreadable(how, &patch, &new, &why))?;
             Ok(new)
         });
         let done = done.await?;
@@ -440,7 +441,7 @@ impl Call {
     }
 
     /// Server-side apply.
-    async fn apply(&self, patch: &Value, options: &Options) -> Result<Reply, ApiError> {
+    async fn apply(&self, patch: &Value, doubts: &[String], options: &Options) -> Result<Reply, ApiError> {
         let kind = self.target.kind;
         patch::check_applied(kind, patch)?;
         let mut place = self.place(options);
@@ -455,8 +456,19 @@ impl Call {
             };
             let mut new = managed::apply(writer, current, patch, options.force)?;
             decode::checked(kind, &mut new, &[], FieldValidation::Ignore)?;
-            Ok(new)
+            match doubts {
+                [doubt, ..] if options.validation == FieldValidation::Strict => {
+                    let why = format!("error strict decoding YAML: error converting YAML to JSON: {doubt}");
+                    Err(ApiError::bad_request(why))
+                }
+                _ => Ok(new),
+            }
         };
+        let warns = options.validation == FieldValidation::Warn;
+        let warnings = doubts.iter().filter(|_| warns);
+        let warnings: Vec<String> = warnings
+            .map(|d| format!("error converting YAML to JSON: {d}"))
+            .collect();
         for _ in 0..APPLY_TRIES {
             let done = match self.server.modify(place.clone(), merge).await {
                 Err(error) if error.reason == Reason::NotFound && self.target.subresource.is_empty() => {
@@ -469,7 +481,7 @@ impl Call {
             match done {
                 // Somebody else has created it meanwhile.
                 Err(error) if error.reason == Reason::AlreadyExists => {}
-                done => return self.written(&done?, Vec::new()),
+                done => return self.written(&done?, warnings),
             }
         }
         Err(ApiError::already_exists(kind, &self.target.name))

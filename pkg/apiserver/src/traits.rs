@@ -19,6 +19,8 @@ pub(crate) struct Traits {
     pub(crate) create_on_update: bool,
     /// Objects go by themselves, so long after their last change.
     pub(crate) lifetime: Option<Duration>,
+    /// Labels count as changes of `metadata.generation` too: consumers of slices go by them.
+    pub(crate) labels_count: bool,
     /// Objects are encrypted on the disk.
     pub(crate) encrypted: bool,
     /// Names that cannot be deleted.
@@ -33,12 +35,13 @@ const NONE: Traits = Traits {
     graceful: false,
     create_on_update: false,
     lifetime: None,
+    labels_count: false,
     encrypted: false,
     immortal: &[],
     filled_in: &[],
 };
 
-static TABLE: [(&str, &str, Traits); 8] = [
+static TABLE: [(&str, &str, Traits); 9] = [
     (
         "",
         "namespaces",
@@ -100,6 +103,14 @@ static TABLE: [(&str, &str, Traits); 8] = [
         },
     ),
     (
+        "discovery.k8s.io",
+        "endpointslices",
+        Traits {
+            labels_count: true,
+            ..NONE
+        },
+    ),
+    (
         "coordination.k8s.io",
         "leases",
         Traits {
@@ -124,7 +135,11 @@ pub(crate) fn is_custom(kind: &Kind) -> bool {
 
 /// Whether `metadata.generation` counts the changes of a kind's objects. The real server's older kinds have none.
 pub(crate) fn has_generation(kind: &Kind) -> bool {
-    is_custom(kind) || matches!(kind.group, "discovery.k8s.io" | "networking.k8s.io")
+    match (kind.group, kind.plural) {
+        ("", "pods") | ("discovery.k8s.io", _) => true,
+        ("networking.k8s.io", plural) => !matches!(plural, "servicecidrs" | "ipaddresses"),
+        _ => is_custom(kind),
+    }
 }
 
 /// Whether a kind has a subresource.

@@ -15,6 +15,8 @@ mod updater;
 mod walk;
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
 
 use serde_json::{Value, json};
@@ -47,6 +49,7 @@ pub(crate) struct Writer<'a> {
 }
 
 pub(crate) use self::owners::same_but_times;
+pub(crate) use self::walk::shown as go_value;
 
 /// An object without anything in it, as the real server's decoder makes one: fields that its types always have are there.
 /// What an object has beyond these is added, and owned, by whoever creates it.

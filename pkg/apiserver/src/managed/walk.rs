@@ -212,8 +212,8 @@ fn go_syntax(value: &Value) -> String {
     }
 }
 
-/// `%v`
-fn shown(value: &Value) -> String {
+/// As Go prints a value, by `%v`.
+pub(crate) fn shown(value: &Value) -> String {
     match value {
         Value::Array(items) => format!("[{}]", items.iter().map(shown).collect::<Vec<_>>().join(" ")),
         Value::Object(fields) => {

@@ -7,9 +7,9 @@ mod tests;
 
 use serde_json::Value;
 use svcnet_api::schema::SchemaNode;
-use svcnet_api::{ApiError, Kind, Reason};
+use svcnet_api::{ApiError, FieldError, FieldPath, Kind, Reason};
 
-use crate::{decode, traits};
+use crate::{decode, managed, traits};
 
 const JSON: &str = "application/json-patch+json";
 const MERGE: &str = "application/merge-patch+json";
@@ -44,14 +44,14 @@ impl PatchKind {
     }
 }
 
-/// The patch in a body.
-pub(crate) fn parse(how: PatchKind, body: &[u8]) -> Result<Value, ApiError> {
+/// The patch in a body, with what a strict decoder would say of it.
+pub(crate) fn parse(how: PatchKind, body: &[u8]) -> Result<(Value, Vec<String>), ApiError> {
     let media = if how == PatchKind::Apply {
         APPLY
     } else {
         "application/json"
     };
-    let (patch, _) = decode::value(media, body)?;
+    let (patch, doubts) = decode::value(media, body)?;
     let right = if how == PatchKind::Json {
         patch.is_array()
     } else {
@@ -62,7 +62,20 @@ pub(crate) fn parse(how: PatchKind, body: &[u8]) -> Result<Value, ApiError> {
             "the patch is not of the form that its content type says",
         ));
     }
-    Ok(patch)
+    Ok((patch, doubts))
+}
+
+/// 422 for a patch that leaves nothing that can be read as the kind. The real server shows what it has tried to read: of
+/// strategic patches the patch, as Go prints it, of others the patched object.
+pub(crate) fn unreadable(how: PatchKind, patch: &Value, new: &Value, why: &str) -> ApiError {
+    let shown = match how {
+        PatchKind::Strategic => managed::go_value(patch),
+        _ => new.to_string(),
+    };
+    let error = FieldError::invalid(FieldPath::new("patch"), shown, why);
+    let mut refused = ApiError::new(Reason::Invalid, format!(" \"\" is invalid: {error}"));
+    refused.details = Some(serde_json::json!({"causes": [error.to_cause()]}));
+    refused
 }
 
 /// What is applied must say what it is.

@@ -28,10 +28,7 @@ async fn started(program: &std::path::Path) -> Running {
 }
 
 async fn web(server: &Running) -> Value {
-    let shown = server
-        .kubectl(&["get", "svc", "web", "-o", "json", "--show-managed-fields"])
-        .await;
-    serde_json::from_str(&shown).unwrap()
+    server.get("/api/v1/namespaces/default/services/web").await.1
 }
 
 /// Manager and operation of each entry.

@@ -22,4 +22,5 @@ mod objects;
 mod reviews;
 mod tokens;
 mod unauthorized;
+mod validation;
 mod watches;

@@ -213,7 +213,7 @@ async fn conflicts_name_the_owner_and_force_takes() {
 }
 
 #[tokio::test]
-async fn applies_that_are_none_are_refused_in_the_real_words() {
+async fn an_apply_must_say_who_it_is_and_nothing_else_takes_by_force() {
     let server = Running::start().await;
     let good = json!({"spec": {"clusterIP": "10.96.1.1", "ports": [{"port": 80}]}});
     let path = format!("{SERVICES}/web");
@@ -233,6 +233,23 @@ async fn applies_that_are_none_are_refused_in_the_real_words() {
             }]})
         )
     );
+    let (code, refused) = server
+        .http(Method::PATCH, &format!("{path}?force=true"), MERGE, "{}")
+        .await;
+    assert_eq!(code, 422);
+    assert!(
+        refused["message"]
+            .as_str()
+            .unwrap()
+            .contains("may not be specified for non-apply patch")
+    );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn applies_that_are_none_are_refused_in_the_real_words() {
+    let server = Running::start().await;
+    let good = json!({"spec": {"clusterIP": "10.96.1.1", "ports": [{"port": 80}]}});
     for (part, code, words) in [
         (json!({"kind": "Pod"}), 400, "invalid object type: /v1, Kind=Pod"),
         (
@@ -277,16 +294,6 @@ async fn applies_that_are_none_are_refused_in_the_real_words() {
     );
     old["metadata"]["resourceVersion"] = made["metadata"]["resourceVersion"].clone();
     assert_eq!(apply(&server, "a", "", old).await.0, 200);
-    let (code, refused) = server
-        .http(Method::PATCH, &format!("{path}?force=true"), MERGE, "{}")
-        .await;
-    assert_eq!(code, 422);
-    assert!(
-        refused["message"]
-            .as_str()
-            .unwrap()
-            .contains("may not be specified for non-apply patch")
-    );
     server.stop().await;
 }
 
