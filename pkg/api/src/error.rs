@@ -27,6 +27,8 @@ pub enum Reason {
     UnsupportedMediaType,
     InternalError,
     ServiceUnavailable,
+    /// None is told; code 500 (the real server's answer to errors that it has no reason for).
+    Unknown,
 }
 
 impl Reason {
@@ -46,7 +48,7 @@ impl Reason {
             Self::NotAcceptable => 406,
             Self::RequestEntityTooLarge => 413,
             Self::UnsupportedMediaType => 415,
-            Self::InternalError => 500,
+            Self::InternalError | Self::Unknown => 500,
             Self::ServiceUnavailable => 503,
         }
     }
@@ -62,6 +64,8 @@ pub struct ApiError {
     pub message: String,
     /// `Status.details`: which object, and the causes by field.
     pub details: Option<Value>,
+    /// `Status.metadata.continue`: where a list whose revision is forgotten may go on nevertheless.
+    pub continue_at: Option<String>,
 }
 
 impl ApiError {
@@ -71,6 +75,7 @@ impl ApiError {
             reason,
             message: message.into(),
             details: None,
+            continue_at: None,
         }
     }
 
@@ -132,6 +137,7 @@ impl ApiError {
             reason: Reason::Invalid,
             message: format!("{head} \"{name}\" is invalid: {text}"),
             details: Some(json!({"name": name, "group": kind.group, "kind": kind.kind, "causes": causes})),
+            continue_at: None,
         }
     }
 
@@ -151,6 +157,14 @@ impl ApiError {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "reason": format!("{:?}", self.reason), "code": self.reason.code(),
         });
+        if let Some(token) = &self.continue_at {
+            status["metadata"]["continue"] = token.as_str().into();
+        }
+        if self.reason == Reason::Unknown
+            && let Some(fields) = status.as_object_mut()
+        {
+            fields.remove("reason");
+        }
         if let Some(details) = &self.details {
             status["details"] = details.clone();
         }
@@ -166,6 +180,7 @@ impl ApiError {
             reason,
             message,
             details: Some(details),
+            continue_at: None,
         }
     }
 }

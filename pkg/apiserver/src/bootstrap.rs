@@ -10,8 +10,9 @@ use svcnet_api::wellknown::{LABEL_SERVICE_NAME, NAMESPACE_METALLB, NAMESPACE_NOD
 use svcnet_api::{ApiError, Kind, Reason, registry};
 
 use crate::auth::User;
+use crate::delete::DeleteOptions;
 use crate::server::Server;
-use crate::write::Place;
+use crate::write::{MANAGER, Place};
 use crate::{object, pki, traits};
 
 /// How often is looked whether all of it is there.
@@ -71,7 +72,10 @@ pub(crate) async fn keep(server: Arc<Server>, port: u16) {
     let mut expire_tick = tokio::time::interval(EXPIRE_EVERY);
     loop {
         tokio::select! {
-            _ = repair_tick.tick() => { _ = repair(&server, port).await; }
+            _ = repair_tick.tick() => {
+                _ = repair(&server, port).await;
+                server.end_overdue().await;
+            }
             _ = expire_tick.tick() => {
                 expire(&server).await;
                 server.tokens.sweep(&server.authority).await;
@@ -209,6 +213,8 @@ async fn ensure(server: &Server, wanted: &Wanted) -> Result<(), ApiError> {
         name: wanted.name.to_string(),
         subresource: String::new(),
         dry_run: false,
+        manager: MANAGER.to_string(),
+        applies: false,
     };
     let Some(entry) = server.get(kind, wanted.namespace, wanted.name) else {
         return create(server, place("create"), kind, &wanted.object).await;
@@ -229,7 +235,7 @@ async fn ensure(server: &Server, wanted: &Wanted) -> Result<(), ApiError> {
             .cloned()
     };
     if fixed(&is) != fixed(&wanted.object) {
-        server.delete(place("delete"), &Value::Null).await?;
+        server.delete(place("delete"), &DeleteOptions::default()).await?;
         return create(server, place("create"), kind, &wanted.object).await;
     }
     let changed = server.modify(place("update"), |old| {
@@ -302,8 +308,10 @@ async fn expire(server: &Server) {
                 name: object::meta_text(&object, "name").to_string(),
                 subresource: String::new(),
                 dry_run: false,
+                manager: MANAGER.to_string(),
+                applies: false,
             };
-            match server.delete(place, &Value::Null).await {
+            match server.delete(place, &DeleteOptions::default()).await {
                 Err(error) if error.reason != Reason::NotFound => {
                     tracing::warn!(object.kind = kind.kind, reason = %error, "cannot take away what has expired");
                     return;

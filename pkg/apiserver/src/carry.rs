@@ -3,6 +3,7 @@
 use serde_json::Value;
 use svcnet_api::{ApiError, FieldError, FieldPath};
 
+use crate::delete::DeleteOptions;
 use crate::write::{MODIFIED, Place, Stored};
 use crate::{object, traits};
 
@@ -64,7 +65,12 @@ pub(crate) fn carry_over(place: &Place, stored: &Stored, mut wanted: Value) -> R
     let mut new = match place.subresource.as_str() {
         "status" => {
             let mut new = old.clone();
-            new["metadata"] = wanted["metadata"].take();
+            if traits::is_custom(place.kind) {
+                // With the status of a custom resource only its owners are written.
+                take(&mut new["metadata"], &mut wanted["metadata"], "managedFields");
+            } else {
+                new["metadata"] = wanted["metadata"].take();
+            }
             take(&mut new, &mut wanted, "status");
             new
         }
@@ -90,7 +96,9 @@ pub(crate) fn carry_over(place: &Place, stored: &Stored, mut wanted: Value) -> R
         new[field] = old[field].clone();
     }
     new_finalizers(place, old, &new)?;
-    if object::spec_differs(old, &new) && metadata_generation(old).is_some() {
+    let labels = |object: &Value| object.get("metadata").and_then(|m| m.get("labels")).cloned();
+    let relabelled = traits::of(place.kind).labels_count && labels(old) != labels(&new);
+    if (relabelled || object::spec_differs(old, &new)) && metadata_generation(old).is_some() {
         bump_generation(&mut new);
     }
     Ok(new)
@@ -140,22 +148,29 @@ fn new_finalizers(place: &Place, old: &Value, new: &Value) -> Result<(), ApiErro
     Err(ApiError::invalid(place.kind, &place.name, &[error]))
 }
 
+/// Whoever applies with a uid means an object that is there.
+pub(crate) fn no_uid(place: &Place, new: &Value) -> Result<(), ApiError> {
+    let uid = object::meta_text(new, "uid");
+    if uid.is_empty() {
+        return Ok(());
+    }
+    let why =
+        format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
+    Err(ApiError::conflict(place.kind, &place.name, &why))
+}
+
 fn uid_conflict(place: &Place, wanted: &str, is: &str) -> ApiError {
     let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {is}");
     ApiError::conflict(place.kind, &place.name, &why)
 }
 
-pub(crate) fn preconditions(place: &Place, stored: &Stored, options: &Value) -> Result<(), ApiError> {
-    let text = |field: &str| {
-        let value = options.get("preconditions").and_then(|p| p.get(field));
-        value.and_then(Value::as_str).unwrap_or_default()
-    };
+pub(crate) fn preconditions(place: &Place, stored: &Stored, options: &DeleteOptions) -> Result<(), ApiError> {
     let is = object::meta_text(&stored.object, "uid");
-    if !text("uid").is_empty() && text("uid") != is {
-        return Err(uid_conflict(place, text("uid"), is));
+    if !options.uid.is_empty() && options.uid != is {
+        return Err(uid_conflict(place, &options.uid, is));
     }
-    let (wanted, is) = (text("resourceVersion"), stored.entry.revision.to_string());
-    if !wanted.is_empty() && wanted != is {
+    let (wanted, is) = (&options.revision, stored.entry.revision.to_string());
+    if !wanted.is_empty() && *wanted != is {
         let why = format!(
             "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {is}"
         );

@@ -17,9 +17,10 @@ use tokio::sync::mpsc;
 
 use self::index::{Index, Meta, Place as At};
 use crate::auth::User;
-use crate::object;
+use crate::delete::DeleteOptions;
 use crate::server::Server;
-use crate::write::Place;
+use crate::write::{MANAGER, Place};
+use crate::{object, options};
 
 /// metav1.FinalizerDeleteDependents.
 const FOREGROUND: &str = "foregroundDeletion";
@@ -29,8 +30,9 @@ const ORPHAN: &str = "orphan";
 const QUEUE_MAX: usize = 1024;
 
 /// What becomes of the objects that belong to one that is deleted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Propagation {
+    #[default]
     Background,
     Foreground,
     Orphan,
@@ -45,6 +47,11 @@ impl Propagation {
         let orphans = options.get("orphanDependents").and_then(Value::as_bool);
         let policy = options.get("propagationPolicy").and_then(Value::as_str);
         match (policy, orphans) {
+            (Some(policy), Some(_)) => {
+                let detail = "orphanDependents and deletionPropagation cannot be both set";
+                let error = FieldError::invalid(FieldPath::new("propagationPolicy"), policy, detail);
+                Err(options::invalid("DeleteOptions", &[error]))
+            }
             (None, Some(true)) | (Some("Orphan"), _) => Ok(Self::Orphan),
             (None, _) | (Some("Background"), _) => Ok(Self::Background),
             (Some("Foreground"), _) => Ok(Self::Foreground),
@@ -52,14 +59,7 @@ impl Propagation {
                 let supported = ["Foreground", "Background", "Orphan", "nil"];
                 let path = FieldPath::new("propagationPolicy");
                 let error = FieldError::not_supported(path, other, &supported);
-                let mut refused = ApiError::new(
-                    Reason::Invalid,
-                    format!("DeleteOptions.meta.k8s.io \"\" is invalid: {error}"),
-                );
-                let causes = [error.to_cause()];
-                refused.details =
-                    Some(json!({"group": "meta.k8s.io", "kind": "DeleteOptions", "causes": causes}));
-                Err(refused)
+                Err(options::invalid("DeleteOptions", &[error]))
             }
         }
     }
@@ -222,8 +222,15 @@ impl Collector {
         if staying {
             return self.forget(at, |uid| leaving.iter().any(|l| l == uid)).await;
         }
-        let policy = if going { "Foreground" } else { "Background" };
-        let options = json!({"preconditions": {"uid": meta.uid}, "propagationPolicy": policy});
+        let options = DeleteOptions {
+            propagation: if going {
+                Propagation::Foreground
+            } else {
+                Propagation::Background
+            },
+            uid: meta.uid.clone(),
+            ..DeleteOptions::default()
+        };
         tracing::debug!(
             object.kind = at.kind.kind,
             object.ns = at.namespace,
@@ -305,5 +312,7 @@ fn place(at: &At, verb: &'static str) -> Place {
         name: at.name.clone(),
         subresource: String::new(),
         dry_run: false,
+        manager: MANAGER.to_string(),
+        applies: false,
     }
 }

@@ -7,7 +7,8 @@ use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
-use serde_json::Value;
+use serde_json::{Value, json};
+use serde_saphyr::options::DuplicateKeyPolicy;
 use svcnet_api::{ApiError, Kind, Reason, schema};
 
 use crate::protobuf;
@@ -25,19 +26,6 @@ pub(crate) enum FieldValidation {
     Ignore,
     Warn,
     Strict,
-}
-
-impl FieldValidation {
-    pub(crate) fn of(query: &Query) -> Result<Self, ApiError> {
-        match query.get("fieldValidation") {
-            None | Some("Warn") => Ok(Self::Warn),
-            Some("Ignore") => Ok(Self::Ignore),
-            Some("Strict") => Ok(Self::Strict),
-            Some(other) => Err(ApiError::bad_request(format!(
-                "fieldValidation parameter unsupported: {other:?}: supported values: \"\", \"Ignore\", \"Strict\", \"Warn\""
-            ))),
-        }
-    }
 }
 
 /// Reads a body, up to the limit.
@@ -80,26 +68,51 @@ pub(crate) fn media_type(headers: &HeaderMap) -> &str {
     }
 }
 
-/// A body as JSON, with the paths of keys that stand twice.
+/// A body as JSON, with what a strict decoder would say of it.
 pub(crate) fn value(media: &str, body: &[u8]) -> Result<(Value, Vec<String>), ApiError> {
     match media {
         "application/json" => schema::decode(body).map_err(|error| {
             let why = format!("the object provided is unrecognized (must be of type {{}}): {error}");
             ApiError::bad_request(why)
         }),
-        "application/yaml" | "application/apply-patch+yaml" | "application/x-yaml" => {
-            let text =
-                std::str::from_utf8(body).map_err(|_| ApiError::bad_request("the body is not UTF-8"))?;
-            let value = serde_saphyr::from_str(text);
-            let value = value.map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
-            Ok((value, Vec::new()))
-        }
+        "application/yaml" | "application/apply-patch+yaml" | "application/x-yaml" => yaml(body),
         "application/vnd.kubernetes.protobuf" => Ok((protobuf::decode(body)?, Vec::new())),
         _ => Err(unsupported(&[
             "application/json",
             "application/yaml",
             "application/vnd.kubernetes.protobuf",
         ])),
+    }
+}
+
+/// YAML as Go's decoder takes it: of keys that stand twice the last counts. What it says of the first of them comes along.
+fn yaml(body: &[u8]) -> Result<(Value, Vec<String>), ApiError> {
+    let text = std::str::from_utf8(body).map_err(|_| ApiError::bad_request("the body is not UTF-8"))?;
+    let wrong = |error: serde_saphyr::Error| ApiError::bad_request(format!("error decoding YAML: {error}"));
+    match serde_saphyr::from_str(text) {
+        Ok(value) => Ok((value, Vec::new())),
+        Err(error) => {
+            let Some(doubt) = key_twice(&error) else {
+                return Err(wrong(error));
+            };
+            let lenient = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::LastWins };
+            let value = serde_saphyr::from_str_with_options(text, lenient).map_err(wrong)?;
+            Ok((value, vec![doubt]))
+        }
+    }
+}
+
+/// Go's words on a key that stands twice.
+fn key_twice(error: &serde_saphyr::Error) -> Option<String> {
+    match error.without_snippet() {
+        serde_saphyr::Error::DuplicateMappingKey { key, location } => {
+            let key = key.as_deref().unwrap_or_default();
+            let line = location.line();
+            Some(format!(
+                "yaml: unmarshal errors:\n  line {line}: key {key:?} already set in map"
+            ))
+        }
+        _ => None,
     }
 }
 
@@ -124,7 +137,7 @@ pub(crate) fn object(
     if body.is_empty() {
         return Err(ApiError::bad_request("the request has no body"));
     }
-    let (mut value, duplicates) = value(media, body)?;
+    let (mut value, doubts) = value(media, body)?;
     let Some(fields) = value.as_object_mut() else {
         return Err(ApiError::bad_request(
             "the object provided is unrecognized (must be of type JSON object)",
@@ -150,28 +163,35 @@ pub(crate) fn object(
     }
     fields.insert("apiVersion".to_string(), kind.api_version().into());
     fields.insert("kind".to_string(), kind.kind.into());
-    let warnings = checked(kind, &mut value, &duplicates, validation)?;
+    let warnings = checked(kind, &mut value, &doubts, validation)?;
     Ok((value, warnings))
 }
 
-/// Checks an object against the schema of its kind and drops what the kind does not know.
+/// Checks an object against the schema of its kind and drops what the kind does not know. `doubts` are those of its decoder.
 pub(crate) fn checked(
     kind: &'static Kind,
     value: &mut Value,
-    duplicates: &[String],
+    doubts: &[String],
     validation: FieldValidation,
 ) -> Result<Vec<String>, ApiError> {
+    examined(kind, value, doubts, validation).map_err(|why| schema::encode_error(kind, &why))
+}
+
+/// As [`checked`], with the bare reason of a refusal.
+pub(crate) fn examined(
+    kind: &'static Kind,
+    value: &mut Value,
+    doubts: &[String],
+    validation: FieldValidation,
+) -> Result<Vec<String>, String> {
     let check = schema::check(kind, value);
-    if let Some(error) = &check.type_error {
-        return Err(schema::encode_error(kind, error));
+    if let Some(error) = check.type_error {
+        return Err(error);
     }
     let warnings = match validation {
         FieldValidation::Ignore => Vec::new(),
-        FieldValidation::Warn => check.warnings(duplicates),
-        FieldValidation::Strict => match check.strict_error(duplicates) {
-            Some(error) => return Err(schema::encode_error(kind, &error)),
-            None => Vec::new(),
-        },
+        FieldValidation::Warn => check.warnings(doubts),
+        FieldValidation::Strict => check.strict_error(doubts).map_or(Ok(Vec::new()), Err)?,
     };
     schema::prune(kind, value);
     if !value.get("metadata").is_some_and(Value::is_object) {
@@ -180,11 +200,25 @@ pub(crate) fn checked(
     Ok(warnings)
 }
 
-/// The body of a deletion: `DeleteOptions`, in JSON, YAML or protobuf, or none at all.
-pub(crate) fn delete_options(media: &str, body: &[u8]) -> Result<Value, ApiError> {
-    if body.is_empty() {
-        return Ok(Value::Null);
+/// The options of a deletion: `DeleteOptions` in JSON, YAML or protobuf, or parameters where there is no body.
+pub(crate) fn delete_options(media: &str, body: &[u8], query: &Query) -> Result<Value, ApiError> {
+    if !body.is_empty() {
+        let (value, _) = value(media, body)?;
+        return Ok(value);
     }
-    let (value, _) = value(media, body)?;
-    Ok(value)
+    let mut options = json!({});
+    if let Some(seconds) = query.get("gracePeriodSeconds") {
+        let seconds: i64 = seconds.parse().map_err(|_| {
+            let why = format!("strconv.ParseInt: parsing {seconds:?}: invalid syntax");
+            ApiError::bad_request(why)
+        })?;
+        options["gracePeriodSeconds"] = seconds.into();
+    }
+    if let Some(policy) = query.get("propagationPolicy") {
+        options["propagationPolicy"] = policy.into();
+    }
+    if query.get("orphanDependents").is_some() {
+        options["orphanDependents"] = query.flag("orphanDependents").into();
+    }
+    Ok(options)
 }

@@ -14,13 +14,18 @@ use crate::audit::{ObjectRef, Trail};
 use crate::auth::{self, Attributes, Caller, User};
 use crate::body::Body;
 use crate::decode::{self, FieldValidation};
+use crate::delete::DeleteOptions;
 use crate::limits::{Permit, What};
 use crate::negotiate::{self, Form};
+use crate::options::Options;
 use crate::reply::Reply;
 use crate::server::Server;
 use crate::url::{self, Path, Query, Target};
 use crate::write::{Outcome, Place, Written};
-use crate::{object, own, patch, read, root, traits, watch, write};
+use crate::{carry, delete, list_options, managed, object, own, patch, read, root, traits, watch};
+
+/// How often an apply may find that its object has come or gone meanwhile.
+const APPLY_TRIES: usize = 4;
 
 /// The connection that a request comes over.
 #[derive(Debug, Clone)]
@@ -107,7 +112,7 @@ async fn route(
     let Some(path) = path else {
         // Strangers learn nothing about what is served.
         auth::may_root(&caller.user, &["apis".to_string()], "get")?;
-        return Err(not_found());
+        return Err(not_served(request.uri().path()));
     };
     let client = caller.by.as_ref().unwrap_or(&caller.user);
     let count = |what| {
@@ -217,6 +222,19 @@ fn not_found() -> ApiError {
     )
 }
 
+/// 404 for kinds that are not here, and why for those that one might look for.
+fn not_served(path: &str) -> ApiError {
+    let mut error = not_found();
+    let group = path
+        .trim_matches('/')
+        .strip_prefix("apis/")
+        .and_then(|rest| rest.split('/').next());
+    if let Some(why) = group.and_then(traits::not_served) {
+        error.message = format!("{}: {why}", error.message);
+    }
+    error
+}
+
 fn method_not_allowed() -> ApiError {
     ApiError::new(
         Reason::MethodNotAllowed,
@@ -266,7 +284,10 @@ impl Call {
         let related = |node: &str| auth::needs_secret(&self.server, node, namespace, wanted.name);
         auth::may(&self.user, &wanted, related)?;
         if !traits::has_subresource(kind, subresource) {
-            return Err(not_found());
+            return Err(self.elsewhere());
+        }
+        if matches!(self.verb, "list" | "watch") {
+            list_options::check(&self.query, self.verb == "watch")?;
         }
         match self.verb {
             "get" => return read::get(&self.server, &self.target, &self.query, self.form),
@@ -310,6 +331,23 @@ impl Call {
             .unwrap_or_else(|_| Err(ApiError::internal("the request handler failed")))
     }
 
+    /// Why a subresource is not served.
+    fn elsewhere(&self) -> ApiError {
+        let target = &self.target;
+        match traits::elsewhere(target.kind, &target.subresource) {
+            Some(_)
+                if self
+                    .server
+                    .get(target.kind, &target.namespace, &target.name)
+                    .is_none() =>
+            {
+                ApiError::not_found(target.kind, &target.name)
+            }
+            Some(why) => ApiError::new(Reason::MethodNotAllowed, why),
+            None => not_found(),
+        }
+    }
+
     async fn write(self, body: &[u8]) -> Result<Reply, ApiError> {
         match self.verb {
             "create" => self.create(body).await,
@@ -320,25 +358,22 @@ impl Call {
         }
     }
 
-    fn place(&self) -> Result<Place, ApiError> {
-        let dry_run = match self.query.get("dryRun") {
-            None => false,
-            Some("All") => true,
-            Some(other) => {
-                return Err(ApiError::bad_request(format!(
-                    "dryRun: Unsupported value: \"{other}\": supported values: \"All\""
-                )));
-            }
-        };
-        Ok(Place {
+    fn options(&self, applies: bool) -> Result<Options, ApiError> {
+        Options::of(self.verb, applies, &self.query, &self.headers)
+    }
+
+    fn place(&self, options: &Options) -> Place {
+        Place {
             user: self.user.clone(),
             verb: self.verb,
             kind: self.target.kind,
             namespace: self.target.namespace.clone(),
             name: self.target.name.clone(),
             subresource: self.target.subresource.clone(),
-            dry_run,
-        })
+            dry_run: options.dry_run,
+            manager: options.manager.clone(),
+            applies: false,
+        }
     }
 
     fn written(&self, done: &Written, warnings: Vec<String>) -> Result<Reply, ApiError> {
@@ -353,14 +388,14 @@ impl Call {
     }
 
     async fn create(&self, body: &[u8]) -> Result<Reply, ApiError> {
-        let validation = FieldValidation::of(&self.query)?;
+        let options = self.options(false)?;
         let media = decode::media_type(&self.headers);
-        let (object, warnings) = decode::object(self.target.kind, media, body, validation)?;
+        let (object, warnings) = decode::object(self.target.kind, media, body, options.validation)?;
         let name = object::meta_text(&object, "name").to_string();
         if let Some(trail) = &self.trail {
             trail.name(&name);
         }
-        let done = self.server.create(self.place()?, object).await?;
+        let done = self.server.create(self.place(&options), object).await?;
         if let Some(trail) = self.trail.as_ref().filter(|_| name.is_empty()) {
             let made: Value = serde_json::from_slice(&done.object).unwrap_or_default();
             trail.name(object::meta_text(&made, "name"));
@@ -369,10 +404,10 @@ impl Call {
     }
 
     async fn update(&self, body: &[u8]) -> Result<Reply, ApiError> {
-        let validation = FieldValidation::of(&self.query)?;
+        let options = self.options(false)?;
         let media = decode::media_type(&self.headers);
-        let (object, warnings) = decode::object(self.target.kind, media, body, validation)?;
-        let place = self.place()?;
+        let (object, warnings) = decode::object(self.target.kind, media, body, options.validation)?;
+        let place = self.place(&options);
         // Whoever names a revision means an object that was there: such a one is told that it is gone.
         let creates = traits::of(place.kind).create_on_update
             && place.subresource.is_empty()
@@ -387,50 +422,99 @@ impl Call {
     }
 
     async fn patch(&self, body: &[u8]) -> Result<Reply, ApiError> {
-        let validation = FieldValidation::of(&self.query)?;
-        let (kind, place) = (self.target.kind, self.place()?);
-        let media = decode::media_type(&self.headers);
-        let how = patch::PatchKind::of(media)?;
-        let patch = patch::parse(how, body)?;
-        let mut warnings = Vec::new();
+        let kind = self.target.kind;
+        let how = patch::PatchKind::of(decode::media_type(&self.headers))?;
+        let options = self.options(how == patch::PatchKind::Apply)?;
+        let (patch, doubts) = patch::parse(how, body)?;
         if how == patch::PatchKind::Apply {
-            patch::check_apply(kind, &self.query, &patch)?;
-            if self.server.get(kind, &place.namespace, &place.name).is_none() && place.subresource.is_empty()
-            {
-                let mut object = patch;
-                let warnings = decode::checked(kind, &mut object, &[], validation)?;
-                let done = self.server.create(place, object).await?;
-                return self.written(&done, warnings);
-            }
+            return self.apply(&patch, &doubts, &options).await;
         }
-        let done = self.server.modify(place, |current| {
+        let mut warnings = Vec::new();
+        let done = self.server.modify(self.place(&options), |current| {
             let mut new = patch::apply(kind, how, &patch, current)?;
-            warnings = decode::checked(kind, &mut new, &[], validation)?;
+            warnings = decode::examined(kind, &mut new, &doubts, options.validation)
+                .map_err(|why| patch::unreadable(how, &patch, &new, &why))?;
             Ok(new)
         });
         let done = done.await?;
         self.written(&done, warnings)
     }
 
+    /// Server-side apply.
+    async fn apply(&self, patch: &Value, doubts: &[String], options: &Options) -> Result<Reply, ApiError> {
+        let kind = self.target.kind;
+        patch::check_applied(kind, patch)?;
+        let mut place = self.place(options);
+        place.applies = true;
+        let merge = |current: &Value| {
+            let now = object::now();
+            let writer = managed::Writer {
+                kind,
+                subresource: &self.target.subresource,
+                manager: &options.manager,
+                now: &now,
+            };
+            let mut new = managed::apply(writer, current, patch, options.force)?;
+            decode::checked(kind, &mut new, &[], FieldValidation::Ignore)?;
+            match doubts {
+                [doubt, ..] if options.validation == FieldValidation::Strict => {
+                    let why = format!("error strict decoding YAML: error converting YAML to JSON: {doubt}");
+                    Err(ApiError::bad_request(why))
+                }
+                _ => Ok(new),
+            }
+        };
+        let warns = options.validation == FieldValidation::Warn;
+        let warnings = doubts.iter().filter(|_| warns);
+        let warnings: Vec<String> = warnings
+            .map(|d| format!("error converting YAML to JSON: {d}"))
+            .collect();
+        for _ in 0..APPLY_TRIES {
+            let done = match self.server.modify(place.clone(), merge).await {
+                Err(error) if error.reason == Reason::NotFound && self.target.subresource.is_empty() => {
+                    let new = merge(&managed::empty(kind))?;
+                    carry::no_uid(&place, &new)?;
+                    self.server.create(place.clone(), new).await
+                }
+                done => done,
+            };
+            match done {
+                // Somebody else has created it meanwhile.
+                Err(error) if error.reason == Reason::AlreadyExists => {}
+                done => return self.written(&done?, warnings),
+            }
+        }
+        Err(ApiError::already_exists(kind, &self.target.name))
+    }
+
     async fn delete(&self, body: &[u8]) -> Result<Reply, ApiError> {
-        let options = decode::delete_options(decode::media_type(&self.headers), body)?;
-        let mut place = self.place()?;
-        place.dry_run |= options.get("dryRun").is_some_and(|d| d.get(0).is_some());
+        let (place, options) = self.deletion(body)?;
         let done = self.server.delete(place, &options).await?;
         if done.outcome == Outcome::Terminating {
             return self.written(&done, Vec::new());
         }
-        let status = write::deletion_status(self.target.kind, &self.target.name, &done.object);
+        let status = delete::deletion_status(self.target.kind, &self.target.name, &done.object);
         Ok(Reply::json(200, &status))
     }
 
+    /// A deletion's options come in its body, or in the query.
+    fn deletion(&self, body: &[u8]) -> Result<(Place, DeleteOptions), ApiError> {
+        let mut place = self.place(&self.options(false)?);
+        let given = decode::delete_options(decode::media_type(&self.headers), body, &self.query)?;
+        let options = DeleteOptions::of(&given)?;
+        place.dry_run |= options.dry_run;
+        Ok((place, options))
+    }
+
     async fn delete_collection(&self, body: &[u8]) -> Result<Reply, ApiError> {
-        let options = decode::delete_options(decode::media_type(&self.headers), body)?;
+        let (place, options) = self.deletion(body)?;
         let names = read::names(&self.server, &self.target, &self.query)?;
         let mut deleted = Vec::new();
         for name in names {
-            let mut place = self.place()?;
-            place.name = name;
+            let place = Place {
+                name,
+                ..place.clone()
+            };
             match self.server.delete(place, &options).await {
                 Ok(done) => deleted.push(done.object),
                 // Somebody else was faster.

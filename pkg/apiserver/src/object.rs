@@ -5,6 +5,8 @@ use serde_json::{Map, Value, json};
 use svcnet_api::ApiError;
 use svcnet_store::{Entry, Template};
 
+use crate::managed;
+
 /// Letters of generated names: none that makes words or is taken for another.
 const SUFFIX_LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 const SUFFIX_LENGTH: usize = 5;
@@ -71,7 +73,12 @@ pub(crate) fn meta_text<'a>(object: &'a Value, field: &str) -> &'a str {
 
 /// The time as metadata has it.
 pub(crate) fn now() -> String {
-    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    time(Timestamp::now())
+}
+
+/// A time as metadata has it.
+pub(crate) fn time(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// A name after `generateName`.
@@ -104,14 +111,16 @@ pub(crate) fn is_terminating(object: &Value) -> bool {
     !meta_text(object, "deletionTimestamp").is_empty()
 }
 
-/// Whether two objects say the same, apart from the revision.
+/// Whether two objects say the same, apart from the revision and the times of managed fields.
 pub(crate) fn same(a: &Value, b: &Value) -> bool {
     let strip = |v: &Value| {
         let mut v = v.clone();
         metadata(&mut v).remove("resourceVersion");
+        metadata(&mut v).remove("managedFields");
         v
     };
-    strip(a) == strip(b)
+    let managed = |v: &Value| v.get("metadata").and_then(|m| m.get("managedFields")).cloned();
+    strip(a) == strip(b) && (managed(a) == managed(b) || managed::same_but_times(a, b))
 }
 
 /// Whether anything differs that `metadata.generation` counts: all but metadata and status.

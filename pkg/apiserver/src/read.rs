@@ -18,6 +18,12 @@ use crate::server::Server;
 use crate::url::{Query, Target};
 use crate::{object, table};
 
+/// The real server's words.
+const CONTINUE_EXPIRED: &str = "The provided continue parameter is too old to display a consistent list result. You can start a new list \
+    without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. \
+    Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted \
+    between the time the first chunk was returned and now may show up in the list.";
+
 /// Which objects are wanted.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Selection {
@@ -74,7 +80,7 @@ struct Labels {
     labels: Option<BTreeMap<String, String>>,
 }
 
-/// Where a chunked list goes on: at which revision, after which path.
+/// Where a chunked list goes on: at which revision (0: at the present one), after which path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Continue {
     revision: u64,
@@ -229,7 +235,11 @@ fn page(
     });
     let token = token.transpose()?;
     let at = match &token {
-        Some(token) => Some(token.revision),
+        Some(_) if query.get("resourceVersion").is_some_and(|r| r != "0") => {
+            let why = "specifying resource version is not allowed when using continue";
+            return Err(ApiError::bad_request(why));
+        }
+        Some(token) => Some(token.revision).filter(|r| *r > 0),
         None => exact_revision(server, query)?,
     };
     let collection = server.collection(target.kind);
@@ -259,7 +269,7 @@ fn page(
     let Snapshot { revision, entries } = server
         .store
         .list(collection, &range, at)
-        .map_err(|e| list_error(e, range.after.is_some()))?;
+        .map_err(|e| list_error(e, range.after.as_deref()))?;
     range.after = None;
     let mut meta = json!({"resourceVersion": revision.to_string()});
     let mut taken = Vec::new();
@@ -294,39 +304,39 @@ pub(crate) fn number(query: &Query, name: &str) -> Result<Option<u64>, ApiError>
     query.get(name).map(parse).transpose()
 }
 
-/// The revision that the list must have. Every list is of the present unless `Exact` says otherwise, which also is not
-/// older than any revision that a client has seen.
+/// The revision that the list must have ("Resource versions", Kubernetes API concepts). A list that need not have one is of
+/// the present, which is not older than any revision that a client has seen.
 fn exact_revision(server: &Server, query: &Query) -> Result<Option<u64>, ApiError> {
     let revision = number(query, "resourceVersion")?.filter(|r| *r > 0);
-    let matching = query.get("resourceVersionMatch");
-    match (revision, matching) {
-        (None, Some("Exact")) => Err(ApiError::bad_request(
-            "resourceVersionMatch: Forbidden: resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
-        )),
-        (_, None | Some("Exact" | "NotOlderThan")) => {
-            if let Some(asked) = revision
-                && asked > server.store.revision()
-            {
-                let current = server.store.revision();
-                return Err(list_error(ListError::Future { asked, current }, false));
-            }
-            Ok(revision.filter(|_| matching == Some("Exact")))
-        }
-        (_, Some(other)) => Err(ApiError::bad_request(format!(
-            "resourceVersionMatch: Unsupported value: \"{other}\": supported values: \"Exact\", \"NotOlderThan\", \"\""
-        ))),
+    if let Some(asked) = revision
+        && asked > server.store.revision()
+    {
+        let current = server.store.revision();
+        return Err(list_error(ListError::Future { asked, current }, None));
     }
+    // A page of a list means the revision that is named, unless it says otherwise.
+    let pages = number(query, "limit")?.is_some_and(|limit| limit > 0);
+    let exact = match query.get("resourceVersionMatch") {
+        Some(matching) => matching == "Exact",
+        None => pages,
+    };
+    Ok(revision.filter(|_| exact))
 }
 
-pub(crate) fn list_error(error: ListError, continued: bool) -> ApiError {
-    match error {
-        ListError::Compacted(_) if continued => ApiError::new(
-            Reason::Expired,
-            "The provided continue parameter is too old to display a consistent list result. You can start a new list \
-             without the continue parameter.",
-        ),
-        ListError::Compacted(compacted) => ApiError::new(Reason::Expired, compacted.to_string()),
-        ListError::Future { .. } => {
+/// Why there is no list; `after` is where one was to go on.
+pub(crate) fn list_error(error: ListError, after: Option<&str>) -> ApiError {
+    match (error, after) {
+        (ListError::Compacted(_), Some(after)) => {
+            let mut expired = ApiError::new(Reason::Expired, CONTINUE_EXPIRED);
+            let here = Continue {
+                revision: 0,
+                after: after.to_string(),
+            };
+            expired.continue_at = Some(here.encode());
+            expired
+        }
+        (ListError::Compacted(compacted), None) => ApiError::new(Reason::Expired, compacted.to_string()),
+        (error @ ListError::Future { .. }, _) => {
             let mut timeout = ApiError::new(Reason::Timeout, error.to_string());
             let cause = json!({"reason": "ResourceVersionTooLarge", "message": "Too large resource version"});
             timeout.details = Some(json!({"causes": [cause], "retryAfterSeconds": 1}));

@@ -67,6 +67,8 @@ impl Reply {
         }
         for warning in &self.warnings {
             let escaped = warning.replace('\\', "\\\\").replace('"', "\\\"");
+            // No header holds several lines.
+            let escaped = escaped.replace(char::is_control, " ");
             if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{escaped}\"")) {
                 headers.append(WARNING, value);
             }

@@ -13,32 +13,42 @@ pub(crate) struct Traits {
     pub(crate) finalize: bool,
     /// A new object keeps the status that it came with: the kubelet, and our agent, register their Node whole.
     pub(crate) status_on_create: bool,
+    /// Objects that are bound to a node are there until it says that they have ended, or their grace period is over.
+    pub(crate) graceful: bool,
     /// An update of what is not there creates it.
     pub(crate) create_on_update: bool,
     /// Objects go by themselves, so long after their last change.
     pub(crate) lifetime: Option<Duration>,
+    /// Labels count as changes of `metadata.generation` too: consumers of slices go by them.
+    pub(crate) labels_count: bool,
     /// Objects are encrypted on the disk.
     pub(crate) encrypted: bool,
     /// Names that cannot be deleted.
     pub(crate) immortal: &'static [&'static str],
+    /// Fields that the server gives a new object, and that are nobody's then (`metadata.managedFields`).
+    pub(crate) filled_in: &'static [&'static [&'static str]],
 }
 
 const NONE: Traits = Traits {
     finalize: false,
     status_on_create: false,
+    graceful: false,
     create_on_update: false,
     lifetime: None,
+    labels_count: false,
     encrypted: false,
     immortal: &[],
+    filled_in: &[],
 };
 
-static TABLE: [(&str, &str, Traits); 6] = [
+static TABLE: [(&str, &str, Traits); 9] = [
     (
         "",
         "namespaces",
         Traits {
             finalize: true,
             immortal: &["default", "kube-system", "kube-public"],
+            filled_in: &[&["spec", "finalizers"]],
             ..NONE
         },
     ),
@@ -47,6 +57,22 @@ static TABLE: [(&str, &str, Traits); 6] = [
         "nodes",
         Traits {
             status_on_create: true,
+            ..NONE
+        },
+    ),
+    (
+        "",
+        "pods",
+        Traits {
+            graceful: true,
+            ..NONE
+        },
+    ),
+    (
+        "",
+        "services",
+        Traits {
+            filled_in: &[&["spec", "clusterIPs"]],
             ..NONE
         },
     ),
@@ -77,6 +103,14 @@ static TABLE: [(&str, &str, Traits); 6] = [
         },
     ),
     (
+        "discovery.k8s.io",
+        "endpointslices",
+        Traits {
+            labels_count: true,
+            ..NONE
+        },
+    ),
+    (
         "coordination.k8s.io",
         "leases",
         Traits {
@@ -101,7 +135,11 @@ pub(crate) fn is_custom(kind: &Kind) -> bool {
 
 /// Whether `metadata.generation` counts the changes of a kind's objects. The real server's older kinds have none.
 pub(crate) fn has_generation(kind: &Kind) -> bool {
-    is_custom(kind) || matches!(kind.group, "discovery.k8s.io" | "networking.k8s.io")
+    match (kind.group, kind.plural) {
+        ("", "pods") | ("discovery.k8s.io", _) => true,
+        ("networking.k8s.io", plural) => !matches!(plural, "servicecidrs" | "ipaddresses"),
+        _ => is_custom(kind),
+    }
 }
 
 /// Whether a kind has a subresource.
@@ -112,4 +150,37 @@ pub(crate) fn has_subresource(kind: &Kind, subresource: &str) -> bool {
         "finalize" => of(kind).finalize,
         _ => false,
     }
+}
+
+/// Where to ask for what the real server has below a kind, and this one has not: it runs no containers.
+pub(crate) fn elsewhere(kind: &Kind, subresource: &str) -> Option<&'static str> {
+    if (kind.group, kind.plural) != ("", "pods") {
+        return None;
+    }
+    match subresource {
+        "log" => Some(
+            "svcnet runs no containers and keeps no logs of them: ask the container runtime on the pod's node \
+             (crictl logs), or in a lab: svcnet lab logs POD",
+        ),
+        "exec" | "attach" => Some(
+            "svcnet runs no containers: use the container runtime on the pod's node (crictl exec), or in a lab: \
+             svcnet lab exec POD -- COMMAND",
+        ),
+        "portforward" => Some(
+            "svcnet forwards no ports through its API: connect to the pod's address, which every node reaches, or make \
+             a Service of type NodePort",
+        ),
+        "eviction" | "binding" | "ephemeralcontainers" | "resize" => {
+            Some("svcnet schedules and runs no pods: delete the pod, or make it with spec.nodeName")
+        }
+        _ => None,
+    }
+}
+
+/// Why kinds of a group are not served that users know from whole clusters.
+pub(crate) fn not_served(group: &str) -> Option<&'static str> {
+    let workloads = matches!(group, "apps" | "batch" | "autoscaling");
+    workloads.then_some(
+        "svcnet is a network without workloads: run pods with a container runtime or with `svcnet pod run`",
+    )
 }

@@ -117,6 +117,14 @@ impl Query {
         Some(found.1.as_str()).filter(|v| !v.is_empty())
     }
 
+    /// Every value of the parameter.
+    pub(crate) fn all(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.0
+            .iter()
+            .filter(move |(n, _)| n == name)
+            .map(|(_, v)| v.as_str())
+    }
+
     /// Whether the parameter is there, with whatever value.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.0.iter().any(|(n, _)| n == name)

@@ -76,7 +76,7 @@ pub(crate) fn watch(
     let snapshot = send_initial
         .then(|| server.store.list(collection, &range, None))
         .transpose();
-    let snapshot = snapshot.map_err(|e| read::list_error(e, false))?;
+    let snapshot = snapshot.map_err(|e| read::list_error(e, None))?;
     let from = match &snapshot {
         Some(snapshot) => snapshot.revision,
         None if asked == 0 => server.store.revision(),

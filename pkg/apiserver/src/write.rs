@@ -1,19 +1,20 @@
 //! The way of a write: defaults, hooks, checks, the store, and back.
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::Value;
 use svcnet_api::{Admission, ApiError, Kind, Operation, Reason, Request, Reservation};
 use svcnet_store::{Change, CommitError, Entry, Key, Write};
 
 use crate::auth::{self, Attributes, User};
-use crate::collect::Propagation;
 use crate::server::Server;
-use crate::{carry, namespace, object, traits};
+use crate::{carry, delete, managed, namespace, object, traits};
 
 /// How often a generated name may be taken already.
 const GENERATE_TRIES: usize = 8;
 /// How often a write may be overtaken by a change of its namespace.
 const GUARD_TRIES: usize = 5;
+/// Whose the fields are that the server itself writes.
+pub(crate) const MANAGER: &str = "svcnet";
 pub(crate) const MODIFIED: &str =
     "the object has been modified; please apply your changes to the latest version and try again";
 
@@ -28,6 +29,10 @@ pub(crate) struct Place {
     pub(crate) name: String,
     pub(crate) subresource: String,
     pub(crate) dry_run: bool,
+    /// Whose the written fields are.
+    pub(crate) manager: String,
+    /// Whether the object comes with its managed fields settled, from a server-side apply.
+    pub(crate) applies: bool,
 }
 
 /// What became of a write.
@@ -56,13 +61,29 @@ pub(crate) struct Stored {
 }
 
 impl Place {
-    fn attributes(&self) -> Attributes<'_> {
+    pub(crate) fn attributes(&self) -> Attributes<'_> {
         Attributes {
             verb: self.verb,
             kind: self.kind,
             namespace: &self.namespace,
             name: &self.name,
             subresource: &self.subresource,
+        }
+    }
+
+    /// Settles who owns which field of an object on its way in. `given` is what the writer has sent of a new one.
+    fn track(&self, old: Option<&Value>, given: &Value, new: &mut Value) {
+        let now = object::now();
+        let writer = managed::Writer {
+            kind: self.kind,
+            subresource: &self.subresource,
+            manager: &self.manager,
+            now: &now,
+        };
+        match old {
+            _ if self.applies => {}
+            Some(old) => managed::update(writer, old, new),
+            None => managed::create(writer, given, new),
         }
     }
 }
@@ -157,65 +178,13 @@ impl Server {
         let wanted = change(&stored.object)?;
         let new = carry::carry_over(&place, &stored, wanted)?;
         let held = object::is_held(&new, traits::of(place.kind).finalize);
-        let done = if object::is_terminating(&new) && !held && !place.dry_run {
+        let over = delete::grace_period(&new) == 0;
+        let done = if object::is_terminating(&new) && over && !held && !place.dry_run {
             self.remove(&place, stored, key).await
         } else {
             self.finish(&place, Some(stored), new, key, Vec::new()).await
         };
         done.map_err(Stop::into_error)
-    }
-
-    /// Deletes an object, or marks it for deletion while finalizers hold it.
-    pub(crate) async fn delete(&self, place: Place, options: &Value) -> Result<Written, ApiError> {
-        let key = self.key(place.kind, &place.namespace, &place.name);
-        let _lock = self.lock(&key).await;
-        let Some(entry) = self.store.get(&key) else {
-            return Err(ApiError::not_found(place.kind, &place.name));
-        };
-        let stored = Stored {
-            object: object::parse(&entry)?,
-            entry,
-        };
-        auth::may_object(&place.user, &place.attributes(), Some(&stored.object), None)?;
-        let traits = traits::of(place.kind);
-        if traits.immortal.contains(&place.name.as_str()) {
-            let why = format!("this {} may not be deleted", place.kind.singular);
-            return Err(ApiError::forbidden(place.kind, &place.name, &why));
-        }
-        carry::preconditions(&place, &stored, options)?;
-        let mut new = stored.object.clone();
-        let propagation = Propagation::of(options)?;
-        if !object::is_terminating(&new) {
-            propagation.mark(&mut new);
-        }
-        if !object::is_held(&new, traits.finalize) {
-            return self.remove(&place, stored, key).await.map_err(Stop::into_error);
-        }
-        if !object::is_terminating(&new) {
-            let metadata = object::metadata(&mut new);
-            metadata.insert("deletionTimestamp".to_string(), object::now().into());
-            if !traits.finalize {
-                metadata.insert("deletionGracePeriodSeconds".to_string(), 0.into());
-            }
-            if carry::metadata_generation(&new).is_some() {
-                carry::bump_generation(&mut new);
-            }
-            if traits.finalize {
-                new["status"]["phase"] = "Terminating".into();
-            }
-        }
-        let outcome = Outcome::Terminating;
-        if place.dry_run || new == stored.object {
-            let object = new.to_string().into();
-            return Ok(Written { object, outcome });
-        }
-        // Nothing that a hook or a check looks at has changed.
-        let expect = Some(stored.entry.revision);
-        let done = self
-            .put(&place, Operation::Update, &new, key, expect, Vec::new())
-            .await;
-        let object = done.map_err(Stop::into_error)?;
-        Ok(Written { object, outcome })
     }
 
     /// Defaults, hooks and checks; then the store. The caller holds the object's lock.
@@ -234,7 +203,9 @@ impl Server {
         } else {
             Operation::Create
         };
+        let given = if old.is_none() { new.clone() } else { Value::Null };
         (place.kind.default)(&mut new, old);
+        place.track(old, &given, &mut new);
         let request = request(place, operation, old);
         let reservations = admit(&self.config.admissions, &request, Some(&mut new))?;
         let errors = (place.kind.validate)(&new, old);
@@ -264,7 +235,7 @@ impl Server {
         Ok(Written { object, outcome })
     }
 
-    async fn put(
+    pub(crate) async fn put(
         &self,
         place: &Place,
         operation: Operation,
@@ -286,7 +257,7 @@ impl Server {
     }
 
     /// Takes an object away. The caller holds its lock.
-    async fn remove(&self, place: &Place, stored: Stored, key: Key) -> Result<Written, Stop> {
+    pub(crate) async fn remove(&self, place: &Place, stored: Stored, key: Key) -> Result<Written, Stop> {
         let request = request(place, Operation::Delete, Some(&stored.object));
         let reservations = admit(&self.config.admissions, &request, None)?;
         let outcome = Outcome::Deleted;
@@ -311,7 +282,7 @@ impl Server {
 }
 
 /// Why a write stops.
-enum Stop {
+pub(crate) enum Stop {
     Refused(ApiError),
     /// What it relies on has changed: once more.
     Overtaken,
@@ -326,6 +297,12 @@ impl Stop {
                 "overtaken by another write; try again",
             ),
         }
+    }
+}
+
+impl From<Stop> for ApiError {
+    fn from(stop: Stop) -> Self {
+        stop.into_error()
     }
 }
 
@@ -370,18 +347,4 @@ fn admit(
         reservations.extend(admission.admit(request, new.as_deref_mut())?);
     }
     Ok(reservations)
-}
-
-/// What a deletion answers: the object while it is held, a `Status` when it is gone.
-pub(crate) fn deletion_status(kind: &Kind, name: &str, object: &Bytes) -> Value {
-    let uid = serde_json::from_slice::<Value>(object).ok();
-    let uid = uid
-        .as_ref()
-        .map(|o| object::meta_text(o, "uid"))
-        .unwrap_or_default();
-    let mut details = json!({"name": name, "kind": kind.plural, "uid": uid});
-    if !kind.group.is_empty() {
-        details["group"] = kind.group.into();
-    }
-    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
 }

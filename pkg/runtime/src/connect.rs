@@ -70,7 +70,10 @@ pub async fn client(path: &Path) -> Result<kube::Client, ConnectError> {
     })
 }
 
-/// kube's own client, but for three things: connections notice a silent peer, failures are not logged at each try, and a
+/// What the server calls the owner of fields that svcnet writes (`metadata.managedFields`).
+const USER_AGENT: &str = concat!("svcnet/", env!("CARGO_PKG_VERSION"));
+
+/// kube's own client, but for four things: it says who it is, connections notice a silent peer, failures are not logged at each try, and a
 /// client certificate that was renewed meanwhile is shown to the server without a restart.
 fn from_config(config: kube::Config, identity: Option<ReadAnew>) -> Result<kube::Client, kube::Error> {
     let mut tls = config.rustls_client_config()?;
@@ -90,6 +93,14 @@ fn from_config(config: kube::Config, identity: Option<ReadAnew>) -> Result<kube:
     let connector = builder.enable_http1().wrap_connector(tcp());
     let client: HyperClient<_, Body> = HyperClient::builder(TokioExecutor::new()).build(connector);
     let service = ServiceBuilder::new()
+        .map_request(|mut request: http::Request<Body>| {
+            let agent = http::HeaderValue::from_static(USER_AGENT);
+            request
+                .headers_mut()
+                .entry(http::header::USER_AGENT)
+                .or_insert(agent);
+            request
+        })
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .map_err(tower::BoxError::from)

@@ -18,22 +18,19 @@ pub struct Check {
 }
 
 impl Check {
-    /// What `fieldValidation=Warn` says in `Warning` headers: `unknown field "spec.foo"`. `duplicates` are those that
-    /// [`decode`](super::decode) has found.
-    pub fn warnings(&self, duplicates: &[String]) -> Vec<String> {
+    /// What `fieldValidation=Warn` says in `Warning` headers: `unknown field "spec.foo"`. `doubts` are those of the decoder
+    /// before ([`decode`](super::decode)).
+    pub fn warnings(&self, doubts: &[String]) -> Vec<String> {
         let unknown = self
             .unknown
             .iter()
             .map(|path| format!("unknown field \"{path}\""));
-        let duplicate = duplicates
-            .iter()
-            .map(|path| format!("duplicate field \"{path}\""));
-        unknown.chain(duplicate).collect()
+        unknown.chain(doubts.iter().cloned()).collect()
     }
 
     /// What `fieldValidation=Strict` refuses: `strict decoding error: unknown field "spec.foo", …`.
-    pub fn strict_error(&self, duplicates: &[String]) -> Option<String> {
-        let warnings = self.warnings(duplicates);
+    pub fn strict_error(&self, doubts: &[String]) -> Option<String> {
+        let warnings = self.warnings(doubts);
         (!warnings.is_empty()).then(|| format!("strict decoding error: {}", warnings.join(", ")))
     }
 }
@@ -230,7 +227,9 @@ mod tests {
         );
         assert_eq!(found.unknown, ["spec.foo", "spec.ports[1].prot", "x"]);
         assert_eq!(
-            found.strict_error(&["spec.type".to_string()]).unwrap(),
+            found
+                .strict_error(&["duplicate field \"spec.type\"".to_string()])
+                .unwrap(),
             "strict decoding error: unknown field \"spec.foo\", unknown field \"spec.ports[1].prot\", unknown field \
              \"x\", duplicate field \"spec.type\""
         );

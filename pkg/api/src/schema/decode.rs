@@ -8,8 +8,8 @@ use serde_json::{Map, Number, Value};
 use crate::error::ApiError;
 use crate::kind::Kind;
 
-/// Parses a body; the paths of keys that stand twice in one object come along (the last one of them counts, as in
-/// Go).
+/// Parses a body; what a strict decoder says of keys that stand twice in one object comes along, as in `duplicate field
+/// "spec.type"` (the last one of them counts, as in Go).
 ///
 /// # Errors
 /// When it is no JSON.
@@ -108,8 +108,9 @@ impl<'de> Visitor<'de> for Place<'_> {
                 path: path.clone(),
                 duplicates: self.duplicates,
             })?;
-            if fields.insert(key, value).is_some() && !self.duplicates.contains(&path) {
-                self.duplicates.push(path);
+            let doubt = || format!("duplicate field \"{path}\"");
+            if fields.insert(key, value).is_some() && !self.duplicates.contains(&doubt()) {
+                self.duplicates.push(doubt());
             }
         }
         Ok(Value::Object(fields))
@@ -132,7 +133,10 @@ mod tests {
             value,
             json!({"a": 2, "spec": {"ports": [{"port": 2}], "x": null, "y": -1, "z": 1.5}})
         );
-        assert_eq!(duplicates, ["spec.ports[0].port", "a"]);
+        assert_eq!(
+            duplicates,
+            ["duplicate field \"spec.ports[0].port\"", "duplicate field \"a\""]
+        );
     }
 
     #[test]

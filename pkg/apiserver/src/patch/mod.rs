@@ -1,6 +1,5 @@
 //! Patches: what a client wants changed, put on the stored object. Pure functions.
 
-mod apply;
 mod strategic;
 
 #[cfg(test)]
@@ -10,8 +9,7 @@ use serde_json::Value;
 use svcnet_api::schema::SchemaNode;
 use svcnet_api::{ApiError, FieldError, FieldPath, Kind, Reason};
 
-use crate::url::Query;
-use crate::{decode, traits};
+use crate::{decode, managed, traits};
 
 const JSON: &str = "application/json-patch+json";
 const MERGE: &str = "application/merge-patch+json";
@@ -46,14 +44,14 @@ impl PatchKind {
     }
 }
 
-/// The patch in a body.
-pub(crate) fn parse(how: PatchKind, body: &[u8]) -> Result<Value, ApiError> {
+/// The patch in a body, with what a strict decoder would say of it.
+pub(crate) fn parse(how: PatchKind, body: &[u8]) -> Result<(Value, Vec<String>), ApiError> {
     let media = if how == PatchKind::Apply {
         APPLY
     } else {
         "application/json"
     };
-    let (patch, _) = decode::value(media, body)?;
+    let (patch, doubts) = decode::value(media, body)?;
     let right = if how == PatchKind::Json {
         patch.is_array()
     } else {
@@ -64,29 +62,43 @@ pub(crate) fn parse(how: PatchKind, body: &[u8]) -> Result<Value, ApiError> {
             "the patch is not of the form that its content type says",
         ));
     }
-    Ok(patch)
+    Ok((patch, doubts))
 }
 
-/// What server-side apply asks of its callers.
-pub(crate) fn check_apply(kind: &Kind, query: &Query, patch: &Value) -> Result<(), ApiError> {
-    if query.get("fieldManager").is_none() {
-        let error = FieldError::required(FieldPath::new("fieldManager"), "is required for apply patch");
-        let mut refused = ApiError::invalid(kind, "", &[error]);
-        refused.message =
-            refused
-                .message
-                .replacen(&format!("{} \"\"", kind.kind), "PatchOptions.meta.k8s.io \"\"", 1);
-        return Err(refused);
-    }
+/// 422 for a patch that leaves nothing that can be read as the kind. The real server shows what it has tried to read: of
+/// strategic patches the patch, as Go prints it, of others the patched object.
+pub(crate) fn unreadable(how: PatchKind, patch: &Value, new: &Value, why: &str) -> ApiError {
+    let shown = match how {
+        PatchKind::Strategic => managed::go_value(patch),
+        _ => new.to_string(),
+    };
+    let error = FieldError::invalid(FieldPath::new("patch"), shown, why);
+    let mut refused = ApiError::new(Reason::Invalid, format!(" \"\" is invalid: {error}"));
+    refused.details = Some(serde_json::json!({"causes": [error.to_cause()]}));
+    refused
+}
+
+/// What is applied must say what it is.
+pub(crate) fn check_applied(kind: &Kind, patch: &Value) -> Result<(), ApiError> {
     let said = |name: &str| patch.get(name).and_then(Value::as_str).unwrap_or_default();
-    if said("kind") != kind.kind || said("apiVersion") != kind.api_version() {
-        return Err(ApiError::bad_request(format!(
-            "invalid object type: {}, Kind={}",
-            said("apiVersion"),
-            said("kind")
-        )));
+    let (version, name) = (said("apiVersion"), said("kind"));
+    if name.is_empty() {
+        return Err(ApiError::bad_request(
+            "Object 'Kind' is missing in applied configuration",
+        ));
     }
-    Ok(())
+    if name == kind.kind && version == kind.api_version() {
+        return Ok(());
+    }
+    // As Go prints it: the core group's versions have a slash too.
+    let version = if version.contains('/') {
+        version.to_string()
+    } else {
+        format!("/{version}")
+    };
+    Err(ApiError::bad_request(format!(
+        "invalid object type: {version}, Kind={name}"
+    )))
 }
 
 /// The object that the patch makes of the current one.
@@ -103,7 +115,8 @@ pub(crate) fn apply(kind: &Kind, how: PatchKind, patch: &Value, current: &Value)
             new = strategic::merge(new, patch.clone(), SchemaNode::root(kind))
                 .map_err(|e| ApiError::bad_request(e.to_string()))?;
         }
-        PatchKind::Apply => new = apply::merge(new, patch.clone(), SchemaNode::root(kind)),
+        // Knows who owns what: `managed::apply`.
+        PatchKind::Apply => {}
     }
     if new.is_object() {
         Ok(new)

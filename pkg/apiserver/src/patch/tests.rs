@@ -145,26 +145,6 @@ fn items_without_the_key_are_refused() {
 }
 
 #[test]
-fn applied_configurations_merge_by_all_list_keys() {
-    let current = ports(json!([{"port": 53, "protocol": "UDP", "name": "dns"}]));
-    let patch =
-        ports(json!([{"port": 53, "name": "dns-tcp"}, {"port": 53, "protocol": "UDP", "targetPort": 5353}]));
-    assert_eq!(
-        apply(service(), PatchKind::Apply, &patch, &current).unwrap(),
-        ports(json!([
-            {"port": 53, "protocol": "UDP", "name": "dns", "targetPort": 5353}, {"port": 53, "name": "dns-tcp"},
-        ]))
-    );
-    // Selectors are atomic.
-    let current = json!({"spec": {"selector": {"a": "1"}}});
-    let patch = json!({"spec": {"selector": {"b": "2"}}});
-    assert_eq!(
-        apply(service(), PatchKind::Apply, &patch, &current).unwrap(),
-        patch
-    );
-}
-
-#[test]
 fn custom_resources_take_no_strategic_patches() {
     let pool = registry::by_kind("metallb.io/v1beta1", "IPAddressPool").unwrap();
     let refused = apply(
@@ -213,7 +193,7 @@ proptest::proptest! {
     fn no_patch_panics(text in r#"[\[\]{}:,"$a-z/0-9 ]{0,80}"#, deep in 0..4usize) {
         let directives = ["$patch", "$retainKeys", "$setElementOrder/ports", "$deleteFromPrimitiveList/ports"];
         if let Ok(value) = serde_json::from_str::<Value>(&text) {
-            for how in [PatchKind::Json, PatchKind::Merge, PatchKind::Strategic, PatchKind::Apply] {
+            for how in [PatchKind::Json, PatchKind::Merge, PatchKind::Strategic] {
                 _ = apply(service(), how, &value, &ports(json!([{"port": 1}])));
                 let patch = json!({"spec": {directives[deep]: value.clone(), "ports": value.clone()}});
                 _ = apply(service(), how, &patch, &ports(json!([{"port": 1}])));

@@ -25,6 +25,8 @@ pub struct Running {
     pub kubeconfig: PathBuf,
     /// Another kubeconfig for kubectl.
     pub as_whom: Option<PathBuf>,
+    /// Which kubectl.
+    pub program: PathBuf,
     shutdown: CancellationToken,
     task: Option<JoinHandle<()>>,
 }
@@ -71,6 +73,7 @@ impl Running {
             plain: format!("http://{}", server.plain_address().unwrap()),
             kubeconfig: server.admin_kubeconfig().to_path_buf(),
             as_whom: None,
+            program: "kubectl".into(),
             shutdown: shutdown.clone(),
             task: None,
         };
@@ -89,7 +92,7 @@ impl Running {
     }
 
     fn kubectl_command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new("kubectl");
+        let mut command = Command::new(&self.program);
         command
             .arg("--kubeconfig")
             .arg(self.as_whom.as_ref().unwrap_or(&self.kubeconfig))
@@ -266,6 +269,34 @@ impl Running {
             );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+}
+
+/// The oldest and the newest kubectl of this machine: those of one version each stand beside the one on the PATH, as
+/// `kubectl.1.NN`. Where there are none, that one alone.
+pub fn kubectls() -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .map(|dir| dir.join("kubectl"))
+        .find(|file| file.is_file());
+    let found = found.expect("kubectl on the PATH");
+    let minor = |file: &PathBuf| -> Option<u32> {
+        file.file_name()?
+            .to_str()?
+            .strip_prefix("kubectl.1.")?
+            .parse()
+            .ok()
+    };
+    let beside = std::fs::read_dir(found.canonicalize().unwrap().parent().unwrap()).unwrap();
+    let mut versions: Vec<PathBuf> = beside
+        .map(|entry| entry.unwrap().path())
+        .filter(|f| minor(f).is_some())
+        .collect();
+    versions.sort_by_key(minor);
+    match &versions[..] {
+        [] => vec![found],
+        [one] => vec![one.clone()],
+        [oldest, .., newest] => vec![oldest.clone(), newest.clone()],
     }
 }
 

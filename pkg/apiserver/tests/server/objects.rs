@@ -250,7 +250,7 @@ async fn a_dry_run_leaves_nothing() {
     server.post(MAPS, &map("m", &json!({}))).await;
     let (code, _) = server.delete(&format!("{MAPS}/m?dryRun=All")).await;
     assert_eq!((code, server.get(&format!("{MAPS}/m")).await.0), (200, 200));
-    assert_eq!(server.delete(&format!("{MAPS}/m?dryRun=Some")).await.0, 400);
+    assert_eq!(server.delete(&format!("{MAPS}/m?dryRun=Some")).await.0, 422);
     server.stop().await;
 }
 
