@@ -377,19 +377,29 @@ mod tests {
         assert!(check(create, None, Some(&event("", "n1"))));
         assert!(!check(create, None, Some(&event("n2", "n1"))));
         assert!(!check(create, None, Some(&event("", ""))));
+        let update = attributes("update", "events", "default", "e");
+        assert!(!check(update, Some(&event("n2", "")), Some(&event("n1", ""))));
+    }
+
+    #[test]
+    fn a_node_says_for_itself_alone_what_it_announces() {
         let status = |label: &str, node: &str| json!({"metadata": {"labels": {"metallb.io/node": label}}, "status": {"node": node}});
-        let announcement = Attributes {
+        let delete = Attributes {
             verb: "delete",
             kind: registry::by_resource("metallb.io", "v1beta1", "servicel2statuses").unwrap(),
             namespace: "metallb-system",
             name: "l2-a",
             subresource: "",
         };
-        assert!(check(announcement, Some(&status("n1", "n1")), None));
-        assert!(!check(announcement, Some(&status("n2", "n2")), None));
-        assert!(!check(announcement, Some(&status("n1", "n2")), None));
-        let update = attributes("update", "events", "default", "e");
-        assert!(!check(update, Some(&event("n2", "")), Some(&event("n1", ""))));
+        let check = |old: Value| may_object(&node("n1"), &delete, Some(&old), None);
+        assert!(may(&node("n1"), &delete, |_| false).is_ok());
+        assert!(check(status("n1", "n1")).is_ok());
+        assert!(check(status("n1", "n2")).is_err());
+        assert_eq!(
+            check(status("n2", "n2")).unwrap_err().message,
+            "servicel2statuses.metallb.io \"l2-a\" is forbidden: node \"n1\" can only delete statuses of its own \
+             announcements"
+        );
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod collect;
 mod encryption;
 mod harness;
 mod hooks;
+mod kinds;
 mod kubectl;
 mod limits;
 mod objects;
