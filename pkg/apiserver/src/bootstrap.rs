@@ -112,8 +112,8 @@ fn desired(server: &Server, port: u16) -> Vec<Wanted> {
     wanted
 }
 
-/// When the flag has changed, the one that is there stays, for the Services that have addresses of it. Deleted, it goes
-/// with the last of them, and this one takes its place.
+/// When the flag has changed, the one that is there stays, for the Services that have addresses of it. When it is deleted,
+/// it goes with the last of them, and this one takes its place.
 fn service_cidr(cidrs: &[ipnet::IpNet]) -> Wanted {
     let cidrs: Vec<String> = cidrs.iter().map(ToString::to_string).collect();
     Wanted {

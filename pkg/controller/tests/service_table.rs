@@ -255,7 +255,7 @@ fn what_validation_refuses_in_the_real_words() {
         (
             "LB on port 10250",
             ports("LoadBalancer", json!([{"port": 10250}])),
-            "spec.ports[0].port: Invalid value: 10250: may not expose port 10250 externally since it is used by kubelet",
+            "spec.ports[0]: Invalid value: 10250: may not expose port 10250 externally since it is used by kubelet",
         ),
         (
             "Session affinity",
@@ -367,7 +367,7 @@ fn dual_stack_is_gained_and_given_up_by_policy() {
 fn repair_tells_and_keeps_traffic_working() {
     let server = Server::new(SINGLE, "30000-30010");
     let stored = json!({
-        "metadata": {"name": "old", "namespace": "default", "uid": "u"},
+        "metadata": {"name": "a", "namespace": "default"},
         "spec": {"type": "NodePort", "clusterIP": "10.9.0.1", "clusterIPs": ["10.9.0.1"], "ipFamilies": ["IPv4"],
                  "ipFamilyPolicy": "SingleStack", "ports": [{"port": 80, "protocol": "TCP", "nodePort": 31000}]},
     });

@@ -160,15 +160,15 @@ async fn ranges_are_extended_live_and_go_when_they_are_empty() {
     let services: Api<Service> = cluster.api();
     services.delete("web", &DeleteParams::default()).await.unwrap();
     becomes(true, async || cidrs.get_opt("more").await.unwrap().is_none()).await;
-    // The default one comes back.
+    // The default one is in use as long as there is a cluster; addresses go on to come from the flag's range.
     cidrs
         .delete("kubernetes", &DeleteParams::default())
         .await
         .unwrap();
-    let uid = default.metadata.uid;
-    becomes(true, async || {
-        let there = cidrs.get_opt("kubernetes").await.unwrap();
-        there.is_some_and(|cidr| cidr.metadata.uid != uid)
+    eventually("the default range says that it is in use", async || {
+        let conditions = cidrs.get("kubernetes").await.unwrap().status?.conditions?;
+        conditions.into_iter().find(|c| c.status == "False")
     })
     .await;
+    cluster.create(service("last", json!({}))).await;
 }
