@@ -99,9 +99,11 @@ pub(crate) fn is_custom(kind: &Kind) -> bool {
     !kind.group.is_empty() && !kind.group.ends_with(".k8s.io")
 }
 
-/// Whether `metadata.generation` counts the changes of a kind's objects. The real server's older kinds have none.
+/// Whether `metadata.generation` counts the changes of a kind's objects. The real server's older kinds have none,
+/// nor have those that its allocators keep.
 pub(crate) fn has_generation(kind: &Kind) -> bool {
-    is_custom(kind) || matches!(kind.group, "discovery.k8s.io" | "networking.k8s.io")
+    let counted = matches!(kind.group, "discovery.k8s.io" | "networking.k8s.io");
+    is_custom(kind) || counted && !matches!(kind.kind, "ServiceCIDR" | "IPAddress")
 }
 
 /// Whether a kind has a subresource.

@@ -26,9 +26,11 @@ fn text(all: &BTreeSet<Listener>, own: &BTreeSet<u32>, ephemeral: Option<(u16, u
     let passing = |l: &Listener| {
         l.protocol == Protocol::Udp && ephemeral.is_some_and(|(first, last)| (first..=last).contains(&l.port))
     };
+    // The kernel's own sockets (VXLAN) have no inode.
+    let others = |l: &Listener| l.inode != 0 && !own.contains(&l.inode);
     let told = all
         .iter()
-        .filter(|l| l.port >= PORT_MIN && !own.contains(&l.inode) && !passing(l));
+        .filter(|l| l.port >= PORT_MIN && others(l) && !passing(l));
     let ports: BTreeSet<u16> = told.map(|l| l.port).collect();
     let ports: Vec<String> = ports.into_iter().take(TOLD_MAX).map(|p| p.to_string()).collect();
     ports.join(",")
@@ -67,6 +69,7 @@ mod tests {
             listener(Protocol::Udp, 30080, 3),
             listener(Protocol::Tcp, 31000, 4),
             listener(Protocol::Udp, 40000, 5),
+            listener(Protocol::Udp, 8472, 0),
             listener(Protocol::Tcp, 40001, 6),
         ]);
         assert_eq!(

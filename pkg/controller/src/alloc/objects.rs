@@ -161,7 +161,7 @@ fn hold(cidr: &mut Value) {
 /// Addresses are drawn from it as soon as the write stands.
 fn say_ready(cidr: &mut Value) {
     cidr["status"] = json!({"conditions": [{
-        "type": "Ready", "status": "True", "reason": "Ready", "message": "Kubernetes Service CIDR is ready",
+        "type": "Ready", "status": "True", "reason": "", "message": "Kubernetes Service CIDR is ready",
         "lastTransitionTime": cidr["metadata"]["creationTimestamp"],
     }]});
 }
