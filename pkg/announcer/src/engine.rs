@@ -25,6 +25,7 @@ use crate::membership::Timing;
 use crate::message::{DATAGRAM_LENGTH_MAX, Message};
 use crate::metrics;
 use crate::plan::Operation;
+use crate::statuses::{self, Statuses};
 
 /// Time between two attempts to get a socket or to see the links.
 const RETRY: Duration = Duration::from_millis(500);
@@ -38,6 +39,8 @@ pub(crate) struct Engine {
     pub(crate) notices: mpsc::Sender<Notice>,
     /// What is announced now.
     pub(crate) announced: watch::Sender<Announced>,
+    /// The same by Service; `None` until the first election.
+    pub(crate) statuses: watch::Sender<Option<Statuses>>,
     pub(crate) health: Component,
     pub(crate) shutdown: CancellationToken,
 }
@@ -345,10 +348,36 @@ impl Running {
                 (address, names.join(", "))
             });
         let announced: Announced = announced.collect();
+        self.publish_statuses(announced.keys());
         self.engine.announced.send_if_modified(|old| {
             let changed = *old != announced;
             if changed {
                 *old = announced;
+            }
+            changed
+        });
+    }
+
+    fn publish_statuses<'a>(&self, announced: impl Iterator<Item = &'a IpAddr>) {
+        let mut all = Statuses::new();
+        for address in announced {
+            let Some(known) = self.core.desired().addresses.get(address) else {
+                continue;
+            };
+            let links = known
+                .verdict
+                .as_ref()
+                .map(statuses::interfaces)
+                .unwrap_or_default();
+            // As MetalLB has it: the first of a Service's addresses speaks for all of them.
+            for service in &known.services {
+                all.entry(service.key.clone()).or_insert_with(|| links.clone());
+            }
+        }
+        self.engine.statuses.send_if_modified(|old| {
+            let changed = old.as_ref() != Some(&all);
+            if changed {
+                *old = Some(all);
             }
             changed
         });

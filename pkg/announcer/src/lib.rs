@@ -7,7 +7,8 @@
 //! - `plan`: from the addresses won to probes, claims and announcements, in time.
 //! - `core`: all of these together, without clock and sockets. `engine`: with them, on a thread of its own.
 //! - `links`, `apply`, `beats`: which links carry announcements, the frames on them, the heartbeat socket.
-//! - `echo`: the owner of an address answers its pings. `events`, `metrics`: what people and their tools see.
+//! - `echo`: the owner of an address answers its pings. `events`, `statuses`, `metrics`: what people and
+//!   their tools see.
 //!
 //! Elections need the nodes only: with the API away, an address still moves when its owner dies.
 
@@ -25,6 +26,7 @@ mod membership;
 mod message;
 mod metrics;
 mod plan;
+mod statuses;
 mod view;
 
 pub use config::{
@@ -148,6 +150,7 @@ impl Announcer {
         let (desired, receiver) = watch::channel(None);
         let (notices, notices_receiver) = mpsc::channel(events::QUEUE_LENGTH);
         let (announced, announced_receiver) = watch::channel(echo::Announced::new());
+        let (statuses, statuses_receiver) = watch::channel(None);
         let class = config.load_balancer_class.clone();
         let engine = Engine {
             config,
@@ -155,6 +158,7 @@ impl Announcer {
             desired: receiver,
             notices,
             announced,
+            statuses,
             health: context.health.component("announcer"),
             shutdown: context.shutdown.clone(),
         };
@@ -172,9 +176,14 @@ impl Announcer {
             .map_err(Error::Thread)?;
         // Beside the rest: a server that is slow to take events holds up nothing else.
         let writer = tokio::spawn(events::write(
-            context.client,
+            context.client.clone(),
             context.node_name.clone(),
             notices_receiver,
+        ));
+        let told = tokio::spawn(statuses::follow(
+            context.client,
+            context.node_name.clone(),
+            statuses_receiver,
         ));
         let pings = tokio::spawn(echo::follow(announced_receiver));
         let view = View::new(&context.node_name);
@@ -183,6 +192,7 @@ impl Announcer {
             ended = end => ended.map_err(|_| Error::Stopped),
         };
         writer.abort();
+        told.abort();
         // Ends with the engine.
         _ = pings.await;
         result

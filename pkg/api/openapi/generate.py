@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Writes the schemas of the served kinds, one file for each group version. Run by hand when Kubernetes moves on:
+"""Writes the schemas of the served kinds, one file for each group version. `regenerate` fetches what it reads and runs it:
 
-    pip download --no-deps kubernetes-validate && unzip kubernetes_validate-*.whl
-    ./generate.py kubernetes_validate/kubernetes-json-schema/v1.33.0-local/_definitions.json
+    generate.py [--check] DEFINITIONS CRATE
 
-The source is the JSON-schema form of Kubernetes' own OpenAPI document, as the PyPI package `kubernetes-validate` ships
-it. Here it is trimmed to what the kinds need and turned back into the shape of /openapi/v3. The kinds of metallb.io are
-written down below, in the words of MetalLB's CustomResourceDefinitions.
+DEFINITIONS is the JSON-schema form of Kubernetes' own OpenAPI document, as the PyPI package `kubernetes-validate` ships
+it: kubernetes_validate/kubernetes-json-schema/VERSION-local/_definitions.json. CRATE is the `src` folder of the crate
+`kcr_metallb_io`, which is made of MetalLB's CustomResourceDefinitions. Here both are trimmed to what the kinds need and
+turned back into the shape of /openapi/v3. With --check nothing is written: it fails where a file differs.
 """
+import hashlib
 import json
 import pathlib
+import re
 import sys
 
 META = "io.k8s.apimachinery.pkg.apis.meta.v1."
@@ -20,134 +22,103 @@ GROUP_VERSIONS = {
         "Namespace", "Node", "Pod", "Service", "Endpoints", "ConfigMap", "Secret", "Event"]),
     ("discovery.k8s.io", "v1"): ("io.k8s.api.discovery.v1.", ["EndpointSlice"]),
     ("coordination.k8s.io", "v1"): ("io.k8s.api.coordination.v1.", ["Lease"]),
-    ("networking.k8s.io", "v1"): ("io.k8s.api.networking.v1.", ["NetworkPolicy"]),
-    ("metallb.io", "v1beta1"): ("io.metallb.v1beta1.", ["IPAddressPool", "L2Advertisement"]),
+    ("networking.k8s.io", "v1"): ("io.k8s.api.networking.v1.", [
+        "NetworkPolicy", "Ingress", "IngressClass", "ServiceCIDR", "IPAddress"]),
+    ("metallb.io", "v1beta1"): ("io.metallb.v1beta1.", ["IPAddressPool", "L2Advertisement", "ServiceL2Status"]),
+    # Questions, which are answered and not kept: there are no lists of them.
+    ("authentication.k8s.io", "v1"): ("io.k8s.api.authentication.v1.", ["SelfSubjectReview", "TokenReview"]),
+    ("authorization.k8s.io", "v1"): ("io.k8s.api.authorization.v1.", [
+        "LocalSubjectAccessReview", "SelfSubjectAccessReview", "SelfSubjectRulesReview", "SubjectAccessReview"]),
 }
+# What gets lost on the way to Rust types: the kinds' own descriptions, and defaults.
+METALLB_KINDS = {
+    "IPAddressPool": "IPAddressPool represents a pool of IP addresses that can be allocated to LoadBalancer services.",
+    "L2Advertisement": "L2Advertisement allows to advertise the LoadBalancer IPs provided by the selected pools via L2.",
+    "ServiceL2Status": "ServiceL2Status reveals the actual traffic status of loadbalancer services in layer2 mode.",
+}
+METALLB_DEFAULTS = {"IPAddressPool": {"autoAssign": True, "avoidBuggyIPs": False}}
 INT_OR_STRING = "io.k8s.apimachinery.pkg.util.intstr.IntOrString"
 QUANTITY = "io.k8s.apimachinery.pkg.api.resource.Quantity"
 
 
-def ref(name, description=None):
-    node = {"$ref": f"#/$defs/{name}"}
-    return node | {"description": description} if description else node
-
-
-def array(items, description, **more):
-    return {"type": "array", "items": items, "description": description, **more}
-
-
-def metallb(service):
-    """The definitions of metallb.io/v1beta1; `apiVersion` and the like are worded as in any other kind."""
+def metallb(service, crate):
+    """The definitions of metallb.io/v1beta1, out of the Rust types that the crate makes of MetalLB's
+    CustomResourceDefinitions. `apiVersion` and the like are worded as in any other kind."""
     head = {name: service["properties"][name] for name in ("apiVersion", "kind", "metadata")}
-    string = {"type": "string"}
-    selectors = lambda description: array(ref(META + "LabelSelector"), description)
-    allocation = {
-        "type": "object",
-        "description": "AllocateTo makes ip pool allocation to specific namespace and/or service. The controller will "
-        "use the pool with lowest value of priority in case of multiple matches. A pool with no priority set will be "
-        "used only if the pools with priority can't be used. If multiple matching IPAddressPools are available it will "
-        "check for the availability of IPs sorting the matching IPAddressPools by priority, starting from the highest "
-        "to the lowest. If multiple IPAddressPools have the same priority, choice will be random.",
-        "properties": {
-            "namespaceSelectors": selectors(
-                "NamespaceSelectors list of label selectors to select namespace(s) for ip pool, an alternative to "
-                "using namespace list."),
-            "namespaces": array(string, "Namespaces list of namespace(s) on which ip pool can be attached."),
-            "priority": {"type": "integer", "format": "int64", "description":
-                         "Priority priority given for ip pool while ip allocation on a service."},
-            "serviceSelectors": selectors(
-                "ServiceSelectors list of label selector to select service(s) for which ip pool can be used for ip "
-                "allocation."),
-        },
-    }
-    pool_spec = {
-        "type": "object",
-        "description": "IPAddressPoolSpec defines the desired state of IPAddressPool.",
-        "required": ["addresses"],
-        "properties": {
-            "addresses": array(
-                string,
-                "A list of IP address ranges over which MetalLB has authority. You can list multiple ranges in a "
-                "single pool, they will all share the same settings. Each range can be either a CIDR prefix, or an "
-                "explicit start-end range of IPs."),
-            "autoAssign": {"type": "boolean", "default": True, "description":
-                           "AutoAssign flag used to prevent MetallB from automatic allocation for a pool."},
-            "avoidBuggyIPs": {"type": "boolean", "default": False, "description":
-                              "AvoidBuggyIPs prevents addresses ending with .0 and .255 to be used by a pool."},
-            "serviceAllocation": ref("io.metallb.v1beta1.ServiceAllocation", allocation["description"]),
-        },
-    }
-    count = lambda what: {"type": "integer", "format": "int64", "description": what}
-    pool_status = {
-        "type": "object",
-        "description": "IPAddressPoolStatus defines the observed state of IPAddressPool.",
-        "properties": {
-            "assignedIPv4": count("AssignedIPv4 is the number of assigned IPv4 addresses."),
-            "assignedIPv6": count("AssignedIPv6 is the number of assigned IPv6 addresses."),
-            "availableIPv4": count("AvailableIPv4 is the number of available IPv4 addresses."),
-            "availableIPv6": count("AvailableIPv6 is the number of available IPv6 addresses."),
-        },
-    }
-    advertisement_spec = {
-        "type": "object",
-        "description": "L2AdvertisementSpec defines the desired state of L2Advertisement.",
-        "properties": {
-            "interfaces": array(
-                string,
-                "A list of interfaces to announce from. The LB IP will be announced only from these interfaces. If "
-                "the field is not set, we advertise from all the interfaces on the host."),
-            "ipAddressPoolSelectors": selectors(
-                "A selector for the IPAddressPools which would get advertised via this advertisement. If no "
-                "IPAddressPool is selected by this or by the list, the advertisement is applied to all the "
-                "IPAddressPools."),
-            "ipAddressPools": array(
-                string, "The list of IPAddressPools to advertise via this advertisement, selected by name."),
-            "nodeSelectors": selectors(
-                "NodeSelectors allows to limit the nodes to announce as next hops for the LoadBalancer IP. When "
-                "empty, all the nodes having are announced as next hops."),
-        },
-    }
-
-    def kind(name, description, required=()):
-        return {
-            "type": "object", "description": description, "required": list(required),
-            "properties": head | {
-                "spec": ref(f"io.metallb.v1beta1.{name}Spec", f"{name}Spec defines the desired state of {name}."),
-                "status": ref(f"io.metallb.v1beta1.{name}Status", f"{name}Status defines the observed state of {name}."),
-            },
+    found = {}
+    for name, description in METALLB_KINDS.items():
+        types = structs((crate / "v1beta1" / (name.lower().replace("status", "statuse") + "s.rs")).read_text())
+        spec, status = ([t for t in types if t.lower() == (name + part).lower()] for part in ("spec", "status"))
+        properties = dict(head)
+        # A kind's specification comes first in its file, whatever it is called.
+        properties["spec"] = (inline(types, spec[0])
+                              | {"description": f"{name}Spec defines the desired state of {name}."})
+        properties["status"] = (inline(types, status[0]) if status else {"type": "object"})
+        properties["status"].setdefault("description", f"{name}Status defines the observed state of {name}.")
+        for field, value in METALLB_DEFAULTS.get(name, {}).items():
+            properties["spec"]["properties"][field]["default"] = value
+        required = ["spec"] if properties["spec"].get("required") else []
+        found[f"io.metallb.v1beta1.{name}"] = {
+            "type": "object", "description": description, "required": required, "properties": properties,
             "x-kubernetes-group-version-kind": [{"group": "metallb.io", "kind": name, "version": "v1beta1"}],
         }
-
-    def list_of(name):
-        return {
+        # In the words of kube-apiserver, which makes lists of custom resources itself.
+        found[f"io.metallb.v1beta1.{name}List"] = {
             "type": "object", "description": f"{name}List is a list of {name}", "required": ["items"],
             "properties": {
                 "apiVersion": head["apiVersion"], "kind": head["kind"],
-                "items": array(ref(f"io.metallb.v1beta1.{name}"), f"List of {name.lower()}s."),
-                "metadata": ref(META + "ListMeta", "Standard list metadata."),
+                "items": {"type": "array", "items": {"$ref": f"#/$defs/io.metallb.v1beta1.{name}"}, "description":
+                          f"List of {name.lower().replace('status', 'statuse')}s. More info: https://git.k8s.io/community"
+                          "/contributors/devel/sig-architecture/api-conventions.md"},
+                "metadata": {"$ref": f"#/$defs/{META}ListMeta", "description": "Standard list metadata."},
             },
             "x-kubernetes-group-version-kind": [{"group": "metallb.io", "kind": f"{name}List", "version": "v1beta1"}],
         }
+    return found
 
-    return {f"io.metallb.v1beta1.{name}": node for name, node in {
-        "IPAddressPool": kind(
-            "IPAddressPool",
-            "IPAddressPool represents a pool of IP addresses that can be allocated to LoadBalancer services.",
-            ["spec"]),
-        "IPAddressPoolList": list_of("IPAddressPool"),
-        "IPAddressPoolSpec": pool_spec,
-        "IPAddressPoolStatus": pool_status,
-        "ServiceAllocation": allocation,
-        "L2Advertisement": kind(
-            "L2Advertisement",
-            "L2Advertisement allows to advertise the LoadBalancer IPs provided by the selected pools via L2."),
-        "L2AdvertisementList": list_of("L2Advertisement"),
-        "L2AdvertisementSpec": advertisement_spec,
-        "L2AdvertisementStatus": {
-            "type": "object",
-            "description": "L2AdvertisementStatus defines the observed state of L2Advertisement.",
-        },
-    }.items()}
+
+def structs(text):
+    """Each type of a file that kopium wrote: name -> (description, [(JSON name, description, Rust type)])."""
+    found = {}
+    docs, fields, rename = [], None, None
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("///"):
+            docs.append(line[3:].removeprefix(" "))
+        elif match := re.match(r"pub (?:struct|enum) (\w+)", line):
+            fields = []
+            found[match.group(1)] = ("\n".join(docs), fields)
+            docs = []
+        elif match := re.search(r'rename = "([^"]+)"', line):
+            rename = match.group(1)
+        elif match := re.match(r"pub (?:r#)?(\w+): (.+),$", line):
+            fields.append((rename or match.group(1), "\n".join(docs), match.group(2)))
+            docs, rename = [], None
+    return found
+
+
+def inline(types, name):
+    """A type as a schema, without references, as kube-apiserver publishes custom resources."""
+    description, fields = types[name]
+    properties = {}
+    for field, text, rust in fields:
+        properties[field] = rust_type(types, rust) | ({"description": text} if text else {})
+    schema = {"type": "object", "description": description}
+    if properties:
+        schema["properties"] = properties
+    required = sorted(field for field, _, rust in fields if not rust.startswith("Option<"))
+    return schema | ({"required": required} if required else {})
+
+
+def rust_type(types, rust):
+    if match := re.fullmatch(r"Option<(.+)>", rust):
+        return rust_type(types, match.group(1))
+    if match := re.fullmatch(r"Vec<(.+)>", rust):
+        return {"type": "array", "items": rust_type(types, match.group(1))}
+    if match := re.fullmatch(r"BTreeMap<String, (.+)>", rust):
+        return {"type": "object", "additionalProperties": rust_type(types, match.group(1))}
+    scalars = {"String": {"type": "string"}, "bool": {"type": "boolean"},
+               "i64": {"type": "integer", "format": "int64"}, "i32": {"type": "integer", "format": "int32"}}
+    return dict(scalars[rust]) if rust in scalars else inline(types, rust)
 
 
 def references(node, found):
@@ -213,20 +184,39 @@ def convert_node(node):
     return result
 
 
-def main():
-    definitions = json.loads(pathlib.Path(sys.argv[1]).read_text())["$defs"]
-    definitions |= metallb(definitions["io.k8s.api.core.v1.Service"])
+def files(definitions):
+    """The text of each file, by name."""
     served = set(GROUP_VERSIONS)
+    texts = {}
     for (group, version), (prefix, kinds) in GROUP_VERSIONS.items():
-        roots = OPERATIONS + [prefix + kind for kind in kinds] + [prefix + kind + "List" for kind in kinds]
+        lists = [prefix + kind + "List" for kind in kinds]
+        roots = OPERATIONS + [prefix + kind for kind in kinds] + [name for name in lists if name in definitions]
         lines = [
             json.dumps(name) + ":" + json.dumps(
                 convert(name, definitions[name], served), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
             for name in closure(definitions, roots)
         ]
-        path = pathlib.Path(__file__).with_name(f"{group or 'core'}.{version}.json")
-        path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-        print(f"{path.name}: {len(lines)} definitions, {path.stat().st_size} bytes")
+        texts[f"{group or 'core'}.{version}.json"] = "{\n" + ",\n".join(lines) + "\n}\n"
+    # By this a build that has neither package sees whether somebody has changed a file by hand.
+    sums = [f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n" for name, text in sorted(texts.items())]
+    return texts | {"SHA256SUMS": "".join(sums)}
+
+
+def main():
+    check = "--check" in sys.argv
+    kubernetes, crate = (pathlib.Path(argument) for argument in sys.argv[1:] if argument != "--check")
+    definitions = json.loads(kubernetes.read_text())["$defs"]
+    definitions |= metallb(definitions["io.k8s.api.core.v1.Service"], crate)
+    different = []
+    for name, text in files(definitions).items():
+        path = pathlib.Path(__file__).with_name(name)
+        if not path.exists() or path.read_text() != text:
+            different.append(name)
+            if not check:
+                path.write_text(text)
+    if check and different:
+        sys.exit(f"not what the packages say: {', '.join(different)}; run regenerate")
+    print("unchanged" if not different else f"written: {', '.join(different)}")
 
 
 main()

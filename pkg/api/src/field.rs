@@ -48,6 +48,8 @@ impl fmt::Display for FieldPath {
 pub enum Problem {
     /// The value is malformed or not allowed here. Holds the value as given.
     Invalid(Value),
+    /// The same of a struct. Holds it in Go's syntax (`%#v`), which is how the real apiserver prints structs.
+    InvalidStruct(String),
     /// A needed value is missing.
     Required,
     /// The value stands twice. Holds the value as given.
@@ -81,6 +83,15 @@ impl FieldError {
         Self {
             path,
             problem: Problem::Invalid(value.into()),
+            detail: detail.into(),
+        }
+    }
+
+    /// `PATH: Invalid value: STRUCT: DETAIL`, the struct in Go's syntax.
+    pub fn invalid_struct(path: FieldPath, value: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self {
+            path,
+            problem: Problem::InvalidStruct(value.into()),
             detail: detail.into(),
         }
     }
@@ -143,7 +154,7 @@ impl FieldError {
     /// The entry in `Status.details.causes`.
     pub fn to_cause(&self) -> Value {
         let reason = match self.problem {
-            Problem::Invalid(_) => "FieldValueInvalid",
+            Problem::Invalid(_) | Problem::InvalidStruct(_) => "FieldValueInvalid",
             Problem::Required => "FieldValueRequired",
             Problem::Duplicate(_) | Problem::DuplicateStruct(_) => "FieldValueDuplicate",
             Problem::NotSupported(..) => "FieldValueNotSupported",
@@ -157,6 +168,7 @@ impl FieldError {
     fn body(&self) -> String {
         let head = match &self.problem {
             Problem::Invalid(value) => format!("Invalid value: {}", go_value(value)),
+            Problem::InvalidStruct(value) => format!("Invalid value: {value}"),
             Problem::DuplicateStruct(value) => format!("Duplicate value: {value}"),
             Problem::Required => "Required value".to_string(),
             Problem::Duplicate(value) => format!("Duplicate value: {}", go_value(value)),

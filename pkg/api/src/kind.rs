@@ -66,6 +66,8 @@ pub enum NameRule {
     Label1123,
     /// RFC 1123 subdomain: nearly all else.
     Subdomain,
+    /// An IP address in its canonical form: IPAddresses.
+    Address,
 }
 
 impl Kind {

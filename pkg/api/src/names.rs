@@ -164,6 +164,62 @@ pub fn cidr(value: &str) -> Vec<String> {
     }
 }
 
+/// An address of either family in its one canonical form (`IsValidIP`).
+pub fn strict_ip_address(value: &str) -> Vec<String> {
+    match value.parse::<IpAddr>() {
+        Ok(address) if address.to_string() == value => Vec::new(),
+        Ok(address) => vec![format!("must be in canonical form (\"{address}\")")],
+        Err(_) => ip_address(value),
+    }
+}
+
+/// A network of either family in its one canonical form, no host bits set (`IsValidCIDR`).
+pub fn strict_cidr(value: &str) -> Vec<String> {
+    match value.parse::<IpNet>() {
+        Ok(net) if net.addr() != net.network() => {
+            vec!["must not have bits set beyond the prefix length".to_string()]
+        }
+        Ok(net) if net.to_string() != value => vec![format!("must be in canonical form (\"{net}\")")],
+        Ok(_) => Vec::new(),
+        Err(_) => cidr(value),
+    }
+}
+
+/// A host name whose first label is `*`: `*.example.com` (`IsWildcardDNS1123Subdomain`).
+pub fn wildcard_subdomain(value: &str) -> Vec<String> {
+    let mut problems = too_long(value, 253);
+    let rest = value.strip_prefix("*.");
+    if !rest.is_some_and(|rest| rest.split('.').all(is_label)) {
+        let message = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must \
+                       consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character";
+        let regex = format!("\\*\\.{SUBDOMAIN_1123}");
+        problems.push(regex_message(message, &regex, &["*.example.com"]));
+    }
+    problems
+}
+
+/// The path of a URL (RFC 3986), as in the names of controllers.
+pub fn http_path(value: &str) -> Vec<String> {
+    let right = |c: char| c.is_ascii_alphanumeric() || "/-._~%!$&'()*+,;=:".contains(c);
+    if !value.is_empty() && value.chars().all(right) {
+        return Vec::new();
+    }
+    vec![regex_message(
+        "Invalid path",
+        "[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+",
+        &[],
+    )]
+}
+
+/// A name that can be a part of a URL's path (`IsPathSegmentName`).
+pub fn path_segment(value: &str) -> Vec<String> {
+    if value == "." || value == ".." {
+        return vec![format!("may not be '{value}'")];
+    }
+    let within = ["/", "%"].into_iter().filter(|part| value.contains(part));
+    within.map(|part| format!("may not contain '{part}'")).collect()
+}
+
 /// Name of an object. With `prefix` it is a `generateName`, to which something is appended.
 pub fn object_name(rule: NameRule, value: &str, prefix: bool) -> Vec<String> {
     // As in NameIsDNSLabel and its like: "abc-" is judged as "aba", for more follows it.
@@ -179,6 +235,7 @@ pub fn object_name(rule: NameRule, value: &str, prefix: bool) -> Vec<String> {
         NameRule::Label1035 => dns_label_1035(&masked),
         NameRule::Label1123 => dns_label(&masked),
         NameRule::Subdomain => dns_subdomain(&masked),
+        NameRule::Address => strict_ip_address(value),
     }
 }
 
@@ -208,6 +265,9 @@ fn too_long(value: &str, max: usize) -> Vec<String> {
 }
 
 fn regex_message(message: &str, regex: &str, examples: &[&str]) -> String {
+    if examples.is_empty() {
+        return format!("{message} (regex used for validation is '{regex}')");
+    }
     let examples: Vec<String> = examples.iter().map(|e| format!("'{e}', ")).collect();
     format!(
         "{message} (e.g. {}regex used for validation is '{regex}')",

@@ -3,7 +3,7 @@
 use crate::kind::Kind;
 use crate::kinds;
 
-static KINDS: [Kind; 13] = [
+static KINDS: [Kind; 18] = [
     kinds::namespace::KIND,
     kinds::node::KIND,
     kinds::pod::KIND,
@@ -15,8 +15,13 @@ static KINDS: [Kind; 13] = [
     kinds::endpoint_slice::KIND,
     kinds::lease::KIND,
     kinds::network_policy::KIND,
+    kinds::ingress::KIND,
+    kinds::ingress_class::KIND,
+    kinds::service_cidr::KIND,
+    kinds::ip_address::KIND,
     kinds::ip_address_pool::KIND,
     kinds::l2_advertisement::KIND,
+    kinds::service_l2_status::KIND,
 ];
 
 /// One version of one API group, as discovery lists it.

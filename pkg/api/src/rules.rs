@@ -150,6 +150,26 @@ pub(crate) fn endpoint_address(path: &FieldPath, value: &str) -> Vec<FieldError>
     .collect()
 }
 
+/// A required name that can be a part of a URL's path.
+pub(crate) fn path_segment(path: FieldPath, value: &str) -> Vec<FieldError> {
+    if value.is_empty() {
+        return vec![FieldError::required(path, "")];
+    }
+    each(&path, value, names::path_segment(value)).collect()
+}
+
+/// A reference to an object of any kind: group, kind and name (`validateIngressTypedLocalObjectReference`).
+pub(crate) fn typed_reference(path: &FieldPath, reference: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    if let Some(group) = reference["apiGroup"].as_str() {
+        errors.extend(each(&path.child("apiGroup"), group, names::dns_subdomain(group)));
+    }
+    for field in ["kind", "name"] {
+        errors.extend(path_segment(path.child(field), reference.text(field)));
+    }
+    errors
+}
+
 /// The error when a field has another value than before (`ValidateImmutableField`).
 pub(crate) fn immutable(path: FieldPath, new: &Value, old: &Value) -> Option<FieldError> {
     (new != old).then(|| FieldError::invalid(path, new.clone(), "field is immutable"))

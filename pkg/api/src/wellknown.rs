@@ -16,10 +16,18 @@ pub const ANNOTATION_RUNTIME_UID: &str = "svcnet.io/runtime-uid";
 pub const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 /// Label of a node that announces no LoadBalancer address.
 pub const LABEL_EXCLUDE_LB: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// Annotation of a Node: the node ports that programs of its own listen on, as in `30080,31000`.
+pub const ANNOTATION_HOST_PORTS: &str = "svcnet.io/host-ports";
+/// Name of the ServiceCIDR that every cluster has: `--service-cluster-ip-range`.
+pub const DEFAULT_SERVICE_CIDR_NAME: &str = "kubernetes";
+/// Finalizer of a ServiceCIDR: it stays as long as addresses of it are in use.
+pub const FINALIZER_SERVICE_CIDR: &str = "networking.k8s.io/service-cidr-finalizer";
 /// Namespace of the node Leases.
 pub const NAMESPACE_NODE_LEASE: &str = "kube-node-lease";
 /// Namespace of what the cluster itself needs.
 pub const NAMESPACE_SYSTEM: &str = "kube-system";
+/// Label of a ServiceL2Status: the node that announces.
+pub const LABEL_L2_STATUS_NODE: &str = "metallb.io/node";
 /// Namespace that MetalLB configurations live in.
 pub const NAMESPACE_METALLB: &str = "metallb-system";
 

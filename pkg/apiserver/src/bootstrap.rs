@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use svcnet_api::wellknown::{LABEL_SERVICE_NAME, NAMESPACE_METALLB, NAMESPACE_NODE_LEASE, NAMESPACE_SYSTEM};
+use svcnet_api::wellknown::{
+    DEFAULT_SERVICE_CIDR_NAME, LABEL_SERVICE_NAME, NAMESPACE_METALLB, NAMESPACE_NODE_LEASE, NAMESPACE_SYSTEM,
+};
 use svcnet_api::{ApiError, Kind, Reason, registry};
 
 use crate::auth::User;
@@ -99,6 +101,7 @@ fn desired(server: &Server, port: u16) -> Vec<Wanted> {
             yielded: false,
         })
         .collect();
+    wanted.push(service_cidr(&config.service_cidrs));
     if let Some(first) = config.service_cidrs.first().and_then(|c| pki::first_host(*c)) {
         wanted.push(service("default", "kubernetes", first, api_service()));
         // Nobody else reaches a server at loopback, and Endpoints must not hold such addresses.
@@ -111,6 +114,21 @@ fn desired(server: &Server, port: u16) -> Vec<Wanted> {
     }
     wanted.push(proxy_config());
     wanted
+}
+
+/// When the flag has changed, the one that is there stays, for the Services that have addresses of it. When it is deleted,
+/// it goes with the last of them, and this one takes its place.
+fn service_cidr(cidrs: &[ipnet::IpNet]) -> Wanted {
+    let cidrs: Vec<String> = cidrs.iter().map(ToString::to_string).collect();
+    Wanted {
+        group: "networking.k8s.io",
+        plural: "servicecidrs",
+        namespace: "",
+        name: DEFAULT_SERVICE_CIDR_NAME,
+        object: json!({"spec": {"cidrs": cidrs}}),
+        fixed: None,
+        yielded: true,
+    }
 }
 
 /// For users to edit: every node's proxy follows it.

@@ -83,7 +83,10 @@ impl Server {
 
     /// Tells the hooks what is stored.
     pub(crate) fn restore_admissions(&self) -> Result<(), Error> {
-        for kind in registry::kinds() {
+        // What holds for all namespaces first: ranges, before what was drawn from them.
+        let (shared, within): (Vec<&'static Kind>, Vec<_>) =
+            registry::kinds().iter().partition(|k| !k.namespaced);
+        for kind in shared.into_iter().chain(within) {
             let snapshot = self.store.list(self.collection(kind), &Range::default(), None);
             for (path, entry) in snapshot.map(|s| s.entries).unwrap_or_default() {
                 let object: Value = serde_json::from_slice(&entry.value).map_err(|_| Error::Object {

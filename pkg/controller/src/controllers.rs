@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::addresses::AddressController;
 use crate::alloc::{Restored, ServiceAllocator};
 use crate::config::Config;
 use crate::endpoints::EndpointsController;
@@ -82,6 +83,11 @@ impl Controllers {
         all.add(
             EndpointsController::new(client.clone()),
             EndpointsController::sources(&informers),
+            &told,
+        );
+        all.add(
+            AddressController::new(client.clone()),
+            AddressController::sources(&informers),
             &told,
         );
         all.add(node_networks, NodeNetworkController::sources(&informers), &told);

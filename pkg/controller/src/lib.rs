@@ -4,6 +4,7 @@
 //! [`alloc`] runs inside the API server, as part of writing a Service. Everything else is an ordinary client of the
 //! API: [`Controllers`].
 
+mod addresses;
 pub mod alloc;
 mod config;
 mod controllers;

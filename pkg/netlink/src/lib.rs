@@ -14,6 +14,7 @@ mod exchange;
 pub mod genl;
 pub mod ipvs;
 pub mod link;
+pub mod listeners;
 pub mod local;
 pub mod memory;
 pub mod monitor;

@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
+use svcnet_api::wellknown::ANNOTATION_HOST_PORTS;
 
 use crate::desired::DesiredNode;
 use crate::plan::{Op, Plan};
@@ -47,6 +48,10 @@ pub(crate) async fn apply(
             }
             Op::Label(labels) => {
                 let patch = json!({"metadata": {"labels": labels}});
+                nodes.patch(&desired.name, &params, &Patch::Merge(&patch)).await?
+            }
+            Op::HostPorts(ports) => {
+                let patch = json!({"metadata": {"annotations": {ANNOTATION_HOST_PORTS: ports}}});
                 nodes.patch(&desired.name, &params, &Patch::Merge(&patch)).await?
             }
             Op::Status(_) => {

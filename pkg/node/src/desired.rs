@@ -34,6 +34,8 @@ pub struct Machine {
 pub(crate) struct DesiredNode {
     pub(crate) name: String,
     pub(crate) labels: BTreeMap<String, String>,
+    /// What the annotation of taken ports is to say; none while that is not known.
+    pub(crate) host_ports: Option<String>,
     /// Type and address, in order.
     pub(crate) addresses: Vec<(&'static str, String)>,
     pub(crate) machine: Machine,
@@ -53,6 +55,7 @@ pub(crate) fn desired(name: &str, addresses: &[IpAddr], machine: &Machine) -> De
             (LABEL_ARCH.to_string(), machine.architecture.clone()),
         ]
         .into(),
+        host_ports: None,
         addresses: internal.chain([("Hostname", name.to_string())]).collect(),
         machine: machine.clone(),
         kubelet_version: KUBELET_VERSION,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use k8s_openapi::api::core::v1::Node;
+use svcnet_api::wellknown::ANNOTATION_HOST_PORTS;
 
 use crate::desired::DesiredNode;
 
@@ -14,6 +15,8 @@ pub(crate) enum Op {
     Register,
     /// Labels that are missing or wrong.
     Label(BTreeMap<String, String>),
+    /// Ports that are taken on the machine; none is no annotation.
+    HostPorts(Option<String>),
     /// Addresses, machine or readiness in the status.
     Status(Vec<Part>),
 }
@@ -41,6 +44,9 @@ impl fmt::Display for Plan {
                 Op::Label(labels) => {
                     let pairs: Vec<String> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
                     write!(f, "label {}", pairs.join(","))?;
+                }
+                Op::HostPorts(ports) => {
+                    write!(f, "tell taken ports {}", ports.as_deref().unwrap_or("none"))?;
                 }
                 Op::Status(parts) => {
                     let parts: Vec<String> = parts
@@ -70,6 +76,13 @@ pub(crate) fn plan(desired: &DesiredNode, observed: Option<&Node>) -> Plan {
         .collect();
     if !missing.is_empty() {
         ops.push(Op::Label(missing));
+    }
+    let told = node.metadata.annotations.as_ref();
+    let told = told
+        .and_then(|a| a.get(ANNOTATION_HOST_PORTS))
+        .map_or("", String::as_str);
+    if let Some(ports) = desired.host_ports.as_deref().filter(|ports| *ports != told) {
+        ops.push(Op::HostPorts((!ports.is_empty()).then(|| ports.to_string())));
     }
     let wrong: Vec<Part> = [
         (Part::Addresses, has_addresses(desired, node)),
@@ -178,6 +191,25 @@ mod tests {
             all,
             "label kubernetes.io/os=linux; write status addresses,machine,ready"
         );
+    }
+
+    #[test]
+    fn taken_ports_are_told_and_taken_back() {
+        let mut node = object(&wanted(), Timestamp::UNIX_EPOCH);
+        let with = |ports: &str| DesiredNode {
+            host_ports: Some(ports.to_string()),
+            ..wanted()
+        };
+        assert_eq!(plan(&with(""), Some(&node)), Plan::default());
+        assert_eq!(
+            plan(&with("30080"), Some(&node)).to_string(),
+            "tell taken ports 30080"
+        );
+        node.metadata.annotations = Some([(ANNOTATION_HOST_PORTS.to_string(), "30080".to_string())].into());
+        assert_eq!(plan(&with("30080"), Some(&node)), Plan::default());
+        assert_eq!(plan(&with(""), Some(&node)).to_string(), "tell taken ports none");
+        // Not known is not none.
+        assert_eq!(plan(&wanted(), Some(&node)), Plan::default());
     }
 
     #[test]

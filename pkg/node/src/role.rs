@@ -15,6 +15,7 @@ use crate::apply::apply;
 use crate::desired::{DesiredNode, Machine, desired};
 use crate::heartbeat;
 use crate::plan::plan;
+use crate::ports;
 
 /// Settings of the role.
 #[derive(Debug, Clone)]
@@ -105,6 +106,8 @@ impl Registration {
     async fn keep(mut self, mut changes: mpsc::Receiver<Change<Node>>) {
         let mut failures = Backoff::default();
         let mut retry: Option<Instant> = None;
+        let mut looks = tokio::time::interval(ports::LOOK_EVERY);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             if retry.is_none() {
                 match self.repair().await {
@@ -133,6 +136,7 @@ impl Registration {
                     // The watches end with the process.
                     None => return,
                 },
+                _ = looks.tick() => self.look_at_ports(),
                 () = sleep_until(due) => retry = None,
             }
         }
@@ -148,6 +152,16 @@ impl Registration {
             Change::Apply(node) if ours(&node) => self.observed = Observed::There(node),
             Change::Delete(node) if ours(&node) => self.observed = Observed::Missing,
             Change::Apply(_) | Change::Delete(_) => {}
+        }
+    }
+
+    fn look_at_ports(&mut self) {
+        match ports::look() {
+            Ok(told) => self.desired.host_ports = Some(told),
+            // What was told last stays.
+            Err(error) => {
+                tracing::debug!(node = self.desired.name, reason = %error, "cannot see which ports are taken")
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the kernel should hold, from the nodes that are known and this node's own links.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -274,12 +274,13 @@ pub fn desired(config: &Config, view: &View, facts: &Facts) -> Result<Desired, W
     if own.pod_cidrs.is_empty() {
         return Err(Waiting::PodCidr);
     }
+    let services: BTreeSet<IpNet> = config.service_cidr.iter().chain(view.service_nets()).collect();
     let mut entries = BTreeMap::new();
     let mut put = |entry: Entry| entries.insert(entry.key(), entry);
     for cidr in &own.pod_cidrs {
         let address = vxlan_address(*cidr);
         put(Entry::Address(IpNet::from(address)));
-        put_service_route(config, facts, *cidr, &mut put);
+        put_service_routes(&services, facts, *cidr, &mut put);
     }
     for name in view.peers() {
         let found = view.node(name).map(|node| peer_entries(view, facts, name, node));
@@ -298,11 +299,7 @@ pub fn desired(config: &Config, view: &View, facts: &Facts) -> Result<Desired, W
         mac: vxlan_mac(view.own_name()),
         mtu: facts.underlay.pod_mtu(config.mtu),
     };
-    let inside = config
-        .cluster_cidr
-        .iter()
-        .chain(config.service_cidr.iter())
-        .collect();
+    let inside = config.cluster_cidr.iter().chain(services).collect();
     let masquerade = Masquerade {
         sources: own.pod_cidrs.iter().map(|c| c.net()).collect(),
         inside,
@@ -315,17 +312,22 @@ pub fn desired(config: &Config, view: &View, facts: &Facts) -> Result<Desired, W
     })
 }
 
-/// A route to the services whose source peers know the way back to, for nodes that have no default route or whose
+/// Routes to the services whose source peers know the way back to, for nodes that have no default route or whose
 /// default route would choose another address. It waits for the bridge.
-fn put_service_route(
-    config: &Config,
+fn put_service_routes(
+    services: &BTreeSet<IpNet>,
     facts: &Facts,
     cidr: PodCidr,
     put: &mut impl FnMut(Entry) -> Option<Entry>,
 ) {
     let source = cidr.gateway();
-    let services = config.service_cidr.of_family(source.is_ipv6());
-    if let Some(destination) = services.filter(|_| facts.gateways.contains(&source)) {
+    if !facts.gateways.contains(&source) {
+        return;
+    }
+    let of_family = services
+        .iter()
+        .filter(|net| net.addr().is_ipv6() == source.is_ipv6());
+    for destination in of_family.copied() {
         put(Entry::Route {
             destination,
             over: Over::Bridge,

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use svcnet_netlink::monitor::{Event, Group, Happened, Monitor};
 use svcnet_netlink::rt;
 use svcnet_netlink::underlay::NoUnderlay;
@@ -58,6 +59,7 @@ enum Unready {
 /// The overlay of one node.
 pub struct Overlay {
     nodes: mpsc::Receiver<Change<Node>>,
+    service_cidrs: mpsc::Receiver<Change<ServiceCIDR>>,
     shutdown: CancellationToken,
     state: State,
 }
@@ -78,6 +80,7 @@ impl Overlay {
     pub fn fed(config: Config, ctx: &Context, nodes: mpsc::Receiver<Change<Node>>) -> Result<Self, Error> {
         Ok(Self {
             nodes,
+            service_cidrs: ctx.informers.subscribe(Scope::default()),
             shutdown: ctx.shutdown.clone(),
             state: State {
                 view: View::new(&ctx.node_name),
@@ -108,6 +111,12 @@ impl Overlay {
                     let Some(change) = change else { return Ok(()) };
                     listed |= matches!(change, Change::Reset(_));
                     if self.state.take(change) == Follow::Pass {
+                        next_pass = Instant::now();
+                    }
+                }
+                // A cluster before 1.33 has none: then the flag's networks are all.
+                Some(change) = self.service_cidrs.recv() => {
+                    if self.state.take_service_cidrs(&change) {
                         next_pass = Instant::now();
                     }
                 }
@@ -163,6 +172,27 @@ impl State {
                 self.set_node(&name, Some(net))
             }
             Change::Delete(node) => self.set_node(&named(&node).0, None),
+        }
+    }
+
+    /// Takes a change of the ServiceCIDRs. Whether routes follow from it.
+    fn take_service_cidrs(&mut self, change: &Change<ServiceCIDR>) -> bool {
+        let name = |cidr: &ServiceCIDR| cidr.metadata.name.clone().unwrap_or_default();
+        let nets = |cidr: &ServiceCIDR| {
+            let texts = cidr.spec.iter().flat_map(|s| s.cidrs.iter().flatten());
+            texts.filter_map(|text| text.parse().ok()).collect()
+        };
+        match change {
+            Change::Reset(all) => {
+                let names = all.iter().map(|cidr| name(cidr)).collect();
+                let gone = self.view.retain_service_cidrs(&names);
+                let set = all
+                    .iter()
+                    .map(|cidr| self.view.set_service_cidr(&name(cidr), nets(cidr)));
+                set.fold(gone, |changed, one| changed | one)
+            }
+            Change::Apply(cidr) => self.view.set_service_cidr(&name(cidr), nets(cidr)),
+            Change::Delete(cidr) => self.view.set_service_cidr(&name(cidr), Vec::new()),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use svcnet_api::types::PodCidr;
 
@@ -41,6 +42,8 @@ impl NodeNet {
 pub struct View {
     own_name: String,
     nodes: BTreeMap<String, NodeNet>,
+    /// Networks of each ServiceCIDR.
+    service_cidrs: BTreeMap<String, Vec<IpNet>>,
     claims: HashMap<PodCidr, BTreeSet<String>>,
 }
 
@@ -50,8 +53,29 @@ impl View {
         Self {
             own_name: own_name.into(),
             nodes: BTreeMap::new(),
+            service_cidrs: BTreeMap::new(),
             claims: HashMap::new(),
         }
+    }
+
+    /// Sets a ServiceCIDR's networks, none when it is gone. Whether that changes anything.
+    pub fn set_service_cidr(&mut self, name: &str, nets: Vec<IpNet>) -> bool {
+        if nets.is_empty() {
+            return self.service_cidrs.remove(name).is_some();
+        }
+        self.service_cidrs.insert(name.to_string(), nets.clone()) != Some(nets)
+    }
+
+    /// Forgets the ServiceCIDRs that are not among these. Whether there were any.
+    pub fn retain_service_cidrs(&mut self, names: &BTreeSet<String>) -> bool {
+        let before = self.service_cidrs.len();
+        self.service_cidrs.retain(|name, _| names.contains(name));
+        self.service_cidrs.len() != before
+    }
+
+    /// The networks of all ServiceCIDRs, each once.
+    pub fn service_nets(&self) -> BTreeSet<IpNet> {
+        self.service_cidrs.values().flatten().copied().collect()
     }
 
     /// The name of this node.

@@ -5,7 +5,7 @@ use std::path::Path;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::networking::v1::{IPAddress, NetworkPolicy, ServiceCIDR};
 use svcnet_api::metallb::{IPAddressPool, L2Advertisement};
 
 use crate::informer::{Scope, Subscription, Watched};
@@ -29,6 +29,7 @@ watched!(
     ConfigMap,
     EndpointSlice,
     Endpoints,
+    IPAddress,
     IPAddressPool,
     L2Advertisement,
     Lease,
@@ -37,4 +38,5 @@ watched!(
     Node,
     Pod,
     Service,
+    ServiceCIDR,
 );

@@ -153,3 +153,45 @@ fn a_service_without_selector_leads_to_hand_made_endpoints() {
     database.kill().unwrap();
     database.wait().unwrap();
 }
+
+/// A ServiceCIDR extends the range while the cluster runs: its addresses are given and reached, also from nodes, whose
+/// route to them goes through the bridge.
+#[test]
+fn a_range_that_is_added_works_at_once() {
+    let lab = Lab::up(&[]);
+    lab.web();
+    lab.apply(
+        "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: more}\n\
+         spec: {cidrs: [10.200.0.0/24]}\n---\n\
+         apiVersion: v1\nkind: Service\nmetadata: {name: added}\n\
+         spec: {clusterIP: 10.200.0.7, selector: {app: nginx}, ports: [{port: 80}]}\n",
+    );
+    until("the address has its object", || {
+        let shown = lab.kubectl(&["get", "ipaddress", "10.200.0.7"]);
+        shown.out.contains("services/default/added").then_some(())
+    });
+    for node in ["n1", "n2"] {
+        until("the node has a route", || {
+            let route = lab.exec(node, &["ip", "route", "show", "10.200.0.0/24"]);
+            route.out.contains("svcnet0").then_some(())
+        });
+    }
+    for member in ["web1", "n1", "n2"] {
+        lab.reaches(member, "http://10.200.0.7/", &["web1", "web2"]);
+    }
+    assert!(lab.kubectl(&["delete", "servicecidr", "more", "--wait=false"]).ok);
+    until("the range says why it stays", || {
+        let path = "{.status.conditions[0].reason}";
+        (lab.value("servicecidr/more", path)? == "Terminating").then_some(())
+    });
+    lab.reaches("web1", "http://10.200.0.7/", &["web1", "web2"]);
+    assert!(lab.kubectl(&["delete", "svc", "added"]).ok);
+    until(
+        "the range goes with its last address, and its route with it",
+        || {
+            let gone = !lab.kubectl(&["get", "servicecidr", "more"]).ok;
+            let route = lab.exec("n1", &["ip", "route", "show", "10.200.0.0/24"]);
+            (gone && route.out.trim().is_empty()).then_some(())
+        },
+    );
+}

@@ -70,6 +70,21 @@ fn node_of(lab: &Lab, mac: &str) -> String {
     node.unwrap_or_else(|| panic!("no node has {mac}")).to_string()
 }
 
+/// The nodes that say of themselves that they announce the Service.
+fn announcers(lab: &Lab) -> Vec<String> {
+    let shown = lab.kubectl(&[
+        "get",
+        "servicel2statuses",
+        "-n",
+        "metallb-system",
+        "-l",
+        "metallb.io/service-name=nginx",
+        "-o",
+        "jsonpath={.items[*].status.node}",
+    ]);
+    shown.out.split_whitespace().map(str::to_string).collect()
+}
+
 fn with_pool() -> Lab {
     let lab = Lab::up(&[]);
     lab.web();
@@ -90,7 +105,12 @@ fn an_address_from_the_pool_is_answered_by_one_node() {
     let ip = external_ip(&lab);
     assert!(ip.starts_with("172.30.0.24"), "{ip}");
     lab.reaches("client", &format!("http://{ip}/"), &["web1", "web2"]);
-    assert_eq!(owners(&lab, &ip).len(), 1, "exactly one node answers");
+    let found = owners(&lab, &ip);
+    assert_eq!(found.len(), 1, "exactly one node answers");
+    let owner = node_of(&lab, &found[0]);
+    until("the node that answers says so", || {
+        (announcers(&lab) == [owner.as_str()]).then_some(())
+    });
     lab.reaches("n1", &format!("http://{ip}/"), &["web1", "web2"]);
     lab.reaches("web1", &format!("http://{ip}/"), &["web1", "web2"]);
     let events = lab.kubectl(&["describe", "svc", "nginx"]);
@@ -98,6 +118,9 @@ fn an_address_from_the_pool_is_answered_by_one_node() {
     assert!(lab.kubectl(&["delete", "svc", "nginx"]).ok);
     until("nobody answers for a released address", || {
         owners(&lab, &ip).is_empty().then_some(())
+    });
+    until("nobody says that it announces", || {
+        announcers(&lab).is_empty().then_some(())
     });
 }
 
@@ -125,7 +148,13 @@ fn another_node_takes_over_when_the_owner_dies() {
     let mac = until("another node answers", || {
         owners(&lab, &ip).into_iter().find(|other| *other != mac)
     });
-    assert_ne!(node_of(&lab, &mac), owner);
+    let heir = node_of(&lab, &mac);
+    assert_ne!(heir, owner);
+    if owner != "n1" {
+        until("the dead node no longer says that it announces", || {
+            (announcers(&lab) == [heir.as_str()]).then_some(())
+        });
+    }
     assert!(lab.lab(&["node", "heal"], &[&owner]).ok);
     assert!(lab.lab(&["node", "start"], &[&owner]).ok);
     until("one node answers after the return", || {

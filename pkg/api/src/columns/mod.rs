@@ -189,6 +189,15 @@ mod tests {
             ("EndpointSlice", "Name AddressType Ports Endpoints Age", ""),
             ("Lease", "Name Holder Age", ""),
             ("NetworkPolicy", "Name Pod-Selector Age", ""),
+            ("Ingress", "Name Class Hosts Address Ports Age", ""),
+            ("IngressClass", "Name Controller Parameters Age", ""),
+            ("ServiceCIDR", "Name CIDRs Age", ""),
+            ("IPAddress", "Name ParentRef Age", ""),
+            (
+                "ServiceL2Status",
+                "Name Allocated_Node Service_Name Service_Namespace",
+                "",
+            ),
             ("IPAddressPool", "Name Auto_Assign Avoid_Buggy_IPs Addresses", ""),
             (
                 "L2Advertisement",

@@ -41,9 +41,11 @@ pub(super) enum Extent {
     Pods,
     /// Those that it reports itself.
     Events,
+    /// Those that say that it announces.
+    Announcements,
 }
 
-pub(super) const NODE_RIGHTS: [NodeRight; 4] = [
+pub(super) const NODE_RIGHTS: [NodeRight; 5] = [
     NodeRight {
         group: "",
         plural: "nodes",
@@ -71,6 +73,13 @@ pub(super) const NODE_RIGHTS: [NodeRight; 4] = [
         subresources: &[""],
         verbs: &["create", "update", "patch"],
         extent: Extent::Events,
+    },
+    NodeRight {
+        group: "metallb.io",
+        plural: "servicel2statuses",
+        subresources: &["", "status"],
+        verbs: &["create", "update", "patch", "delete"],
+        extent: Extent::Announcements,
     },
 ];
 
@@ -158,6 +167,12 @@ pub(crate) fn may_object(
                 )
             })
         }
+        Extent::Announcements => all().any(|status| !announces(status, node)).then(|| {
+            format!(
+                "node \"{node}\" can only {} statuses of its own announcements",
+                wanted.verb
+            )
+        }),
         Extent::Events => all().any(|event| !reports(event, node)).then(|| {
             format!(
                 "node \"{node}\" can only {} events whose source.host or reportingInstance is itself",
@@ -186,6 +201,12 @@ fn text<'a>(object: &'a Value, path: &str) -> &'a str {
 fn reports(event: &Value, node: &str) -> bool {
     let host = text(event, "/source/host");
     host == node || host.is_empty() && text(event, "/reportingInstance") == node
+}
+
+/// Whether a ServiceL2Status is labelled as the node's, and says nothing else.
+fn announces(status: &Value, node: &str) -> bool {
+    let labels = &status["metadata"]["labels"];
+    labels[wellknown::LABEL_L2_STATUS_NODE] == node && ["", node].contains(&text(status, "/status/node"))
 }
 
 fn refusal_text(user: &User, wanted: &Attributes<'_>) -> String {
@@ -358,6 +379,27 @@ mod tests {
         assert!(!check(create, None, Some(&event("", ""))));
         let update = attributes("update", "events", "default", "e");
         assert!(!check(update, Some(&event("n2", "")), Some(&event("n1", ""))));
+    }
+
+    #[test]
+    fn a_node_says_for_itself_alone_what_it_announces() {
+        let status = |label: &str, node: &str| json!({"metadata": {"labels": {"metallb.io/node": label}}, "status": {"node": node}});
+        let delete = Attributes {
+            verb: "delete",
+            kind: registry::by_resource("metallb.io", "v1beta1", "servicel2statuses").unwrap(),
+            namespace: "metallb-system",
+            name: "l2-a",
+            subresource: "",
+        };
+        let check = |old: Value| may_object(&node("n1"), &delete, Some(&old), None);
+        assert!(may(&node("n1"), &delete, |_| false).is_ok());
+        assert!(check(status("n1", "n1")).is_ok());
+        assert!(check(status("n1", "n2")).is_err());
+        assert_eq!(
+            check(status("n2", "n2")).unwrap_err().message,
+            "servicel2statuses.metallb.io \"l2-a\" is forbidden: node \"n1\" can only delete statuses of its own \
+             announcements"
+        );
     }
 
     #[test]

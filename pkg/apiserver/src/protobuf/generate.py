@@ -16,13 +16,15 @@ FILES = {
     "": "api/core/v1/mod.rs",
     "discovery": "api/discovery/v1/mod.rs",
     "coordination": "api/coordination/v1/mod.rs",
+    "networking": "api/networking/v1/mod.rs",
     "authentication": "api/authentication/v1/mod.rs",
     "authorization": "api/authorization/v1/mod.rs",
     "meta": "apimachinery/pkg/apis/meta/v1/mod.rs",
 }
 ROOTS = [
     "Namespace", "Node", "Pod", "Service", "Endpoints", "ConfigMap", "Secret", "Event",
-    "discovery.EndpointSlice", "coordination.Lease", "meta.DeleteOptions",
+    "discovery.EndpointSlice", "coordination.Lease", "networking.NetworkPolicy", "networking.Ingress",
+    "networking.IngressClass", "networking.ServiceCIDR", "networking.IPAddress", "meta.DeleteOptions",
     "authentication.SelfSubjectReview", "authentication.TokenReview", "authorization.LocalSubjectAccessReview",
     "authorization.SelfSubjectAccessReview", "authorization.SelfSubjectRulesReview", "authorization.SubjectAccessReview",
 ]
@@ -54,7 +56,8 @@ def main():
     def schema_of(group, name):
         ending = {"": "core.v1.", "discovery": "discovery.v1.", "coordination": "coordination.v1.", "meta": "meta.v1."}
         # Questions about rights have no OpenAPI document here; their fields are spelled alike in both forms.
-        return next((s for full, s in schemas.items() if full.endswith(ending.get(group, group + ".v1.") + name)), None)
+        wanted = (ending.get(group, group + ".v1.") + name).lower()
+        return next((s for full, s in schemas.items() if full.lower().endswith(wanted)), None)
 
     def resolve(group, rust):
         """The group and name of the message that a Rust path names."""

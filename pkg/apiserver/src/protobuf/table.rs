@@ -44,6 +44,7 @@ pub(super) fn root(api_version: &str, kind: &str) -> Option<&'static [Field]> {
         ("v1", kind) => kind.to_string(),
         ("discovery.k8s.io/v1", kind) => format!("discovery.{kind}"),
         ("coordination.k8s.io/v1", kind) => format!("coordination.{kind}"),
+        ("networking.k8s.io/v1", kind) => format!("networking.{kind}"),
         ("authentication.k8s.io/v1" | "authentication.k8s.io/v1beta1", kind) => {
             format!("authentication.{kind}")
         }

@@ -99,6 +99,31 @@ fn embedded_structs_times_and_bytes_take_their_json_form() {
 }
 
 #[test]
+fn an_ingress_as_kubectl_sends_it() {
+    let port = Writer::default().bytes(1, "").int(2, 80);
+    let service = Writer::default().bytes(1, "web").bytes(2, port.0);
+    let backend = Writer::default().bytes(4, service.0);
+    let path = Writer::default()
+        .bytes(1, "/")
+        .bytes(2, backend.0)
+        .bytes(3, "Prefix");
+    // IngressRule embeds IngressRuleValue.
+    let value = Writer::default().bytes(1, Writer::default().bytes(1, path.0).0);
+    let rule = Writer::default().bytes(1, "a.example.com").bytes(2, value.0);
+    let spec = Writer::default().bytes(3, rule.0).bytes(4, "nginx");
+    let raw = Writer::default()
+        .bytes(1, Writer::default().bytes(1, "web").0)
+        .bytes(2, spec.0)
+        .bytes(3, Writer::default().bytes(1, "").0);
+    assert_eq!(
+        decode(&body("networking.k8s.io/v1", "Ingress", raw)).unwrap()["spec"],
+        json!({"ingressClassName": "nginx", "rules": [{"host": "a.example.com", "http": {"paths": [
+            {"path": "/", "pathType": "Prefix", "backend": {"service": {"name": "web", "port": {"number": 80}}}},
+        ]}}]})
+    );
+}
+
+#[test]
 fn other_kinds_and_other_bodies_are_refused() {
     let error = decode(&body("apps/v1", "Deployment", Writer::default())).unwrap_err();
     assert_eq!(error.reason.code(), 415);

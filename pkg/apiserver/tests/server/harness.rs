@@ -121,6 +121,33 @@ impl Running {
         .unwrap()
     }
 
+    /// What another kubectl than the one on the PATH prints when all is well.
+    pub async fn kubectl_of(&self, program: &std::path::Path, args: &[&str]) -> String {
+        let mut command = Command::new(program);
+        command.args(self.kubectl_command(args).get_args());
+        // A cache of its own: versions read each other's files differently.
+        let cache = program
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        command
+            .arg("--cache-dir")
+            .arg(self.path(&cache))
+            .env("HOME", self.dir.path())
+            .env_remove("KUBECONFIG");
+        let output = tokio::task::spawn_blocking(move || command.output().expect("kubectl runs"))
+            .await
+            .unwrap();
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{} {args:?}\n{out}{err}",
+            program.display()
+        );
+        out
+    }
+
     /// What kubectl prints when all is well.
     pub async fn kubectl(&self, args: &[&str]) -> String {
         self.kubectl_in(args, "").await

@@ -14,6 +14,7 @@ mod encryption;
 mod graceful;
 mod harness;
 mod hooks;
+mod kinds;
 mod kubectl;
 mod kubectl_apply;
 mod limits;

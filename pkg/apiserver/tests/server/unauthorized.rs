@@ -242,6 +242,12 @@ async fn make_theirs(admin: &Client) {
         json!({"metadata": {"name": "theirs"}}),
     )
     .await;
+    let labels = json!({"metallb.io/node": "n2"});
+    create(
+        "/apis/metallb.io/v1beta1/namespaces/default/servicel2statuses",
+        json!({"metadata": {"name": "theirs", "labels": labels}}),
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -262,7 +268,10 @@ async fn a_node_leaves_what_is_not_its_own_alone() {
         why: None,
     };
     for kind in registry::kinds() {
-        let own = matches!(kind.plural, "nodes" | "pods" | "events" | "leases");
+        let own = matches!(
+            kind.plural,
+            "nodes" | "pods" | "events" | "leases" | "servicel2statuses"
+        );
         for (verb, method, named) in VERBS {
             let path = path(kind, verb, named);
             let reads = matches!(verb, "get" | "list" | "watch");

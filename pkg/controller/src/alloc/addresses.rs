@@ -1,4 +1,4 @@
-//! ClusterIPs of one address family.
+//! ClusterIPs of one network.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -46,7 +46,7 @@ impl AddressAllocator {
             net,
             numbers: NumberRange::new(0..0, 0, Vec::new()),
         };
-        let reserved = reserved
+        let reserved: Vec<u64> = reserved
             .iter()
             .filter_map(|address| allocator.offset(*address))
             .collect();
@@ -63,16 +63,10 @@ impl AddressAllocator {
         self.numbers.take_any(random).map(|offset| self.address(offset))
     }
 
-    /// Takes in what the store holds. Whether it is of the range, and was free.
-    pub(super) fn restore(&mut self, address: IpAddr) -> Result<(), Refusal> {
-        let offset = self
-            .offset(address)
-            .filter(|offset| self.numbers.contains(*offset));
-        match offset {
-            None => Err(Refusal::OutOfRange),
-            Some(offset) if self.numbers.restore(offset) => Ok(()),
-            Some(_) => Err(Refusal::Taken),
-        }
+    /// Whether it is one of those that are given.
+    pub(super) fn contains(&self, address: IpAddr) -> bool {
+        self.offset(address)
+            .is_some_and(|offset| self.numbers.contains(offset))
     }
 
     pub(super) fn release(&mut self, address: IpAddr) {

@@ -1,5 +1,7 @@
 //! Node ports: by number, so that TCP/N and UDP/N of two Services collide.
 
+use std::collections::BTreeMap;
+
 use svcnet_api::types::NodePortRange;
 
 use super::range::{NumberRange, Refusal};
@@ -8,6 +10,8 @@ use super::range::{NumberRange, Refusal};
 pub(super) struct PortAllocator {
     range: NodePortRange,
     numbers: NumberRange,
+    /// What programs of the nodes listen on, as each node reports it.
+    reported: BTreeMap<String, Vec<u16>>,
 }
 
 impl PortAllocator {
@@ -15,8 +19,24 @@ impl PortAllocator {
         let (first, end) = (u64::from(range.first()), u64::from(range.last()) + 1);
         Self {
             range,
-            numbers: NumberRange::new(first..end, first + static_band(range.size()), Vec::new()),
+            numbers: NumberRange::new(first..end, first + static_band(range.size()), []),
+            reported: BTreeMap::new(),
         }
+    }
+
+    /// Ports that a node's own programs listen on are given only to who asks for them by name: a Service that had one would
+    /// take the program's clients away, on that node alone.
+    pub(super) fn report(&mut self, node: &str, ports: Vec<u16>) {
+        if self.reported.get(node).map_or(&[][..], Vec::as_slice) == ports {
+            return;
+        }
+        if ports.is_empty() {
+            self.reported.remove(node);
+        } else {
+            self.reported.insert(node.to_string(), ports);
+        }
+        let all = self.reported.values().flatten();
+        self.numbers.reserve(all.map(|port| u64::from(*port)).collect());
     }
 
     pub(super) fn take(&mut self, port: i64) -> Result<(), Refusal> {
@@ -81,6 +101,27 @@ mod tests {
         assert_eq!(allocator("30000-30015").take_any(0), Ok(30000));
         assert_eq!(allocator("30000-30019").take_any(0), Ok(30016));
         assert_eq!(allocator("1-65535").take_any(0), Ok(129));
+    }
+
+    #[test]
+    fn what_a_host_listens_on_is_given_by_name_only() {
+        let mut ports = allocator("30000-30002");
+        ports.report("n1", vec![30000, 30001]);
+        ports.report("n2", vec![30001]);
+        assert_eq!(ports.take_any(0), Ok(30002));
+        assert_eq!(ports.take_any(0), Err(Refusal::Full));
+        assert_eq!(ports.take(30001), Ok(()));
+        ports.report("n1", Vec::new());
+        assert_eq!(ports.take_any(0), Ok(30000));
+        ports.release(30001);
+        assert_eq!(ports.take_any(0), Err(Refusal::Full));
+        ports.report("n2", Vec::new());
+        assert_eq!(ports.take_any(0), Ok(30001));
+        assert_eq!(ports, {
+            let mut same = allocator("30000-30002");
+            (30000..30003).for_each(|port| same.take(port).unwrap());
+            same
+        });
     }
 
     #[test]

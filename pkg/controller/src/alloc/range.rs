@@ -1,7 +1,7 @@
 //! Giving out numbers of a range: a lower band for who asks by name, an upper band for who does not care (KEP-3070,
 //! KEP-3668), each number to one owner.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
 use super::slots::Slots;
@@ -21,21 +21,26 @@ pub(super) struct NumberRange {
     band_dynamic: Range<u64>,
     slots: Slots,
     /// Never given to who does not ask for it by name.
-    reserved: Vec<u64>,
+    reserved: BTreeSet<u64>,
     /// Numbers that the store gives to more than one owner, with the surplus: freed when the last one lets go.
     doubled: HashMap<u64, u32>,
 }
 
 impl NumberRange {
-    pub(super) fn new(numbers: Range<u64>, split: u64, reserved: Vec<u64>) -> Self {
+    pub(super) fn new(numbers: Range<u64>, split: u64, reserved: impl IntoIterator<Item = u64>) -> Self {
         let split = split.clamp(numbers.start, numbers.end);
         Self {
             slots: Slots::new(numbers.end),
             band_static: numbers.start..split,
             band_dynamic: split..numbers.end,
-            reserved,
+            reserved: reserved.into_iter().collect(),
             doubled: HashMap::new(),
         }
+    }
+
+    /// From now on these are given to nobody who does not ask for them by name.
+    pub(super) fn reserve(&mut self, reserved: BTreeSet<u64>) {
+        self.reserved = reserved;
     }
 
     pub(super) fn contains(&self, number: u64) -> bool {
@@ -114,7 +119,7 @@ mod tests {
 
     #[test]
     fn the_lower_band_is_used_once_the_upper_is_full() {
-        let mut range = NumberRange::new(10..20, 15, vec![16]);
+        let mut range = NumberRange::new(10..20, 15, [16]);
         let given: Vec<u64> = (0..9).map(|_| range.take_any(3).unwrap()).collect();
         assert_eq!(given, [18, 19, 15, 17, 10, 11, 12, 13, 14]);
         assert_eq!(range.take_any(0), Err(Refusal::Full));
@@ -126,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_number_held_twice_is_free_when_both_let_go() {
-        let mut range = NumberRange::new(0..4, 0, vec![]);
+        let mut range = NumberRange::new(0..4, 0, []);
         assert!(range.restore(1) && !range.restore(1));
         range.release(1);
         assert_eq!(range.take(1), Err(Refusal::Taken));
@@ -137,7 +142,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_number_is_never_given_twice(steps in proptest::collection::vec((any::<bool>(), any::<u64>()), 0..200)) {
-            let mut range = NumberRange::new(1..40, 9, vec![20]);
+            let mut range = NumberRange::new(1..40, 9, [20]);
             let mut held: Vec<u64> = Vec::new();
             for (give, random) in steps {
                 if give {

@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use serde_json::json;
 use svcnet_api::{ApiError, FieldError, FieldPath, Kind};
 
-use super::addresses::AddressAllocator;
-use super::fields::{Family, Fields};
+use super::fields::Fields;
+use super::networks::Networks;
 use super::ports::PortAllocator;
 use super::range::Refusal;
 use super::service::RestoreWarning;
@@ -15,7 +15,7 @@ use super::service::RestoreWarning;
 /// Every address and node port there is.
 #[derive(Debug)]
 pub(super) struct Ranges {
-    pub(super) addresses: Vec<AddressAllocator>,
+    pub(super) addresses: Networks,
     pub(super) ports: PortAllocator,
 }
 
@@ -84,18 +84,17 @@ impl Ranges {
         taken: &mut Holdings,
     ) -> Result<(), Failure> {
         for (index, family) in new.families.clone().into_iter().enumerate() {
-            let Some(allocator) = self
-                .addresses
-                .iter_mut()
-                .find(|a| Family::of(a.net().network()) == family)
-            else {
+            if !self.addresses.has(family) {
                 // The cluster had this family once; what the Service has of it, it keeps.
                 continue;
-            };
+            }
             let Some(wish) = new.cluster_ips.get(index) else {
-                let address = allocator.take_any(rand::random()).map_err(|refusal| {
-                    Failure::Internal(format!("failed to allocate a serviceIP: {}", no_number(refusal)))
-                })?;
+                let address = self
+                    .addresses
+                    .take_any(family, rand::random())
+                    .map_err(|refusal| {
+                        Failure::Internal(format!("failed to allocate a serviceIP: {}", no_number(refusal)))
+                    })?;
                 taken.addresses.push(address);
                 new.cluster_ips.push(address.to_string());
                 continue;
@@ -106,13 +105,11 @@ impl Ranges {
             if before.addresses.contains(&address) {
                 continue;
             }
-            if let Err(refusal) = allocator.take(address) {
+            if let Err(refusal) = self.addresses.take(address) {
                 let why = match refusal {
                     Refusal::OutOfRange => {
-                        format!(
-                            "provided IP is not in the valid range. The range of valid IPs is {}",
-                            allocator.net()
-                        )
+                        let nets = list(&self.addresses.open_nets(family));
+                        format!("provided IP is not in the valid range. The range of valid IPs is {nets}")
                     }
                     Refusal::Taken | Refusal::Full => "provided IP is already allocated".to_string(),
                 };
@@ -238,17 +235,13 @@ impl Ranges {
     }
 
     pub(super) fn restore(&mut self, held: &Holdings) -> Vec<RestoreWarning> {
-        let nets: Vec<IpNet> = self.addresses.iter().map(AddressAllocator::net).collect();
         let mut warnings = Vec::new();
         for address in held.addresses.iter().copied() {
-            let allocator = self
-                .addresses
-                .iter_mut()
-                .find(|a| Family::of(a.net().network()) == Family::of(address));
-            match allocator.map_or(Err(Refusal::OutOfRange), |allocator| allocator.restore(address)) {
+            match self.addresses.restore(address) {
                 Ok(()) => {}
                 Err(Refusal::OutOfRange) => {
-                    warnings.push(RestoreWarning::ClusterIpOutOfRange(address, nets.clone()));
+                    let nets: Vec<IpNet> = self.addresses.usage().map(|(net, _)| net).collect();
+                    warnings.push(RestoreWarning::ClusterIpOutOfRange(address, nets));
                 }
                 Err(_) => warnings.push(RestoreWarning::ClusterIpAlreadyAllocated(address)),
             }
@@ -267,9 +260,7 @@ impl Ranges {
 
     pub(super) fn release(&mut self, held: &Holdings) {
         for address in &held.addresses {
-            for allocator in &mut self.addresses {
-                allocator.release(*address);
-            }
+            self.addresses.release(*address);
         }
         for port in &held.ports {
             self.ports.release(*port);
@@ -278,9 +269,9 @@ impl Ranges {
     }
 
     fn publish(&self) {
-        for allocator in &self.addresses {
-            metrics::gauge!("svcnet_controller_clusterips_allocated", "cidr" => allocator.net().to_string())
-                .set(count(allocator.taken()));
+        for (net, taken) in self.addresses.usage() {
+            metrics::gauge!("svcnet_controller_clusterips_allocated", "cidr" => net.to_string())
+                .set(count(taken));
         }
         metrics::gauge!("svcnet_controller_nodeports_allocated").set(count(self.ports.taken()));
     }
@@ -289,6 +280,11 @@ impl Ranges {
 #[expect(clippy::cast_precision_loss, reason = "a gauge of far fewer than 2^52 things")]
 fn count(number: u64) -> f64 {
     number as f64
+}
+
+fn list(nets: &[IpNet]) -> String {
+    let nets: Vec<String> = nets.iter().map(ToString::to_string).collect();
+    nets.join(",")
 }
 
 /// Why no number could be picked freely. Only exhaustion can be the reason.

@@ -14,9 +14,11 @@ use serde_json::Value;
 use svcnet_api::types::{CidrList, NodePortRange};
 use svcnet_api::{Admission, ApiError, Kind, Operation, Request, Reservation, meta};
 
-use super::addresses::{AddressAllocator, AddressRangeError};
+use super::addresses::AddressRangeError;
 use super::families;
 use super::fields::{Family, Fields};
+use super::networks::Networks;
+use super::objects::{self, Subject};
 use super::ports::PortAllocator;
 use super::ranges::{Failure, Holdings, Ranges};
 
@@ -111,16 +113,12 @@ impl ServiceAllocator {
         node_ports: NodePortRange,
         reserved: &[IpAddr],
     ) -> Result<Self, AddressRangeError> {
-        let addresses: Vec<AddressAllocator> = service_cidrs
+        let families = service_cidrs
             .iter()
-            .map(|net| AddressAllocator::new(net, reserved))
-            .collect::<Result<_, _>>()?;
-        let families = addresses
-            .iter()
-            .map(|allocator| Family::of(allocator.net().network()))
+            .map(|net| Family::of(net.network()))
             .collect();
         let ranges = Ranges {
-            addresses,
+            addresses: Networks::new(service_cidrs.iter(), reserved)?,
             ports: PortAllocator::new(node_ports),
         };
         Ok(Self {
@@ -171,8 +169,10 @@ impl Admission for ServiceAllocator {
         request: &Request<'_>,
         new: Option<&mut Value>,
     ) -> Result<Option<Box<dyn Reservation>>, ApiError> {
-        if !is_service(request.kind) {
-            return Ok(None);
+        match Subject::of(request.kind) {
+            Some(Subject::Service) => {}
+            Some(subject) => return objects::admit(&self.ranges, subject, request, new),
+            None => return Ok(None),
         }
         let old = request.old.and_then(Fields::read);
         let held = match (request.operation, new) {
@@ -200,8 +200,10 @@ impl Admission for ServiceAllocator {
     }
 
     fn restore(&self, kind: &'static Kind, object: &Value) {
-        if !is_service(kind) {
-            return;
+        match Subject::of(kind) {
+            Some(Subject::Service) => {}
+            Some(subject) => return objects::restore(&mut self.lock(), subject, object),
+            None => return,
         }
         let Some(fields) = Fields::read(object) else {
             return;
@@ -225,10 +227,6 @@ impl Admission for ServiceAllocator {
             });
         }
     }
-}
-
-fn is_service(kind: &Kind) -> bool {
-    kind.group.is_empty() && kind.kind == "Service"
 }
 
 /// A change of the first address is refused by validation, and has better words there than "already allocated".

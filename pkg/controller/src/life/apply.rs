@@ -5,9 +5,11 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Api;
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
-use svcnet_api::wellknown::NAMESPACE_NODE_LEASE;
+use svcnet_api::metallb::{GROUP, VERSION};
+use svcnet_api::wellknown::{LABEL_L2_STATUS_NODE, NAMESPACE_METALLB, NAMESPACE_NODE_LEASE};
 
 use super::judge::{Renewal, Verdict};
 use super::{
@@ -87,11 +89,12 @@ async fn node_unknown(
     };
     let patch = json!({"metadata": {"uid": uid}, "status": {"conditions": [
         condition("Unknown", Some(reason), Some(message))]}});
-    let nodes: Api<Node> = Api::all(client);
+    let nodes: Api<Node> = Api::all(client.clone());
     let stored = nodes
         .patch_status(node, &PatchParams::default(), &Patch::Strategic(&patch))
         .await?;
     tracing::warn!(node, reason, "node is held for dead");
+    end_announcements(client, node).await;
     recorder.record(Notice {
         about: reference(node, uid),
         severity: Severity::Normal,
@@ -99,6 +102,20 @@ async fn node_unknown(
         message: format!("Node {node} status is now: NodeNotReady"),
     });
     Ok(Outcome::Node(Box::new(stored)))
+}
+
+/// What a dead node says that it announces is true no more. Back again, it says what is true then.
+async fn end_announcements(client: kube::Client, node: &str) {
+    let kind = ApiResource::from_gvk_with_plural(
+        &GroupVersionKind::gvk(GROUP, VERSION, "ServiceL2Status"),
+        "servicel2statuses",
+    );
+    let statuses: Api<DynamicObject> = Api::namespaced_with(client, NAMESPACE_METALLB, &kind);
+    let own = ListParams::default().labels(&format!("{LABEL_L2_STATUS_NODE}={node}"));
+    // They are for people to look at: nothing waits for them.
+    if let Err(error) = statuses.delete_collection(&DeleteParams::default(), &own).await {
+        tracing::debug!(node, reason = %error, "cannot delete what a dead node says that it announces");
+    }
 }
 
 async fn patch_pod(

@@ -134,7 +134,9 @@ impl Cluster {
         let kind = object["kind"].as_str().unwrap();
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
         match kind {
-            "Node" | "Namespace" => Api::all_with(self.client.clone(), &resource),
+            "Node" | "Namespace" | "ServiceCIDR" | "IPAddress" => {
+                Api::all_with(self.client.clone(), &resource)
+            }
             _ => Api::namespaced_with(self.client.clone(), namespace, &resource),
         }
     }

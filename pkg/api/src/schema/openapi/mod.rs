@@ -80,10 +80,7 @@ pub fn v2_document() -> Vec<u8> {
             if let Ok(Value::Object(own)) = serde_json::from_slice(&source.inflate()) {
                 definitions.extend(own);
             }
-            source
-                .group_version()
-                .kinds()
-                .for_each(|k| add_paths(&mut paths, k, &source.group_version().path()));
+            source.add_paths(&mut paths);
         }
         deflate(&v2::encode(&definitions, &paths))
     });
@@ -105,13 +102,27 @@ impl Source {
         }
     }
 
+    fn add_paths(&self, paths: &mut Map<String, Value>) {
+        let root = self.group_version().path();
+        for kind in self.group_version().kinds() {
+            add_paths(paths, kind, &root);
+        }
+        for question in QUESTIONS.iter().filter(|q| q.group == self.group) {
+            let in_namespace = if question.namespaced {
+                "namespaces/{namespace}/"
+            } else {
+                ""
+            };
+            let plural = question.kind.to_lowercase();
+            paths.insert(format!("/{root}/{in_namespace}{plural}s"), question.path());
+        }
+    }
+
     #[expect(clippy::expect_used, reason = "the input is part of the binary")]
     fn document(&self) -> Document {
         let definitions = String::from_utf8(self.inflate()).expect("invariant: own schemas are text");
         let mut paths = Map::new();
-        for kind in self.group_version().kinds() {
-            add_paths(&mut paths, kind, &self.group_version().path());
-        }
+        self.add_paths(&mut paths);
         let info = json!({"title": "Kubernetes", "version": VERSION});
         let paths = Value::Object(paths);
         let text = format!(
@@ -125,6 +136,52 @@ impl Source {
             gzip: deflate(text.as_bytes()),
             hash,
         }
+    }
+}
+
+/// An object that is sent to be answered, and not kept (`create` is its only verb).
+struct Question {
+    group: &'static str,
+    kind: &'static str,
+    namespaced: bool,
+}
+
+const QUESTIONS: [Question; 6] = [
+    Question::of("authentication.k8s.io", "SelfSubjectReview"),
+    Question::of("authentication.k8s.io", "TokenReview"),
+    Question {
+        namespaced: true,
+        ..Question::of("authorization.k8s.io", "LocalSubjectAccessReview")
+    },
+    Question::of("authorization.k8s.io", "SelfSubjectAccessReview"),
+    Question::of("authorization.k8s.io", "SelfSubjectRulesReview"),
+    Question::of("authorization.k8s.io", "SubjectAccessReview"),
+];
+
+impl Question {
+    const fn of(group: &'static str, kind: &'static str) -> Self {
+        Self {
+            group,
+            kind,
+            namespaced: false,
+        }
+    }
+
+    fn path(&self) -> Value {
+        let Self { group, kind, .. } = self;
+        let name = format!(
+            "io.k8s.api.{}.v1.{kind}",
+            group.split('.').next().unwrap_or_default()
+        );
+        let content =
+            json!({"application/json": {"schema": {"$ref": format!("#/components/schemas/{name}")}}});
+        json!({"post": {
+            "parameters": Verb::Create.parameters(),
+            "requestBody": {"content": content, "required": true},
+            "responses": {"201": {"description": "Created", "content": content}},
+            "x-kubernetes-action": "post",
+            "x-kubernetes-group-version-kind": {"group": group, "kind": kind, "version": "v1"},
+        }})
     }
 }
 

@@ -1,0 +1,233 @@
+//! The kinds of networking.k8s.io as kubectl shows them, and what kubectl explains of every kind.
+
+use std::path::PathBuf;
+
+use crate::harness::Running;
+
+const CLASS: &str = "
+apiVersion: networking.k8s.io/v1
+kind: IngressClass
+metadata: {name: nginx, annotations: {ingressclass.kubernetes.io/is-default-class: \"true\"}}
+spec:
+  controller: k8s.io/ingress-nginx
+  parameters: {apiGroup: example.com, kind: Params, name: external}
+---
+apiVersion: networking.k8s.io/v1
+kind: IPAddress
+metadata: {name: 10.96.5.5}
+spec:
+  parentRef: {group: gateway.networking.k8s.io, resource: gateways, namespace: edge, name: front}
+---
+apiVersion: networking.k8s.io/v1
+kind: ServiceCIDR
+metadata: {name: more}
+spec: {cidrs: [10.200.0.0/24, \"fd00:200::/112\"]}
+---
+apiVersion: metallb.io/v1beta1
+kind: ServiceL2Status
+metadata: {name: l2-abcde, namespace: metallb-system}
+spec: {}
+";
+
+/// Every kubectl beside the one on the PATH (Google's packages bring several), oldest first.
+fn versions() -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let first = std::env::split_paths(&path)
+        .map(|dir| dir.join("kubectl"))
+        .find(|file| file.exists());
+    let Some(first) = first.and_then(|file| file.canonicalize().ok()) else {
+        return Vec::new();
+    };
+    let beside = std::fs::read_dir(first.parent().unwrap()).unwrap();
+    let mut found: Vec<PathBuf> = beside.map(|entry| entry.unwrap().path()).collect();
+    found.retain(|file| {
+        let name = file
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        name.starts_with("kubectl.1.")
+    });
+    found.sort();
+    found
+}
+
+/// A line with single spaces between its words.
+fn lines(text: &str) -> Vec<String> {
+    text.lines()
+        .map(|l| l.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ingresses_are_made_and_shown() {
+    let server = Running::start().await;
+    server.kubectl_in(&["apply", "-f", "-"], CLASS).await;
+    let plain = server
+        .kubectl(&["create", "ingress", "plain", "--rule=a.example.com/*=web:80"])
+        .await;
+    assert_eq!(plain.trim(), "ingress.networking.k8s.io/plain created");
+    let secure = [
+        "create",
+        "ingress",
+        "secure",
+        "--class=nginx",
+        "--rule=b.example.com/api=web:http,tls=cert",
+        "--default-backend=web:80",
+    ];
+    server.kubectl(&secure).await;
+    // 1.32 and later send this in protobuf; the others must go on to work too.
+    for (index, kubectl) in versions().iter().enumerate() {
+        let name = format!("v{index}");
+        server
+            .kubectl_of(
+                kubectl,
+                &["create", "ingress", &name, "--rule=c.example.com/=web:80"],
+            )
+            .await;
+    }
+    let shown = lines(&server.kubectl(&["get", "ing"]).await);
+    assert_eq!(shown[0], "NAME CLASS HOSTS ADDRESS PORTS AGE");
+    assert!(
+        shown
+            .iter()
+            .any(|l| l.starts_with("plain <none> a.example.com 80 ")),
+        "{shown:#?}"
+    );
+    assert!(
+        shown
+            .iter()
+            .any(|l| l.starts_with("secure nginx b.example.com 80, 443 ")),
+        "{shown:#?}"
+    );
+    let described = lines(&server.kubectl(&["describe", "ingress", "secure"]).await);
+    for line in [
+        "Ingress Class: nginx",
+        "cert terminates b.example.com",
+        "/api web:http (<error: services \"web\" not found>)",
+    ] {
+        assert!(described.iter().any(|l| l == line), "{line} in {described:#?}");
+    }
+    let wrong = server
+        .kubectl_refused(&["create", "ingress", "wrong", "--rule=10.0.0.1/=web:80"], "")
+        .await;
+    assert!(
+        wrong.contains(
+            "spec.rules[0].host: Invalid value: \"10.0.0.1\": must be a DNS name, not an IP address"
+        ),
+        "{wrong}"
+    );
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_other_kinds_are_shown_as_the_real_ones_are() {
+    let server = Running::start().await;
+    server.kubectl_in(&["apply", "-f", "-"], CLASS).await;
+    for (kind, head, row) in [
+        (
+            "ingressclass",
+            "NAME CONTROLLER PARAMETERS AGE",
+            "nginx k8s.io/ingress-nginx Params.example.com/external ",
+        ),
+        (
+            "ip",
+            "NAME PARENTREF AGE",
+            "10.96.5.5 gateways.gateway.networking.k8s.io/edge/front ",
+        ),
+        (
+            "servicecidrs",
+            "NAME CIDRS AGE",
+            "more 10.200.0.0/24,fd00:200::/112 ",
+        ),
+        ("servicecidrs", "NAME CIDRS AGE", "kubernetes 10.96.0.0/12 "),
+    ] {
+        let shown = lines(&server.kubectl(&["get", kind]).await);
+        assert_eq!(shown[0], head);
+        assert!(shown.iter().any(|l| l.starts_with(row)), "{row} in {shown:#?}");
+    }
+    let status = ["patch", "servicel2status", "l2-abcde", "-n", "metallb-system"];
+    let status = [
+        &status[..],
+        &[
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            r#"{"status":{"node":"n1","serviceName":"web","serviceNamespace":"default"}}"#,
+        ],
+    ]
+    .concat();
+    server.kubectl(&status).await;
+    let shown = lines(&server.kubectl(&["get", "servicel2statuses", "-A"]).await);
+    assert_eq!(
+        shown,
+        [
+            "NAMESPACE NAME ALLOCATED NODE SERVICE NAME SERVICE NAMESPACE",
+            "metallb-system l2-abcde n1 web default",
+        ]
+    );
+    let described = lines(&server.kubectl(&["describe", "ingressclass", "nginx"]).await);
+    assert!(
+        described.iter().any(|l| l == "Controller: k8s.io/ingress-nginx"),
+        "{described:#?}"
+    );
+    let described = lines(&server.kubectl(&["describe", "servicecidr", "more"]).await);
+    assert!(
+        described
+            .iter()
+            .any(|l| l.starts_with("CIDRs: 10.200.0.0/24, fd00:200::/112")),
+        "{described:#?}"
+    );
+    let described = lines(&server.kubectl(&["describe", "ipaddress", "10.96.5.5"]).await);
+    assert!(
+        described.iter().any(|l| l == "Resource: gateways"),
+        "{described:#?}"
+    );
+    let refused = server
+        .kubectl_refused(&["apply", "-f", "-"], &CLASS.replace("10.96.5.5", "10.96.5.05"))
+        .await;
+    assert!(
+        refused.contains("metadata.name: Invalid value: \"10.96.5.05\""),
+        "{refused}"
+    );
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_is_explained() {
+    let server = Running::start().await;
+    let all = versions();
+    // The oldest reads another description (/openapi/v2) than the newest.
+    let mut asked: Vec<PathBuf> = all.first().into_iter().chain(all.last()).cloned().collect();
+    if asked.is_empty() {
+        asked.push(PathBuf::from("kubectl"));
+    }
+    asked.dedup();
+    let resources = server
+        .kubectl(&["api-resources", "-o", "name", "--verbs=create"])
+        .await;
+    let resources: Vec<&str> = resources.split_whitespace().collect();
+    assert!(resources.len() >= 18, "{resources:?}");
+    for kubectl in &asked {
+        for resource in &resources {
+            let explained = server
+                .kubectl_of(kubectl, &["explain", "--recursive", resource])
+                .await;
+            for word in ["KIND:", "VERSION:", "apiVersion", "metadata", "labels"] {
+                assert!(
+                    explained.contains(word),
+                    "{} {resource}: {explained}",
+                    kubectl.display()
+                );
+            }
+            assert!(!explained.contains("<empty>"), "{resource}: {explained}");
+        }
+        let deep = "ingresses.spec.rules.http.paths.backend.service.port.number";
+        let explained = server.kubectl_of(kubectl, &["explain", deep]).await;
+        assert!(explained.contains("numerical port number"), "{explained}");
+        let selectors = "ipaddresspools.spec.serviceAllocation.serviceSelectors.matchExpressions";
+        let explained = server.kubectl_of(kubectl, &["explain", selectors]).await;
+        assert!(explained.contains("operator"), "{explained}");
+    }
+    server.stop().await;
+}
