@@ -42,16 +42,19 @@
 
 mod disk;
 mod error;
+mod etcd;
 mod history;
 mod key;
 mod keyring;
+pub mod passphrase;
 mod state;
 mod store;
 mod value;
 mod watch;
 mod writer;
 
-pub use error::{CommitError, OpenError};
+pub use error::{CommitError, OpenError, SyncError};
+pub use etcd::{Endpoint, EndpointError, EtcdConfig, EtcdTlsError, Resolve, SharedValues};
 pub use history::{Compacted, Event};
 pub use key::{Collection, CollectionSpec, Key};
 pub use keyring::{Keyring, KeyringError};
