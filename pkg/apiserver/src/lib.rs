@@ -9,7 +9,9 @@ mod auth;
 mod body;
 mod bootstrap;
 mod carry;
+mod claims;
 mod clients;
+mod cluster;
 mod collect;
 mod config;
 mod decode;
@@ -22,6 +24,7 @@ mod object;
 mod own;
 mod patch;
 mod patient;
+mod peers;
 mod pki;
 mod protobuf;
 mod read;
@@ -40,16 +43,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use audit::{AuditConfig, AuditError};
+pub use cluster::ClusterError;
 pub use config::{CERTIFICATES_LAST, Config, RenderMetrics};
 pub use limits::Limits;
 pub use pki::PkiError;
 pub use root::VERSION;
-use svcnet_store::{Keyring, KeyringError, OpenError, Store};
+use svcnet_store::{CommitError, Keyring, KeyringError, OpenError, Store};
+pub use svcnet_store::{Endpoint, EtcdConfig};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::clients::Kubeconfigs;
+use crate::cluster::Cluster;
 use crate::pki::{Authority, Serving, Token};
 use crate::server::Server;
 
@@ -68,6 +74,9 @@ pub enum Error {
     /// The key file of what is encrypted.
     #[error(transparent)]
     Keys(#[from] KeyringError),
+    /// The keys of a cluster of several servers.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// The port.
     #[error("cannot listen on {address}{}", if in_use(.source) { " (another program has that port)" } else { "" })]
     Listen {
@@ -80,6 +89,9 @@ pub enum Error {
     /// Plain HTTP anywhere but on loopback.
     #[error("{0} is no loopback address: plain HTTP is for tests on this host alone")]
     NotLoopback(SocketAddr),
+    /// What the servers of a datastore share cannot be written.
+    #[error("cannot write to the datastore what its servers share")]
+    Claims(#[source] CommitError),
     /// An object in the store does not parse.
     #[error("the stored object {resource} {path} is damaged; restore the data directory from a backup")]
     Object {
@@ -133,14 +145,18 @@ impl ApiServer {
             None => None,
         };
         let data_dir = config.data_dir.clone();
-        let keyring = Keyring::open_or_make(&data_dir.join("encryption.key"))?;
-        let store = Store::open_encrypted(&data_dir.join("store"), &server::collection_specs(), keyring)?;
+        let (store, cluster) = open_store(&config).await?;
         let authority = Authority::open(&data_dir.join("pki"), config.certificates_last)?;
         let serving = Serving::open(&authority, pki::sans(&config))?;
         let token_path = data_dir.join("token");
-        let token = Token::open(&token_path, &authority)?;
-        let server = Arc::new(Server::new(config, store, authority, serving, token)?);
+        let token = match &config.token {
+            Some(given) => Token::set(&token_path, Token::secret_of(given), &authority)?,
+            None => Token::open(&token_path, &authority)?,
+        };
+        let server = Arc::new(Server::new(config, store, authority, serving, token, cluster)?);
         server.restore_admissions()?;
+        server.follow_claims();
+        server.tokens.share().await.map_err(Error::Claims)?;
         let acceptor = Acceptor(serve::acceptor(&server)?);
         let kubeconfigs = Kubeconfigs {
             admin: server.config.admin_kubeconfig.clone(),
@@ -158,6 +174,8 @@ impl ApiServer {
             kubeconfigs,
             token_path,
         };
+        started.server.announce(started.kubeconfigs.port());
+        started.server.repair_claims().await.map_err(Error::Claims)?;
         // What fails here is said in the log, and tried again while the server runs.
         _ = bootstrap::repair(&started.server, started.kubeconfigs.port()).await;
         Ok(started)
@@ -220,6 +238,25 @@ impl ApiServer {
     pub fn token_path(&self) -> &Path {
         &self.token_path
     }
+}
+
+/// A store of this server's own, or the one that it shares.
+async fn open_store(config: &Config) -> Result<(Store, Option<Cluster>), Error> {
+    let (data_dir, specs) = (&config.data_dir, server::collection_specs());
+    let keys = data_dir.join("encryption.key");
+    let Some(datastore) = &config.datastore else {
+        let keyring = Keyring::open_or_make(&keys)?;
+        return Ok((
+            Store::open_encrypted(&data_dir.join("store"), &specs, keyring)?,
+            None,
+        ));
+    };
+    let cluster = Cluster::join(datastore, data_dir, config.token.as_deref()).await?;
+    let keyring = Keyring::open_or_make(&keys)?;
+    Ok((
+        Store::open_etcd(datastore, &specs, Some(keyring)).await?,
+        Some(cluster),
+    ))
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {

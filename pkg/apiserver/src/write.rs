@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 use svcnet_api::{Admission, ApiError, Kind, Operation, Reason, Request, Reservation};
-use svcnet_store::{Change, CommitError, Entry, Key, Write};
+use svcnet_store::{Change, CommitError, Entry, Key, SyncError, Write};
 
 use crate::auth::{self, Attributes, User};
 use crate::collect::Propagation;
@@ -128,7 +128,7 @@ impl Server {
                 return Err(ApiError::already_exists(place.kind, &place.name));
             }
             match self.finish(place, None, new.clone(), key, guards).await {
-                Err(Stop::Overtaken) => {}
+                Err(Stop::Overtaken) => self.catch_up().await?,
                 Err(Stop::Refused(error)) => return Err(error),
                 Ok(done) => return Ok(done),
             }
@@ -143,34 +143,57 @@ impl Server {
     pub(crate) async fn modify(
         &self,
         place: Place,
-        change: impl FnOnce(&Value) -> Result<Value, ApiError>,
+        mut change: impl FnMut(&Value) -> Result<Value, ApiError>,
     ) -> Result<Written, ApiError> {
+        for _ in 0..GUARD_TRIES {
+            match self.modify_once(&place, &mut change).await {
+                Err(Stop::Overtaken) => self.catch_up().await?,
+                done => return done.map_err(Stop::into_error),
+            }
+        }
+        Err(Stop::Overtaken.into_error())
+    }
+
+    async fn modify_once(
+        &self,
+        place: &Place,
+        change: &mut impl FnMut(&Value) -> Result<Value, ApiError>,
+    ) -> Result<Written, Stop> {
         let key = self.key(place.kind, &place.namespace, &place.name);
         let _lock = self.lock(&key).await;
         let Some(entry) = self.store.get(&key) else {
-            return Err(ApiError::not_found(place.kind, &place.name));
+            return Err(ApiError::not_found(place.kind, &place.name).into());
         };
         let stored = Stored {
             object: object::parse(&entry)?,
             entry,
         };
         let wanted = change(&stored.object)?;
-        let new = carry::carry_over(&place, &stored, wanted)?;
+        let new = carry::carry_over(place, &stored, wanted)?;
         let held = object::is_held(&new, traits::of(place.kind).finalize);
-        let done = if object::is_terminating(&new) && !held && !place.dry_run {
-            self.remove(&place, stored, key).await
+        if object::is_terminating(&new) && !held && !place.dry_run {
+            self.remove(place, stored, key).await
         } else {
-            self.finish(&place, Some(stored), new, key, Vec::new()).await
-        };
-        done.map_err(Stop::into_error)
+            self.finish(place, Some(stored), new, key, Vec::new()).await
+        }
     }
 
     /// Deletes an object, or marks it for deletion while finalizers hold it.
     pub(crate) async fn delete(&self, place: Place, options: &Value) -> Result<Written, ApiError> {
+        for _ in 0..GUARD_TRIES {
+            match self.delete_once(&place, options).await {
+                Err(Stop::Overtaken) => self.catch_up().await?,
+                done => return done.map_err(Stop::into_error),
+            }
+        }
+        Err(Stop::Overtaken.into_error())
+    }
+
+    async fn delete_once(&self, place: &Place, options: &Value) -> Result<Written, Stop> {
         let key = self.key(place.kind, &place.namespace, &place.name);
         let _lock = self.lock(&key).await;
         let Some(entry) = self.store.get(&key) else {
-            return Err(ApiError::not_found(place.kind, &place.name));
+            return Err(ApiError::not_found(place.kind, &place.name).into());
         };
         let stored = Stored {
             object: object::parse(&entry)?,
@@ -180,16 +203,16 @@ impl Server {
         let traits = traits::of(place.kind);
         if traits.immortal.contains(&place.name.as_str()) {
             let why = format!("this {} may not be deleted", place.kind.singular);
-            return Err(ApiError::forbidden(place.kind, &place.name, &why));
+            return Err(ApiError::forbidden(place.kind, &place.name, &why).into());
         }
-        carry::preconditions(&place, &stored, options)?;
+        carry::preconditions(place, &stored, options)?;
         let mut new = stored.object.clone();
         let propagation = Propagation::of(options)?;
         if !object::is_terminating(&new) {
             propagation.mark(&mut new);
         }
         if !object::is_held(&new, traits.finalize) {
-            return self.remove(&place, stored, key).await.map_err(Stop::into_error);
+            return self.remove(place, stored, key).await;
         }
         if !object::is_terminating(&new) {
             let metadata = object::metadata(&mut new);
@@ -210,11 +233,13 @@ impl Server {
             return Ok(Written { object, outcome });
         }
         // Nothing that a hook or a check looks at has changed.
-        let expect = Some(stored.entry.revision);
-        let done = self
-            .put(&place, Operation::Update, &new, key, expect, Vec::new())
-            .await;
-        let object = done.map_err(Stop::into_error)?;
+        let write = Write {
+            key,
+            change: Change::Put(object::template(&new)),
+            expect: Some(stored.entry.revision),
+            guards: Vec::new(),
+        };
+        let object = self.commit(place, Operation::Update, write, Vec::new()).await?;
         Ok(Written { object, outcome })
     }
 
@@ -229,6 +254,7 @@ impl Server {
     ) -> Result<Written, Stop> {
         let old = stored.as_ref().map(|s| &s.object);
         auth::may_object(&place.user, &place.attributes(), old, Some(&new))?;
+        self.follow_claims();
         let operation = if old.is_some() {
             Operation::Update
         } else {
@@ -258,31 +284,44 @@ impl Server {
             let object = Bytes::from(new.to_string());
             return Ok(Written { object, outcome });
         }
-        let expect = stored.as_ref().map(|s| s.entry.revision);
-        let object = self.put(place, operation, &new, key, expect, guards).await?;
-        reservations.into_iter().for_each(Reservation::commit);
+        let write = Write {
+            key,
+            change: Change::Put(object::template(&new)),
+            expect: stored.as_ref().map(|s| s.entry.revision),
+            guards,
+        };
+        let object = self.commit(place, operation, write, reservations).await?;
         Ok(Written { object, outcome })
     }
 
-    async fn put(
+    /// The write itself, with what it takes and frees: kept when it stands, given back when it does not.
+    async fn commit(
         &self,
         place: &Place,
         operation: Operation,
-        new: &Value,
-        key: Key,
-        expect: Option<u64>,
-        guards: Vec<(Key, u64)>,
+        write: Write,
+        reservations: Vec<Box<dyn Reservation>>,
     ) -> Result<Bytes, Stop> {
-        let change = Change::Put(object::template(new));
-        let write = Write {
-            key,
-            change,
-            expect,
-            guards,
-        };
-        let committed = self.store.commit(write).await;
-        let committed = committed.map_err(|e| stop(place, operation, e))?;
-        Ok(committed.value)
+        let claims = self.claim_writes(place, &reservations);
+        let mut writes = vec![write];
+        writes.extend(claims.iter().cloned());
+        match self.store.commit_all(writes).await {
+            Ok(committed) => {
+                reservations.into_iter().for_each(Reservation::commit);
+                let first = committed.into_iter().next();
+                Ok(first.map(|c| c.value).unwrap_or_default())
+            }
+            Err(error) => {
+                drop(reservations);
+                self.claims_refused(&claims).await;
+                Err(self.stop(place, operation, error))
+            }
+        }
+    }
+
+    /// Before another try: what other servers have written meanwhile is seen.
+    async fn catch_up(&self) -> Result<(), ApiError> {
+        self.store.sync().await.map(|_| ()).map_err(unavailable)
     }
 
     /// Takes an object away. The caller holds its lock.
@@ -300,14 +339,31 @@ impl Server {
             expect: Some(stored.entry.revision),
             guards: Vec::new(),
         };
-        let committed = self.store.commit(write).await;
-        let committed = committed.map_err(|e| stop(place, Operation::Delete, e))?;
-        reservations.into_iter().for_each(Reservation::commit);
-        Ok(Written {
-            object: committed.value,
-            outcome,
-        })
+        let object = self.commit(place, Operation::Delete, write, reservations).await?;
+        Ok(Written { object, outcome })
     }
+
+    fn stop(&self, place: &Place, operation: Operation, error: CommitError) -> Stop {
+        let refused = match error {
+            CommitError::Guard { .. } => return Stop::Overtaken,
+            CommitError::Conflict { .. } if operation == Operation::Create => {
+                ApiError::already_exists(place.kind, &place.name)
+            }
+            // By another server: this one's writers wait for each other.
+            CommitError::Conflict { .. } if self.store.is_shared() => return Stop::Overtaken,
+            CommitError::Conflict { .. } => ApiError::conflict(place.kind, &place.name, MODIFIED),
+            CommitError::Disk(_) => ApiError::internal(error),
+            CommitError::Unavailable(_) => ApiError::new(Reason::ServiceUnavailable, error.to_string()),
+            CommitError::Unknown(_) => ApiError::new(Reason::Timeout, error.to_string()),
+            CommitError::Closed => ApiError::new(Reason::ServiceUnavailable, "the server is shutting down"),
+        };
+        Stop::Refused(refused)
+    }
+}
+
+/// The datastore that servers share does not answer.
+pub(crate) fn unavailable(error: SyncError) -> ApiError {
+    ApiError::new(Reason::ServiceUnavailable, error.to_string())
 }
 
 /// Why a write stops.
@@ -333,19 +389,6 @@ impl From<ApiError> for Stop {
     fn from(error: ApiError) -> Self {
         Self::Refused(error)
     }
-}
-
-fn stop(place: &Place, operation: Operation, error: CommitError) -> Stop {
-    let refused = match error {
-        CommitError::Guard { .. } => return Stop::Overtaken,
-        CommitError::Conflict { .. } if operation == Operation::Create => {
-            ApiError::already_exists(place.kind, &place.name)
-        }
-        CommitError::Conflict { .. } => ApiError::conflict(place.kind, &place.name, MODIFIED),
-        CommitError::Disk(_) => ApiError::internal(error),
-        CommitError::Closed => ApiError::new(Reason::ServiceUnavailable, "the server is shutting down"),
-    };
-    Stop::Refused(refused)
 }
 
 fn request<'a>(place: &'a Place, operation: Operation, old: Option<&'a Value>) -> Request<'a> {

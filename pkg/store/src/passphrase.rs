@@ -54,12 +54,20 @@ pub fn open(passphrase: &str, place: &str, sealed: &[u8]) -> Result<Vec<u8>, Pas
     let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| PassphraseError::Foreign)?;
     let mut text = text.to_vec();
     let plain = key(passphrase, salt)?.open_in_place(nonce, Aad::from(place), &mut text);
-    plain.map(|plain| plain.to_vec()).map_err(|_| PassphraseError::Other)
+    plain
+        .map(|plain| plain.to_vec())
+        .map_err(|_| PassphraseError::Other)
 }
 
 fn key(passphrase: &str, salt: &[u8]) -> Result<LessSafeKey, PassphraseError> {
     let mut bytes = [0; 32];
-    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, ROUNDS, salt, passphrase.as_bytes(), &mut bytes);
+    pbkdf2::derive(
+        pbkdf2::PBKDF2_HMAC_SHA256,
+        ROUNDS,
+        salt,
+        passphrase.as_bytes(),
+        &mut bytes,
+    );
     let key = UnboundKey::new(&AES_256_GCM, &bytes).map_err(|_| PassphraseError::Foreign)?;
     Ok(LessSafeKey::new(key))
 }

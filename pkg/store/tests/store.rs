@@ -4,10 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use svcnet_store::{
-    Change, CollectionSpec, CommitError, Committed, Key, ListError, OpenError, Range, Store, Template,
-    WatchError, Write,
-};
+use svcnet_store::{Change, CollectionSpec, Committed, Key, ListError, OpenError, Store, Template, Write};
 
 fn specs() -> Vec<CollectionSpec> {
     let spec = |name: &str, volatile| CollectionSpec {
@@ -32,16 +29,6 @@ fn put(key: Key, text: &str, expect: Option<u64>) -> Write {
         key,
         change: Change::Put(template),
         expect,
-        guards: Vec::new(),
-    }
-}
-
-fn delete(key: Key, expect: u64) -> Write {
-    let template = Template::new(b"gone@".to_vec(), Vec::new());
-    Write {
-        key,
-        change: Change::Delete(template),
-        expect: Some(expect),
         guards: Vec::new(),
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod check;
 pub(crate) mod cleanup;
 pub(crate) mod cni;
 pub(crate) mod controller;
+mod datastore;
 pub(crate) mod flags;
 mod inspect;
 pub(crate) mod lab;
