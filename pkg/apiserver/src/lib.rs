@@ -48,8 +48,8 @@ pub use config::{CERTIFICATES_LAST, Config, RenderMetrics};
 pub use limits::Limits;
 pub use pki::PkiError;
 pub use root::VERSION;
-use svcnet_store::{CommitError, Keyring, KeyringError, OpenError, Store};
-pub use svcnet_store::{Endpoint, EtcdConfig};
+use svcnet_store::{CommitError, Entry, Keyring, KeyringError, Store};
+pub use svcnet_store::{Contents, Endpoint, EtcdConfig, OpenError, RestoreError, Restored, is_snapshot};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -124,6 +124,44 @@ impl std::fmt::Debug for Acceptor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Acceptor")
     }
+}
+
+/// Reads all that the store of a data directory holds, as a server would at its start, and looks whether each object is
+/// whole.
+///
+/// # Errors
+/// When it is not there, in use, damaged, or encrypted with a key that is not in the directory.
+pub fn check_store(data_dir: &Path) -> Result<Contents, Error> {
+    let keys = data_dir.join("encryption.key");
+    let keyring = keys.exists().then(|| Keyring::open_or_make(&keys)).transpose()?;
+    let look = |_: &str, path: &str, entry: &Entry| {
+        let object = object::parse(entry).map_err(|e| e.message)?;
+        let name = path.split_once('/').map_or(path, |(_, name)| name);
+        // Tokens are no objects, and have no name but in their path.
+        match object["metadata"]["name"].as_str() {
+            Some(found) if found != name => Err(format!("it calls itself {found:?}")),
+            _ => Ok(()),
+        }
+    };
+    Ok(svcnet_store::check(
+        &data_dir.join("store"),
+        &server::collection_specs(),
+        keyring,
+        look,
+    )?)
+}
+
+/// Makes the store of a data directory out of a snapshot; see [`svcnet_store::restore`].
+///
+/// # Errors
+/// When the snapshot is none or damaged, when there is a store and `force` is not given, or when the disk fails.
+pub fn restore_store(snapshot: &Path, data_dir: &Path, force: bool) -> Result<Restored, RestoreError> {
+    svcnet_store::restore(
+        snapshot,
+        &data_dir.join("store"),
+        &server::collection_specs(),
+        force,
+    )
 }
 
 impl ApiServer {

@@ -46,9 +46,16 @@ pub(crate) fn collection_specs() -> Vec<CollectionSpec> {
         volatile: kind.volatile,
         encrypted: traits::of(kind).encrypted,
     };
-    let own = [TOKEN_COLLECTION, claims::COLLECTION, peers::COLLECTION].map(|name| CollectionSpec {
+    // What only servers of a shared datastore write is never on a disk of ours, nor in a snapshot.
+    let own = [
+        (TOKEN_COLLECTION, false),
+        (claims::COLLECTION, true),
+        (peers::COLLECTION, true),
+    ];
+    let own = own.map(|(name, volatile)| CollectionSpec {
         name: name.to_string(),
-        ..CollectionSpec::default()
+        volatile,
+        encrypted: false,
     });
     registry::kinds().iter().map(spec).chain(own).collect()
 }

@@ -48,7 +48,7 @@ pub(crate) fn of(kubeconfig: &Kubeconfig) -> Vec<Uri> {
 }
 
 /// The lines of a cluster in a kubeconfig that name its servers; `text` names one, or several with commas between.
-pub(crate) fn lines(text: &str) -> String {
+pub fn lines(text: &str) -> String {
     let all: Vec<&str> = split(text).collect();
     match all[..] {
         [first, _, ..] => format!(

@@ -71,6 +71,12 @@ pub enum OpenError {
         /// What was seen.
         why: String,
     },
+    /// There is no store.
+    #[error("{path} holds no store; --data-dir names the directory that it is in, as DATA-DIR/store")]
+    Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
     /// etcd cannot be used.
     #[error("cannot use etcd (--datastore-endpoint): {0}")]
     Etcd(String),

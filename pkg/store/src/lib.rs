@@ -47,6 +47,7 @@ mod history;
 mod key;
 mod keyring;
 pub mod passphrase;
+mod snapshot;
 mod state;
 mod store;
 mod value;
@@ -58,6 +59,7 @@ pub use etcd::{Endpoint, EndpointError, EtcdConfig, EtcdTlsError, Resolve, Share
 pub use history::{Compacted, Event};
 pub use key::{Collection, CollectionSpec, Key};
 pub use keyring::{Keyring, KeyringError};
+pub use snapshot::{Contents, RestoreError, Restored, check, is_snapshot, restore};
 pub use state::{Entry, ListError, Range, Snapshot};
 pub use store::{Committed, Store, Write};
 pub use value::{Change, Template};

@@ -13,6 +13,7 @@ use crate::etcd::{Etcd, EtcdConfig};
 use crate::history::{Event, History};
 use crate::key::{Collection, CollectionSpec, Key};
 use crate::keyring::Keyring;
+use crate::snapshot::{self, Contents};
 use crate::state::{Entry, ListError, Range, Snapshot, State, Table};
 use crate::value::{Change, Template};
 use crate::watch::Watcher;
@@ -74,7 +75,8 @@ pub(crate) struct Shared {
     changed: Vec<watch::Sender<u64>>,
     /// The revision of `state`.
     revision: watch::Sender<u64>,
-    names: Vec<String>,
+    specs: Vec<CollectionSpec>,
+    keyring: Option<Arc<Keyring>>,
     failed: OnceLock<Arc<str>>,
 }
 
@@ -87,12 +89,18 @@ impl Shared {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn new(revision: u64, tables: Vec<Table>, specs: &[CollectionSpec]) -> Self {
+    fn new(
+        revision: u64,
+        tables: Vec<Table>,
+        specs: &[CollectionSpec],
+        keyring: Option<Arc<Keyring>>,
+    ) -> Self {
         Self {
             state: RwLock::new(State { revision, tables }),
             changed: specs.iter().map(|_| watch::Sender::new(revision)).collect(),
             revision: watch::Sender::new(revision),
-            names: specs.iter().map(|s| s.name.clone()).collect(),
+            specs: specs.to_vec(),
+            keyring,
             failed: OnceLock::new(),
         }
     }
@@ -163,7 +171,8 @@ impl Store {
     }
 
     fn open_with(dir: &Path, specs: &[CollectionSpec], keyring: Option<Keyring>) -> Result<Self, OpenError> {
-        let (mut disk, loaded) = Disk::open(dir, specs, keyring)?;
+        let keyring = keyring.map(Arc::new);
+        let (mut disk, loaded) = Disk::open(dir, specs, keyring.clone())?;
         let revision = loaded.limit.max(1);
         let limit = revision + REVISION_BLOCK;
         let mut batch = Batch::new();
@@ -190,7 +199,7 @@ impl Store {
             entries,
             history: History::new(if spec.volatile { revision } else { last }),
         });
-        let shared = Arc::new(Shared::new(revision, tables.collect(), specs));
+        let shared = Arc::new(Shared::new(revision, tables.collect(), specs, keyring));
         let (requests, queue) = mpsc::channel(QUEUE_MAX);
         let writer = Writer {
             shared: shared.clone(),
@@ -213,7 +222,7 @@ impl Store {
 
     /// The collection of that name, if the store was opened with it.
     pub fn collection(&self, name: &str) -> Option<Collection> {
-        let index = self.shared.names.iter().position(|n| n == name)?;
+        let index = self.shared.specs.iter().position(|s| s.name == name)?;
         u16::try_from(index).ok().map(Collection)
     }
 
@@ -226,10 +235,10 @@ impl Store {
         specs: &[CollectionSpec],
         keyring: Option<Keyring>,
     ) -> Result<Self, OpenError> {
-        let mut memory = None;
-        let etcd = Etcd::open(config, specs, keyring, |listed| {
+        let (mut memory, keyring) = (None, keyring.map(Arc::new));
+        let etcd = Etcd::open(config, specs, keyring.clone(), |listed| {
             let tables = tables(listed.revision, listed.entries);
-            let shared = Arc::new(Shared::new(listed.revision, tables, specs));
+            let shared = Arc::new(Shared::new(listed.revision, tables, specs, keyring));
             memory.insert(shared).clone()
         });
         let backend = Backend::Etcd(Arc::new(etcd.await?));
@@ -345,6 +354,23 @@ impl Store {
         for table in &mut state.tables {
             table.history.compact(floor);
         }
+    }
+
+    /// All durable objects at one revision, as the pieces of a file that [`restore`](crate::restore) takes.
+    ///
+    /// # Errors
+    /// When an object cannot be encrypted.
+    pub fn snapshot(&self) -> Result<Vec<Bytes>, String> {
+        snapshot::write(
+            &self.shared.read(),
+            &self.shared.specs,
+            self.shared.keyring.as_deref(),
+        )
+    }
+
+    /// What it holds.
+    pub fn contents(&self) -> Contents {
+        snapshot::contents(&self.shared.read(), &self.shared.specs)
     }
 
     /// Why durable writes are refused, if they are.

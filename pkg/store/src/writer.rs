@@ -1,6 +1,5 @@
 //! The one thread that changes anything.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -161,10 +160,7 @@ impl Writer {
                 Bytes::new()
             } else {
                 let payload = self.disk.payload(spec, write.key.path(), &entry);
-                match payload.map_err(|why| CommitError::Disk(why.into()))? {
-                    Cow::Borrowed(_) => entry.value.clone(),
-                    Cow::Owned(sealed) => sealed.into(),
-                }
+                payload.map_err(|why| CommitError::Disk(why.into()))?
             };
             Ok(Prepared {
                 key: write.key,

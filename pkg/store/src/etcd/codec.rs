@@ -20,7 +20,7 @@ const HEAD_LEN: usize = 5;
 pub(crate) struct Codec {
     prefix: String,
     specs: Vec<CollectionSpec>,
-    keyring: Option<Keyring>,
+    keyring: Option<Arc<Keyring>>,
 }
 
 /// Why a value cannot be read.
@@ -32,7 +32,7 @@ pub(crate) enum DecodeError {
 }
 
 impl Codec {
-    pub(crate) fn new(prefix: &str, specs: &[CollectionSpec], keyring: Option<Keyring>) -> Self {
+    pub(crate) fn new(prefix: &str, specs: &[CollectionSpec], keyring: Option<Arc<Keyring>>) -> Self {
         Self {
             prefix: prefix.trim_end_matches('/').to_string(),
             specs: specs.to_vec(),

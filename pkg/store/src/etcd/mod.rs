@@ -77,7 +77,7 @@ impl Etcd {
     pub(crate) async fn open(
         config: &EtcdConfig,
         specs: &[CollectionSpec],
-        keyring: Option<Keyring>,
+        keyring: Option<Arc<Keyring>>,
         shared: impl FnOnce(follow::Listed) -> Arc<Shared>,
     ) -> Result<Self, OpenError> {
         let channel = Arc::new(Channel::new(config)?);

@@ -6,7 +6,9 @@ use bytes::Bytes;
 use super::channel::{CallError, Channel};
 use super::codec::Codec;
 use super::config::EtcdConfig;
-use super::wire::{Compare, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse};
+use super::wire::{
+    Compare, PutRequest, PutResponse, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse,
+};
 use crate::error::{OpenError, SyncError};
 
 /// MOD of `Compare.CompareTarget`.
@@ -38,6 +40,20 @@ impl SharedValues {
     pub async fn get(&self, name: &str) -> Result<Option<Bytes>, SyncError> {
         let answer = look(&self.channel, &self.codec, name).await.map_err(failed)?;
         Ok(answer.kvs.into_iter().next().map(|kv| kv.value))
+    }
+
+    /// Gives a name a value, whatever it had.
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub async fn set(&self, name: &str, value: Bytes) -> Result<(), SyncError> {
+        let put = PutRequest {
+            key: self.codec.value_key(name),
+            value,
+            lease: 0,
+        };
+        let answered: Result<PutResponse, _> = self.channel.call("/etcdserverpb.KV/Put", &put).await;
+        answered.map(|_| ()).map_err(failed)
     }
 
     /// Gives a name a value, if the one that it has is `before`. Whether it was.

@@ -73,6 +73,9 @@ pub(crate) struct PutRequest {
     pub(crate) lease: i64,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct PutResponse {}
+
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct DeleteRangeRequest {
     #[prost(bytes = "bytes", tag = "1")]
