@@ -1,5 +1,7 @@
 //! The way of a write: defaults, hooks, checks, the store, and back.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde_json::{Value, json};
 use svcnet_api::{Admission, ApiError, Kind, Operation, Reason, Request, Reservation};
@@ -12,8 +14,11 @@ use crate::{carry, namespace, object, traits};
 
 /// How often a generated name may be taken already.
 const GENERATE_TRIES: usize = 8;
-/// How often a write may be overtaken by a change of its namespace.
-const GUARD_TRIES: usize = 5;
+/// How often a write may be overtaken: by a change of its namespace, or by other servers' writes to the same object. Each time
+/// another one has got its way, so that this many are a storm.
+const GUARD_TRIES: usize = 100;
+/// How long a write waits that another server has overtaken.
+const OVERTAKEN_PAUSE_MAX: Duration = Duration::from_millis(5);
 pub(crate) const MODIFIED: &str =
     "the object has been modified; please apply your changes to the latest version and try again";
 
@@ -319,8 +324,11 @@ impl Server {
         }
     }
 
-    /// Before another try: what other servers have written meanwhile is seen.
+    /// Before another try: what other servers have written meanwhile is seen, and the one that was faster is let go on.
     async fn catch_up(&self) -> Result<(), ApiError> {
+        if self.store.is_shared() {
+            tokio::time::sleep(OVERTAKEN_PAUSE_MAX.mul_f64(rand::random())).await;
+        }
         self.store.sync().await.map(|_| ()).map_err(unavailable)
     }
 
