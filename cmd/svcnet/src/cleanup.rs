@@ -219,8 +219,10 @@ fn carry_out(operation: &Operation, rtnl: &mut Rtnl) -> anyhow::Result<()> {
 
 /// Only what looks like state of svcnet's: a mistyped `--data-dir /var/lib` must not cost a host its data.
 fn remove_state(path: &Path) -> anyhow::Result<()> {
-    const OURS: [&str; 8] = [
+    const OURS: [&str; 10] = [
         "store",
+        "store.restoring",
+        "founding",
         "encryption.key",
         "pki",
         "token",
@@ -229,8 +231,14 @@ fn remove_state(path: &Path) -> anyhow::Result<()> {
         "cache",
         "cni",
     ];
-    for name in OURS {
-        let part = path.join(name);
+    // Former stores, which `svcnet store restore` has put aside.
+    let entries = std::fs::read_dir(path)?.filter_map(Result::ok);
+    let aside = entries.map(|e| e.path()).filter(|part| {
+        let name = part.file_name().map(|n| n.to_string_lossy().into_owned());
+        name.is_some_and(|name| name.starts_with("store.before-"))
+    });
+    let ours = OURS.into_iter().map(|name| path.join(name));
+    for part in ours.chain(aside.collect::<Vec<_>>()) {
         if part.is_dir() {
             gone(std::fs::remove_dir_all(part))?;
         } else {
@@ -328,6 +336,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
         std::fs::create_dir_all(data.join("store")).unwrap();
+        std::fs::create_dir_all(data.join("store.before-1")).unwrap();
         std::fs::write(data.join("encryption.key"), "").unwrap();
         std::fs::write(data.join("mine"), "").unwrap();
         assert!(remove_state(&data).is_err());

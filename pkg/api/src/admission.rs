@@ -42,6 +42,20 @@ pub struct Request<'a> {
 pub trait Reservation: Send {
     /// The write is stored: keep what was taken, and free what the old object held and the new one does not.
     fn commit(self: Box<Self>);
+
+    /// What several servers must not give out twice: written down in the datastore that they share, together with the object.
+    fn claims(&self) -> Claims {
+        Claims::default()
+    }
+}
+
+/// What a write takes and frees, by names that are the same on every server, as in `port-30080`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Claims {
+    /// What the new object holds and the old one did not.
+    pub taken: Vec<String>,
+    /// What the old object held and the new one does not.
+    pub freed: Vec<String>,
 }
 
 /// A hook on writes. Must not block: it runs on the write path.
@@ -58,4 +72,12 @@ pub trait Admission: Send + Sync {
 
     /// Takes in what an object found in the store at start holds. Called once for each, before anything is served.
     fn restore(&self, kind: &'static Kind, object: &Value);
+
+    /// The [`Claims`] of an object that is stored.
+    fn claims(&self, _kind: &'static Kind, _object: &Value) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Takes in that something is taken or free, as the datastore has it that several servers share.
+    fn observe(&self, _claim: &str, _taken: bool) {}
 }

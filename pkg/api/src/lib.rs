@@ -18,7 +18,7 @@ pub mod selector;
 pub mod types;
 pub mod wellknown;
 
-pub use admission::{Admission, Operation, Request, Reservation};
+pub use admission::{Admission, Claims, Operation, Request, Reservation};
 pub use error::{ApiError, Reason};
 pub use field::{FieldError, FieldPath};
 pub use kind::Kind;

@@ -1,6 +1,7 @@
 //! What every cluster has: its first namespaces, and the Services of the API and of DNS. Put in at start, and again
 //! whenever somebody has taken it away.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use svcnet_api::{ApiError, Kind, Reason, registry};
 
 use crate::auth::User;
 use crate::delete::DeleteOptions;
+use crate::peers::Peer;
 use crate::server::Server;
 use crate::write::{MANAGER, Place};
 use crate::{object, pki, traits};
@@ -59,7 +61,17 @@ struct Wanted {
 pub(crate) async fn repair(server: &Server, port: u16) -> Result<(), ApiError> {
     let mut failed = None;
     for wanted in desired(server, port) {
-        if let Err(error) = ensure(server, &wanted).await {
+        let done = ensure(server, &wanted).await;
+        // Another server is at the same.
+        let raced = |e: &ApiError| {
+            matches!(
+                e.reason,
+                Reason::AlreadyExists | Reason::Conflict | Reason::NotFound
+            )
+        };
+        if let Err(error) = done
+            && !(server.store.is_shared() && raced(&error))
+        {
             let (namespace, name) = (wanted.namespace, wanted.name);
             tracing::warn!(object.ns = namespace, object.name = name, reason = %error, "cannot put in what every cluster has");
             failed.get_or_insert(error);
@@ -106,7 +118,7 @@ fn desired(server: &Server, port: u16) -> Vec<Wanted> {
         wanted.push(service("default", "kubernetes", first, api_service()));
         // Nobody else reaches a server at loopback, and Endpoints must not hold such addresses.
         if !config.advertise_address.is_loopback() {
-            wanted.extend(api_endpoints(config.advertise_address, port));
+            wanted.extend(api_endpoints(&server.peers(port)));
         }
     }
     if let Some(dns) = config.cluster_dns.first() {
@@ -186,8 +198,22 @@ fn dns_service() -> Value {
     })
 }
 
-fn api_endpoints(address: IpAddr, port: u16) -> [Wanted; 2] {
-    let ip = address.to_string();
+/// Of all servers that are there. A slice has one set of ports: should they differ, it is that of the first.
+fn api_endpoints(peers: &BTreeSet<Peer>) -> [Wanted; 2] {
+    let ports: BTreeSet<u16> = peers.iter().map(|peer| peer.port).collect();
+    let with = |port: u16| peers.iter().filter(move |peer| peer.port == port);
+    let subset = |port: &u16| {
+        let addresses: Vec<Value> = with(*port)
+            .map(|peer| json!({"ip": peer.address.to_string()}))
+            .collect();
+        json!({"addresses": addresses, "ports": [{"name": "https", "port": port, "protocol": "TCP"}]})
+    };
+    let subsets: Vec<Value> = ports.iter().map(subset).collect();
+    let port = ports.first().copied().unwrap_or_default();
+    let endpoint =
+        |peer: &Peer| json!({"addresses": [peer.address.to_string()], "conditions": {"ready": true}});
+    let in_slice: Vec<Value> = with(port).map(endpoint).collect();
+    let is_v4 = peers.first().is_none_or(|peer| peer.address.is_ipv4());
     let endpoints = Wanted {
         group: "",
         plural: "endpoints",
@@ -195,9 +221,7 @@ fn api_endpoints(address: IpAddr, port: u16) -> [Wanted; 2] {
         name: "kubernetes",
         object: json!({
             "metadata": {"labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-            "subsets": [{
-                "addresses": [{"ip": ip}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
-            }],
+            "subsets": subsets,
         }),
         fixed: None,
         yielded: false,
@@ -209,8 +233,8 @@ fn api_endpoints(address: IpAddr, port: u16) -> [Wanted; 2] {
         name: "kubernetes",
         object: json!({
             "metadata": {"labels": {LABEL_SERVICE_NAME: "kubernetes"}},
-            "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
-            "endpoints": [{"addresses": [ip], "conditions": {"ready": true}}],
+            "addressType": if is_v4 { "IPv4" } else { "IPv6" },
+            "endpoints": in_slice,
             "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
         }),
         fixed: Some("addressType"),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use svcnet_api::Admission;
+use svcnet_store::EtcdConfig;
 
 use crate::audit::AuditConfig;
 use crate::limits::Limits;
@@ -27,8 +28,12 @@ pub struct Config {
     pub listen_plain: Option<SocketAddr>,
     /// The address that others reach this server at: the endpoint of the Service `kubernetes`.
     pub advertise_address: IpAddr,
-    /// State that survives a restart (`--data-dir`): `store/`, `pki/`, `token`, `controller/`, `agent/`.
+    /// State that survives a restart (`--data-dir`): `store/` (without a datastore), `pki/`, `token`, `controller/`, `agent/`.
     pub data_dir: PathBuf,
+    /// An etcd that this server shares with others, in place of a store of its own in `data_dir`.
+    pub datastore: Option<EtcdConfig>,
+    /// The token that the cluster's servers share, or its secret; what is in `data_dir` or made, without (`--token`).
+    pub token: Option<String>,
     /// Where the administrator's kubeconfig is written (`--kubeconfig-out`).
     pub admin_kubeconfig: PathBuf,
     /// This host's node name: goes into the serving certificate and names the local agent.

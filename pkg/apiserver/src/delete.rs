@@ -8,13 +8,13 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use svcnet_api::{ApiError, Kind, Operation, Reason, registry};
-use svcnet_store::Range;
+use svcnet_store::{Change, Range, Write};
 
 use crate::auth::{self, User};
 use crate::collect::Propagation;
 use crate::server::Server;
 use crate::traits::Traits;
-use crate::write::{MANAGER, Outcome, Place, Stored, Written};
+use crate::write::{GUARD_TRIES, MANAGER, Outcome, Place, Stop, Stored, Written};
 use crate::{carry, object, options, traits};
 
 /// How long a node has, beyond the grace period, to say that a pod has ended.
@@ -140,10 +140,20 @@ fn marked(mut object: Value, traits: &Traits, grace: &Grace, now: Timestamp) -> 
 impl Server {
     /// Deletes an object, or marks it for deletion while its node or a finalizer holds it.
     pub(crate) async fn delete(&self, place: Place, options: &DeleteOptions) -> Result<Written, ApiError> {
+        for _ in 0..GUARD_TRIES {
+            match self.delete_once(&place, options).await {
+                Err(Stop::Overtaken) => self.catch_up().await?,
+                done => return done.map_err(Stop::into_error),
+            }
+        }
+        Err(Stop::Overtaken.into_error())
+    }
+
+    async fn delete_once(&self, place: &Place, options: &DeleteOptions) -> Result<Written, Stop> {
         let key = self.key(place.kind, &place.namespace, &place.name);
         let _lock = self.lock(&key).await;
         let Some(entry) = self.store.get(&key) else {
-            return Err(ApiError::not_found(place.kind, &place.name));
+            return Err(ApiError::not_found(place.kind, &place.name).into());
         };
         let stored = Stored {
             object: object::parse(&entry)?,
@@ -153,9 +163,9 @@ impl Server {
         let traits = traits::of(place.kind);
         if traits.immortal.contains(&place.name.as_str()) {
             let why = format!("this {} may not be deleted", place.kind.singular);
-            return Err(ApiError::forbidden(place.kind, &place.name, &why));
+            return Err(ApiError::forbidden(place.kind, &place.name, &why).into());
         }
-        carry::preconditions(&place, &stored, options)?;
+        carry::preconditions(place, &stored, options)?;
         let now = Timestamp::now();
         let grace = grace(traits, &stored.object, options.grace_period_seconds, now);
         let mut new = stored.object.clone();
@@ -163,7 +173,7 @@ impl Server {
             options.propagation.mark(&mut new);
         }
         if grace == Grace::Over && !object::is_held(&new, traits.finalize) {
-            return self.remove(&place, stored, key).await.map_err(Into::into);
+            return self.remove(place, stored, key).await;
         }
         let new = marked(new, traits, &grace, now);
         let outcome = Outcome::Terminating;
@@ -172,11 +182,13 @@ impl Server {
             return Ok(Written { object, outcome });
         }
         // Nothing that a hook or a check looks at has changed.
-        let expect = Some(stored.entry.revision);
-        let done = self
-            .put(&place, Operation::Update, &new, key, expect, Vec::new())
-            .await;
-        let object = done?;
+        let write = Write {
+            key,
+            change: Change::Put(object::template(&new)),
+            expect: Some(stored.entry.revision),
+            guards: Vec::new(),
+        };
+        let object = self.commit(place, Operation::Update, write, Vec::new()).await?;
         Ok(Written { object, outcome })
     }
 

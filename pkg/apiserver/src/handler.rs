@@ -108,6 +108,7 @@ async fn route(
     if let (Some(trail), Some(path)) = (&trail, &path) {
         note(trail, path, request.method(), &query);
     }
+    fresh(&server, path.as_ref(), request.method(), &query).await?;
     let caller = authenticate(&server, &peer, &request, path.as_ref(), trail.as_deref())?;
     let Some(path) = path else {
         // Strangers learn nothing about what is served.
@@ -168,6 +169,28 @@ async fn route(
             call.answer(request.into_body()).await
         }
     }
+}
+
+/// Waits until this server has seen what others were told is done, but for requests that say that anything will do
+/// (`resourceVersion=0`), or something that this one has.
+async fn fresh(server: &Server, path: Option<&Path>, method: &Method, query: &Query) -> Result<(), ApiError> {
+    let wanted = match path {
+        Some(Path::Resource(_)) if matches!(*method, Method::GET | Method::HEAD) => {
+            match query.get("resourceVersion").and_then(|r| r.parse::<u64>().ok()) {
+                Some(revision) if query.get("resourceVersionMatch") != Some("Exact") => {
+                    revision > server.store.revision()
+                }
+                _ => true,
+            }
+        }
+        Some(Path::Resource(_) | Path::Review(..)) => true,
+        Some(Path::Root(segments)) => segments[0] == own::ROOT,
+        None => false,
+    };
+    if wanted && server.store.is_shared() {
+        server.store.sync().await.map_err(write::unavailable)?;
+    }
+    Ok(())
 }
 
 /// What the URL tells of a request, for the audit log.

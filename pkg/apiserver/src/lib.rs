@@ -9,7 +9,9 @@ mod auth;
 mod body;
 mod bootstrap;
 mod carry;
+mod claims;
 mod clients;
+mod cluster;
 mod collect;
 mod config;
 mod decode;
@@ -26,6 +28,7 @@ mod options;
 mod own;
 mod patch;
 mod patient;
+mod peers;
 mod pki;
 mod protobuf;
 mod read;
@@ -44,16 +47,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use audit::{AuditConfig, AuditError};
+pub use cluster::ClusterError;
 pub use config::{CERTIFICATES_LAST, Config, RenderMetrics};
 pub use limits::Limits;
 pub use pki::PkiError;
 pub use root::VERSION;
-use svcnet_store::{Keyring, KeyringError, OpenError, Store};
+use svcnet_store::{CommitError, Entry, Keyring, KeyringError, Store};
+pub use svcnet_store::{Contents, Endpoint, EtcdConfig, OpenError, RestoreError, Restored, is_snapshot};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::clients::Kubeconfigs;
+use crate::cluster::Cluster;
 use crate::pki::{Authority, Serving, Token};
 use crate::server::Server;
 
@@ -72,6 +78,9 @@ pub enum Error {
     /// The key file of what is encrypted.
     #[error(transparent)]
     Keys(#[from] KeyringError),
+    /// The keys of a cluster of several servers.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// The port.
     #[error("cannot listen on {address}{}", if in_use(.source) { " (another program has that port)" } else { "" })]
     Listen {
@@ -84,6 +93,9 @@ pub enum Error {
     /// Plain HTTP anywhere but on loopback.
     #[error("{0} is no loopback address: plain HTTP is for tests on this host alone")]
     NotLoopback(SocketAddr),
+    /// What the servers of a datastore share cannot be written.
+    #[error("cannot write to the datastore what its servers share")]
+    Claims(#[source] CommitError),
     /// An object in the store does not parse.
     #[error("the stored object {resource} {path} is damaged; restore the data directory from a backup")]
     Object {
@@ -118,6 +130,44 @@ impl std::fmt::Debug for Acceptor {
     }
 }
 
+/// Reads all that the store of a data directory holds, as a server would at its start, and looks whether each object is
+/// whole.
+///
+/// # Errors
+/// When it is not there, in use, damaged, or encrypted with a key that is not in the directory.
+pub fn check_store(data_dir: &Path) -> Result<Contents, Error> {
+    let keys = data_dir.join("encryption.key");
+    let keyring = keys.exists().then(|| Keyring::open_or_make(&keys)).transpose()?;
+    let look = |_: &str, path: &str, entry: &Entry| {
+        let object = object::parse(entry).map_err(|e| e.message)?;
+        let name = path.split_once('/').map_or(path, |(_, name)| name);
+        // Tokens are no objects, and have no name but in their path.
+        match object["metadata"]["name"].as_str() {
+            Some(found) if found != name => Err(format!("it calls itself {found:?}")),
+            _ => Ok(()),
+        }
+    };
+    Ok(svcnet_store::check(
+        &data_dir.join("store"),
+        &server::collection_specs(),
+        keyring,
+        look,
+    )?)
+}
+
+/// Makes the store of a data directory out of a snapshot; see [`svcnet_store::restore`].
+///
+/// # Errors
+/// When the snapshot is none or damaged, when there is a store and `force` is not given, or when the disk fails.
+pub fn restore_store(snapshot: &Path, data_dir: &Path, force: bool) -> Result<Restored, RestoreError> {
+    svcnet_store::restore(
+        snapshot,
+        &data_dir.join("store"),
+        &server::collection_specs(),
+        force,
+    )
+}
+
 impl ApiServer {
     /// Binds the ports, opens the store, makes or loads the certificates, tells the hooks what is stored, and puts in what
     /// every cluster has.
@@ -137,14 +187,18 @@ impl ApiServer {
             None => None,
         };
         let data_dir = config.data_dir.clone();
-        let keyring = Keyring::open_or_make(&data_dir.join("encryption.key"))?;
-        let store = Store::open_encrypted(&data_dir.join("store"), &server::collection_specs(), keyring)?;
+        let (store, cluster) = open_store(&config).await?;
         let authority = Authority::open(&data_dir.join("pki"), config.certificates_last)?;
         let serving = Serving::open(&authority, pki::sans(&config))?;
         let token_path = data_dir.join("token");
-        let token = Token::open(&token_path, &authority)?;
-        let server = Arc::new(Server::new(config, store, authority, serving, token)?);
+        let token = match &config.token {
+            Some(given) => Token::set(&token_path, Token::secret_of(given), &authority)?,
+            None => Token::open(&token_path, &authority)?,
+        };
+        let server = Arc::new(Server::new(config, store, authority, serving, token, cluster)?);
         server.restore_admissions()?;
+        server.follow_claims();
+        server.tokens.share().await.map_err(Error::Claims)?;
         let acceptor = Acceptor(serve::acceptor(&server)?);
         let kubeconfigs = Kubeconfigs {
             admin: server.config.admin_kubeconfig.clone(),
@@ -162,6 +216,8 @@ impl ApiServer {
             kubeconfigs,
             token_path,
         };
+        started.server.announce(started.kubeconfigs.port());
+        started.server.repair_claims().await.map_err(Error::Claims)?;
         // What fails here is said in the log, and tried again while the server runs.
         _ = bootstrap::repair(&started.server, started.kubeconfigs.port()).await;
         Ok(started)
@@ -224,6 +280,25 @@ impl ApiServer {
     pub fn token_path(&self) -> &Path {
         &self.token_path
     }
+}
+
+/// A store of this server's own, or the one that it shares.
+async fn open_store(config: &Config) -> Result<(Store, Option<Cluster>), Error> {
+    let (data_dir, specs) = (&config.data_dir, server::collection_specs());
+    let keys = data_dir.join("encryption.key");
+    let Some(datastore) = &config.datastore else {
+        let keyring = Keyring::open_or_make(&keys)?;
+        return Ok((
+            Store::open_encrypted(&data_dir.join("store"), &specs, keyring)?,
+            None,
+        ));
+    };
+    let cluster = Cluster::join(datastore, data_dir, config.token.as_deref()).await?;
+    let keyring = Keyring::open_or_make(&keys)?;
+    Ok((
+        Store::open_etcd(datastore, &specs, Some(keyring)).await?,
+        Some(cluster),
+    ))
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {

@@ -12,9 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
 use crate::auth::{TOKEN_COLLECTION, Tokens};
+use crate::claims::{self, Ledger};
+use crate::cluster::Cluster;
 use crate::limits::InFlight;
 use crate::pki::{Authority, Serving, Token};
-use crate::{Config, Error, traits};
+use crate::{Config, Error, peers, traits};
 
 /// How many locks writers to different objects share.
 const LOCKS: usize = 256;
@@ -29,6 +31,7 @@ pub(crate) struct Server {
     pub(crate) tokens: Tokens,
     pub(crate) in_flight: InFlight,
     pub(crate) audit: Option<Audit>,
+    pub(crate) ledger: Ledger,
     /// Cancelled when the server stops: ends watches.
     pub(crate) shutdown: CancellationToken,
     collections: HashMap<(&'static str, &'static str), Collection>,
@@ -43,11 +46,18 @@ pub(crate) fn collection_specs() -> Vec<CollectionSpec> {
         volatile: kind.volatile,
         encrypted: traits::of(kind).encrypted,
     };
-    let tokens = CollectionSpec {
-        name: TOKEN_COLLECTION.to_string(),
-        ..CollectionSpec::default()
-    };
-    registry::kinds().iter().map(spec).chain([tokens]).collect()
+    // What only servers of a shared datastore write is never on a disk of ours, nor in a snapshot.
+    let own = [
+        (TOKEN_COLLECTION, false),
+        (claims::COLLECTION, true),
+        (peers::COLLECTION, true),
+    ];
+    let own = own.map(|(name, volatile)| CollectionSpec {
+        name: name.to_string(),
+        volatile,
+        encrypted: false,
+    });
+    registry::kinds().iter().map(spec).chain(own).collect()
 }
 
 impl Server {
@@ -57,17 +67,22 @@ impl Server {
         authority: Authority,
         serving: Serving,
         token: Token,
+        cluster: Option<Cluster>,
     ) -> Result<Self, Error> {
         let audit = config.audit.clone().map(Audit::open).transpose()?;
         let kinds = registry::kinds().iter();
         let collections = kinds.filter_map(|k| Some(((k.group, k.plural), store.collection(&k.resource())?)));
         let collections = collections.collect();
         #[expect(clippy::expect_used, reason = "the store was opened with it")]
-        let held = store
-            .collection(TOKEN_COLLECTION)
-            .expect("invariant: a collection for tokens");
+        let own = |name| {
+            store
+                .collection(name)
+                .expect("invariant: a collection of our own")
+        };
+        let (held, claimed) = (own(TOKEN_COLLECTION), own(claims::COLLECTION));
         Ok(Self {
-            tokens: Tokens::new(store.clone(), held, token),
+            tokens: Tokens::new(store.clone(), held, token, cluster),
+            ledger: Ledger::new(claimed),
             in_flight: InFlight::new(config.limits),
             audit,
             config,

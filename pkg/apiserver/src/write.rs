@@ -1,9 +1,11 @@
 //! The way of a write: defaults, hooks, checks, the store, and back.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde_json::Value;
 use svcnet_api::{Admission, ApiError, Kind, Operation, Reason, Request, Reservation};
-use svcnet_store::{Change, CommitError, Entry, Key, Write};
+use svcnet_store::{Change, CommitError, Entry, Key, SyncError, Write};
 
 use crate::auth::{self, Attributes, User};
 use crate::server::Server;
@@ -11,10 +13,13 @@ use crate::{carry, delete, managed, namespace, object, traits};
 
 /// How often a generated name may be taken already.
 const GENERATE_TRIES: usize = 8;
-/// How often a write may be overtaken by a change of its namespace.
-const GUARD_TRIES: usize = 5;
 /// Whose the fields are that the server itself writes.
 pub(crate) const MANAGER: &str = "svcnet";
+/// How often a write may be overtaken: by a change of its namespace, or by other servers' writes to the same object. Each time
+/// another one has got its way, so that this many are a storm.
+pub(crate) const GUARD_TRIES: usize = 100;
+/// How long a write waits that another server has overtaken.
+const OVERTAKEN_PAUSE_MAX: Duration = Duration::from_millis(5);
 pub(crate) const MODIFIED: &str =
     "the object has been modified; please apply your changes to the latest version and try again";
 
@@ -149,7 +154,7 @@ impl Server {
                 return Err(ApiError::already_exists(place.kind, &place.name));
             }
             match self.finish(place, None, new.clone(), key, guards).await {
-                Err(Stop::Overtaken) => {}
+                Err(Stop::Overtaken) => self.catch_up().await?,
                 Err(Stop::Refused(error)) => return Err(error),
                 Ok(done) => return Ok(done),
             }
@@ -164,27 +169,40 @@ impl Server {
     pub(crate) async fn modify(
         &self,
         place: Place,
-        change: impl FnOnce(&Value) -> Result<Value, ApiError>,
+        mut change: impl FnMut(&Value) -> Result<Value, ApiError>,
     ) -> Result<Written, ApiError> {
+        for _ in 0..GUARD_TRIES {
+            match self.modify_once(&place, &mut change).await {
+                Err(Stop::Overtaken) => self.catch_up().await?,
+                done => return done.map_err(Stop::into_error),
+            }
+        }
+        Err(Stop::Overtaken.into_error())
+    }
+
+    async fn modify_once(
+        &self,
+        place: &Place,
+        change: &mut impl FnMut(&Value) -> Result<Value, ApiError>,
+    ) -> Result<Written, Stop> {
         let key = self.key(place.kind, &place.namespace, &place.name);
         let _lock = self.lock(&key).await;
         let Some(entry) = self.store.get(&key) else {
-            return Err(ApiError::not_found(place.kind, &place.name));
+            return Err(ApiError::not_found(place.kind, &place.name).into());
         };
         let stored = Stored {
             object: object::parse(&entry)?,
             entry,
         };
         let wanted = change(&stored.object)?;
-        let new = carry::carry_over(&place, &stored, wanted)?;
+        let new = carry::carry_over(place, &stored, wanted)?;
         let held = object::is_held(&new, traits::of(place.kind).finalize);
         let over = delete::grace_period(&new) == 0;
-        let done = if object::is_terminating(&new) && over && !held && !place.dry_run {
-            self.remove(&place, stored, key).await
+        if object::is_terminating(&new) && over && !held && !place.dry_run {
+            self.remove(place, stored, key).await
         } else {
-            self.finish(&place, Some(stored), new, key, Vec::new()).await
-        };
-        done.map_err(Stop::into_error)
+            self.finish(place, Some(stored), new, key, Vec::new()).await
+        }
     }
 
     /// Defaults, hooks and checks; then the store. The caller holds the object's lock.
@@ -198,6 +216,7 @@ impl Server {
     ) -> Result<Written, Stop> {
         let old = stored.as_ref().map(|s| &s.object);
         auth::may_object(&place.user, &place.attributes(), old, Some(&new))?;
+        self.follow_claims();
         let operation = if old.is_some() {
             Operation::Update
         } else {
@@ -229,31 +248,47 @@ impl Server {
             let object = Bytes::from(new.to_string());
             return Ok(Written { object, outcome });
         }
-        let expect = stored.as_ref().map(|s| s.entry.revision);
-        let object = self.put(place, operation, &new, key, expect, guards).await?;
-        reservations.into_iter().for_each(Reservation::commit);
+        let write = Write {
+            key,
+            change: Change::Put(object::template(&new)),
+            expect: stored.as_ref().map(|s| s.entry.revision),
+            guards,
+        };
+        let object = self.commit(place, operation, write, reservations).await?;
         Ok(Written { object, outcome })
     }
 
-    pub(crate) async fn put(
+    /// The write itself, with what it takes and frees: kept when it stands, given back when it does not.
+    pub(crate) async fn commit(
         &self,
         place: &Place,
         operation: Operation,
-        new: &Value,
-        key: Key,
-        expect: Option<u64>,
-        guards: Vec<(Key, u64)>,
+        write: Write,
+        reservations: Vec<Box<dyn Reservation>>,
     ) -> Result<Bytes, Stop> {
-        let change = Change::Put(object::template(new));
-        let write = Write {
-            key,
-            change,
-            expect,
-            guards,
-        };
-        let committed = self.store.commit(write).await;
-        let committed = committed.map_err(|e| stop(place, operation, e))?;
-        Ok(committed.value)
+        let claims = self.claim_writes(place, &reservations);
+        let mut writes = vec![write];
+        writes.extend(claims.iter().cloned());
+        match self.store.commit_all(writes).await {
+            Ok(committed) => {
+                reservations.into_iter().for_each(Reservation::commit);
+                let first = committed.into_iter().next();
+                Ok(first.map(|c| c.value).unwrap_or_default())
+            }
+            Err(error) => {
+                drop(reservations);
+                self.claims_refused(&claims).await;
+                Err(self.stop(place, operation, error))
+            }
+        }
+    }
+
+    /// Before another try: what other servers have written meanwhile is seen, and the one that was faster is let go on.
+    pub(crate) async fn catch_up(&self) -> Result<(), ApiError> {
+        if self.store.is_shared() {
+            tokio::time::sleep(OVERTAKEN_PAUSE_MAX.mul_f64(rand::random())).await;
+        }
+        self.store.sync().await.map(|_| ()).map_err(unavailable)
     }
 
     /// Takes an object away. The caller holds its lock.
@@ -271,14 +306,31 @@ impl Server {
             expect: Some(stored.entry.revision),
             guards: Vec::new(),
         };
-        let committed = self.store.commit(write).await;
-        let committed = committed.map_err(|e| stop(place, Operation::Delete, e))?;
-        reservations.into_iter().for_each(Reservation::commit);
-        Ok(Written {
-            object: committed.value,
-            outcome,
-        })
+        let object = self.commit(place, Operation::Delete, write, reservations).await?;
+        Ok(Written { object, outcome })
     }
+
+    fn stop(&self, place: &Place, operation: Operation, error: CommitError) -> Stop {
+        let refused = match error {
+            CommitError::Guard { .. } => return Stop::Overtaken,
+            CommitError::Conflict { .. } if operation == Operation::Create => {
+                ApiError::already_exists(place.kind, &place.name)
+            }
+            // By another server: this one's writers wait for each other.
+            CommitError::Conflict { .. } if self.store.is_shared() => return Stop::Overtaken,
+            CommitError::Conflict { .. } => ApiError::conflict(place.kind, &place.name, MODIFIED),
+            CommitError::Disk(_) => ApiError::internal(error),
+            CommitError::Unavailable(_) => ApiError::new(Reason::ServiceUnavailable, error.to_string()),
+            CommitError::Unknown(_) => ApiError::new(Reason::Timeout, error.to_string()),
+            CommitError::Closed => ApiError::new(Reason::ServiceUnavailable, "the server is shutting down"),
+        };
+        Stop::Refused(refused)
+    }
+}
+
+/// The datastore that servers share does not answer.
+pub(crate) fn unavailable(error: SyncError) -> ApiError {
+    ApiError::new(Reason::ServiceUnavailable, error.to_string())
 }
 
 /// Why a write stops.
@@ -289,7 +341,7 @@ pub(crate) enum Stop {
 }
 
 impl Stop {
-    fn into_error(self) -> ApiError {
+    pub(crate) fn into_error(self) -> ApiError {
         match self {
             Self::Refused(error) => error,
             Self::Overtaken => ApiError::new(
@@ -310,19 +362,6 @@ impl From<ApiError> for Stop {
     fn from(error: ApiError) -> Self {
         Self::Refused(error)
     }
-}
-
-fn stop(place: &Place, operation: Operation, error: CommitError) -> Stop {
-    let refused = match error {
-        CommitError::Guard { .. } => return Stop::Overtaken,
-        CommitError::Conflict { .. } if operation == Operation::Create => {
-            ApiError::already_exists(place.kind, &place.name)
-        }
-        CommitError::Conflict { .. } => ApiError::conflict(place.kind, &place.name, MODIFIED),
-        CommitError::Disk(_) => ApiError::internal(error),
-        CommitError::Closed => ApiError::new(Reason::ServiceUnavailable, "the server is shutting down"),
-    };
-    Stop::Refused(refused)
 }
 
 fn request<'a>(place: &'a Place, operation: Operation, old: Option<&'a Value>) -> Request<'a> {

@@ -103,6 +103,14 @@ impl Controllers {
         Ok(all)
     }
 
+    /// Whether controllers can be made of this.
+    ///
+    /// # Errors
+    /// As for [`Controllers::new`].
+    pub fn check(config: &Config) -> Result<(), Error> {
+        crate::nodes::check(&config.cluster_cidr).map_err(Error::ClusterCidr)
+    }
+
     fn add<C: Controller>(
         &mut self,
         controller: C,

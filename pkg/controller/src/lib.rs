@@ -10,6 +10,7 @@ mod config;
 mod controllers;
 mod endpoints;
 mod engine;
+mod leader;
 mod life;
 mod loadbalancer;
 mod namespaces;
@@ -20,4 +21,5 @@ mod view;
 
 pub use config::Config;
 pub use controllers::{Controllers, Error};
+pub use leader::{LEASE, Timing, lead};
 pub use nodes::NetworkTooSmall;

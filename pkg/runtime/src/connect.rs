@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Uri;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -16,6 +17,7 @@ use tower::ServiceBuilder;
 
 use crate::identity::ReadAnew;
 use crate::resolve::Resolver;
+use crate::servers::{self, AnyServer};
 
 /// A server that says nothing for this long is probed, so that a watch notices a cut cable or a power loss.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(4);
@@ -61,10 +63,11 @@ pub async fn client(path: &Path) -> Result<kube::Client, ConnectError> {
     };
     let kubeconfig = Kubeconfig::read_from(path).map_err(read_error)?;
     let identity = ReadAnew::of(path, &kubeconfig);
+    let servers = servers::of(&kubeconfig);
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
         .map_err(read_error)?;
-    from_config(config, identity).map_err(|source| ConnectError::Client {
+    from_config(config, identity, servers).map_err(|source| ConnectError::Client {
         path: path.to_path_buf(),
         source: Box::new(source),
     })
@@ -73,9 +76,13 @@ pub async fn client(path: &Path) -> Result<kube::Client, ConnectError> {
 /// What the server calls the owner of fields that svcnet writes (`metadata.managedFields`).
 const USER_AGENT: &str = concat!("svcnet/", env!("CARGO_PKG_VERSION"));
 
-/// kube's own client, but for four things: it says who it is, connections notice a silent peer, failures are not logged at each try, and a
-/// client certificate that was renewed meanwhile is shown to the server without a restart.
-fn from_config(config: kube::Config, identity: Option<ReadAnew>) -> Result<kube::Client, kube::Error> {
+/// kube's own client, but for five things: it says who it is, one server of several is enough, connections notice a silent peer, failures
+/// are not logged at each try, and a client certificate that was renewed meanwhile is shown to the server without a restart.
+fn from_config(
+    config: kube::Config,
+    identity: Option<ReadAnew>,
+    servers: Vec<Uri>,
+) -> Result<kube::Client, kube::Error> {
     let mut tls = config.rustls_client_config()?;
     if let Some(identity) = identity {
         tls.client_auth_cert_resolver = Arc::new(identity);
@@ -90,7 +97,9 @@ fn from_config(config: kube::Config, identity: Option<ReadAnew>) -> Result<kube:
     {
         builder = builder.with_server_name_resolver(FixedServerNameResolver::new(name));
     }
-    let connector = builder.enable_http1().wrap_connector(tcp());
+    let connector = builder
+        .enable_http1()
+        .wrap_connector(AnyServer::new(tcp(), servers));
     let client: HyperClient<_, Body> = HyperClient::builder(TokioExecutor::new()).build(connector);
     let service = ServiceBuilder::new()
         .map_request(|mut request: http::Request<Body>| {

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 
-use crate::resolve;
+use crate::{resolve, servers};
 
 /// How long one try to join may take.
 const TRY_MAX: Duration = Duration::from_secs(10);
@@ -181,19 +181,29 @@ impl JoinError {
     }
 }
 
-/// Asks the server for a certificate in this node's name.
+/// Asks the server for a certificate in this node's name; where there are several, with commas between, the first that
+/// answers.
 ///
 /// # Errors
 /// See [`JoinError`]; those that [`JoinError::is_passing`] are worth another try.
 pub async fn join(server: &str, token: &JoinToken, node: &str) -> Result<Joined, JoinError> {
     let (key, csr) = key_and_request(node).map_err(JoinError::Key)?;
     let body = serde_json::json!({"node": node, "csr": csr}).to_string();
-    let answer = tokio::time::timeout(TRY_MAX, post(server, token, body))
-        .await
-        .map_err(|_| JoinError::Unreachable {
-            server: server.to_string(),
-            source: std::io::ErrorKind::TimedOut.into(),
-        })??;
+    let mut all = servers::split(server).peekable();
+    let answer = loop {
+        let server = all.next().ok_or_else(|| JoinError::Url(server.to_string()))?;
+        let answered = tokio::time::timeout(TRY_MAX, post(server, token, body.clone())).await;
+        let answered = answered.unwrap_or_else(|_| {
+            Err(JoinError::Unreachable {
+                server: server.to_string(),
+                source: std::io::ErrorKind::TimedOut.into(),
+            })
+        });
+        match answered {
+            Err(error) if error.is_passing() && all.peek().is_some() => {}
+            answered => break answered?,
+        }
+    };
     let answer: JoinAnswer =
         serde_json::from_slice(&answer).map_err(|_| JoinError::Answer(server.to_string()))?;
     Ok(Joined {
@@ -380,7 +390,7 @@ impl Joined {
     }
 }
 
-/// A node's kubeconfig; `ca` is in base64 already.
+/// A node's kubeconfig; `ca` is in base64 already, `server` may name several with commas between.
 pub(crate) fn write_kubeconfig(
     path: &Path,
     server: &str,
@@ -392,9 +402,10 @@ pub(crate) fn write_kubeconfig(
     let mut text = String::from("apiVersion: v1\nkind: Config\ncurrent-context: svcnet\n");
     _ = write!(
         text,
-        "clusters:\n- name: svcnet\n  cluster:\n    server: {server}\n    certificate-authority-data: {ca}\n\
+        "clusters:\n- name: svcnet\n  cluster:\n{}    certificate-authority-data: {ca}\n\
          contexts:\n- name: svcnet\n  context:\n    cluster: svcnet\n    user: node\n\
          users:\n- name: node\n  user:\n    client-certificate-data: {}\n    client-key-data: {}\n",
+        servers::lines(server),
         data(certificate),
         data(key),
     );

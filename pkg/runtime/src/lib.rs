@@ -14,8 +14,9 @@ mod journal;
 mod kinds;
 pub mod ops;
 pub mod renew;
-mod resolve;
+pub mod resolve;
 pub mod serve;
+pub mod servers;
 pub mod telemetry;
 
 use std::path::PathBuf;

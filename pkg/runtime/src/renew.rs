@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::identity::{certificate_pem, current_user};
-use crate::join;
+use crate::{join, servers};
 
 /// The server dates its certificates back by this much, since clocks differ.
 const BACKDATED: Duration = Duration::from_secs(24 * 60 * 60);
@@ -151,6 +151,16 @@ pub async fn renew(client: &kube::Client, kubeconfig: &Path, node: &str) -> Resu
         .and_then(|c| c.cluster.as_ref())
         .ok_or_else(unusable)?;
     let server = cluster.server.as_deref().ok_or_else(unusable)?;
+    let several = servers::of(&before);
+    let several: Vec<String> = several
+        .iter()
+        .map(|s| s.to_string().trim_end_matches('/').to_string())
+        .collect();
+    let server = if several.is_empty() {
+        server
+    } else {
+        &several.join(",")
+    };
     let ca = cluster
         .certificate_authority_data
         .as_deref()

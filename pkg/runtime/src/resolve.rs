@@ -32,7 +32,10 @@ impl tower_service::Service<Name> for Resolver {
 
 /// All addresses of a host, with port 0. The system's configuration is read at each call: it may have changed, and
 /// connections to the API are rare.
-pub(crate) async fn lookup(host: &str) -> io::Result<Addresses> {
+///
+/// # Errors
+/// When the name is not found, or nobody answers for it.
+pub async fn lookup(host: &str) -> io::Result<vec::IntoIter<SocketAddr>> {
     let resolver = TokioResolver::builder_tokio()
         .and_then(|builder| builder.build())
         .map_err(io::Error::other)?;

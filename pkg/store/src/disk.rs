@@ -1,6 +1,5 @@
 //! The half of the store that survives: sled, and the files around it.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read as _, Write as _};
@@ -52,7 +51,7 @@ pub(crate) struct Disk {
     db: sled::Db,
     data: File,
     count: u64,
-    keyring: Option<Keyring>,
+    keyring: Option<Arc<Keyring>>,
     _lock: File,
 }
 
@@ -104,6 +103,11 @@ impl Batch {
         self.empty
     }
 
+    /// Of a collection, that it has changed.
+    pub(crate) fn changed(&mut self, collection: &str, revision: u64) {
+        self.touch(collection, revision);
+    }
+
     fn touch(&mut self, collection: &str, revision: u64) {
         self.sled
             .insert(format!("r{collection}").as_bytes(), &revision.to_be_bytes());
@@ -116,7 +120,7 @@ impl Disk {
     pub(crate) fn open(
         dir: &Path,
         specs: &[CollectionSpec],
-        keyring: Option<Keyring>,
+        keyring: Option<Arc<Keyring>>,
     ) -> Result<(Self, Loaded), OpenError> {
         // Secrets lie in here.
         let mut builder = fs::DirBuilder::new();
@@ -131,7 +135,7 @@ impl Disk {
         // sled panics on some kinds of damage.
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let db = open_sled(dir)?;
-            let loaded = load(&db, specs, keyring.as_ref())?;
+            let loaded = load(&db, specs, keyring.as_deref())?;
             Ok((db, loaded))
         }));
         let (db, (loaded, counted, count)) = match opened {
@@ -174,19 +178,24 @@ impl Disk {
     }
 
     /// What is written of an object: its bytes, or what encryption makes of them.
-    pub(crate) fn payload<'a>(
-        &self,
-        spec: &CollectionSpec,
-        path: &str,
-        entry: &'a Entry,
-    ) -> Result<Cow<'a, [u8]>, String> {
-        match &self.keyring {
-            Some(keyring) if spec.encrypted => {
-                let place = bound_to(&object_key(&spec.name, path), entry.revision);
-                keyring.seal(&place, &entry.value).map(Cow::Owned)
-            }
-            _ => Ok(Cow::Borrowed(&entry.value)),
-        }
+    pub(crate) fn payload(&self, spec: &CollectionSpec, path: &str, entry: &Entry) -> Result<Bytes, String> {
+        sealed(self.keyring.as_deref(), spec, path, entry)
+    }
+
+    /// Opens a store that is there, and tells the last revision that it may have given out. Objects are not looked at.
+    pub(crate) fn limit_of(dir: &Path) -> Result<(File, u64), OpenError> {
+        let lock = lock(dir)?;
+        let damaged = || OpenError::Damaged {
+            path: dir.to_path_buf(),
+            why: "its head cannot be read".to_string(),
+        };
+        let read = catch_unwind(AssertUnwindSafe(|| open_sled(dir)?.get(KEY_LIMIT)));
+        let limit = read.map_err(|_| damaged())?.map_err(|_| damaged())?;
+        let limit = limit.as_deref().and_then(<[u8]>::first_chunk);
+        let limit = limit
+            .map(|bytes| u64::from_be_bytes(*bytes))
+            .ok_or_else(damaged)?;
+        Ok((lock, limit))
     }
 
     /// Writes a batch. When this returns, it is on the disk, all of it.
@@ -206,6 +215,22 @@ impl Disk {
         self.data.sync_data().map_err(|e| e.to_string())?;
         self.count = count;
         Ok(())
+    }
+}
+
+/// What is written of an object: its bytes, or what encryption makes of them.
+pub(crate) fn sealed(
+    keyring: Option<&Keyring>,
+    spec: &CollectionSpec,
+    path: &str,
+    entry: &Entry,
+) -> Result<Bytes, String> {
+    match keyring {
+        Some(keyring) if spec.encrypted => {
+            let place = bound_to(&object_key(&spec.name, path), entry.revision);
+            keyring.seal(&place, &entry.value).map(Bytes::from)
+        }
+        _ => Ok(entry.value.clone()),
     }
 }
 

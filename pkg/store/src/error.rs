@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::etcd::EtcdTlsError;
+
 /// Why a store does not open.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -69,7 +71,24 @@ pub enum OpenError {
         /// What was seen.
         why: String,
     },
+    /// There is no store.
+    #[error("{path} holds no store; --data-dir names the directory that it is in, as DATA-DIR/store")]
+    Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// etcd cannot be used.
+    #[error("cannot use etcd (--datastore-endpoint): {0}")]
+    Etcd(String),
+    /// What TLS with etcd needs is not there.
+    #[error(transparent)]
+    EtcdTls(#[from] EtcdTlsError),
 }
+
+/// Memory cannot be shown to hold what other servers have written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the datastore cannot be asked: {0}")]
+pub struct SyncError(pub Arc<str>);
 
 fn by(pid: &Option<u32>) -> String {
     pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
@@ -84,7 +103,7 @@ pub enum CommitError {
         /// Its revision now.
         current: Option<u64>,
     },
-    /// An object that the write relies on has changed meanwhile.
+    /// An object that the write relies on, or another one of the transaction, is not as the writer thought.
     #[error("{path} has changed meanwhile")]
     Guard {
         /// Which one.
@@ -93,6 +112,12 @@ pub enum CommitError {
     /// The disk has failed, now or before.
     #[error("the store cannot write: {0}")]
     Disk(Arc<str>),
+    /// Nobody was asked to do it.
+    #[error("the datastore cannot be reached: {0}")]
+    Unavailable(Arc<str>),
+    /// It was asked for, and no answer came: it may have been done or not.
+    #[error("the datastore did not answer, and may or may not have done it: {0}")]
+    Unknown(Arc<str>),
     /// The store is closed.
     #[error("the store is closed")]
     Closed,

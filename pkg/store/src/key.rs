@@ -44,3 +44,9 @@ impl Key {
 pub(crate) fn split(path: &str) -> (&str, &str) {
     path.split_once('/').unwrap_or(("", path))
 }
+
+/// A text, if it can be the path of an object.
+pub(crate) fn object_path(text: &str) -> Option<&str> {
+    let (_, name) = text.split_once('/')?;
+    (!name.is_empty() && !name.contains('/')).then_some(text)
+}

@@ -42,19 +42,24 @@
 
 mod disk;
 mod error;
+mod etcd;
 mod history;
 mod key;
 mod keyring;
+pub mod passphrase;
+mod snapshot;
 mod state;
 mod store;
 mod value;
 mod watch;
 mod writer;
 
-pub use error::{CommitError, OpenError};
+pub use error::{CommitError, OpenError, SyncError};
+pub use etcd::{Endpoint, EndpointError, EtcdConfig, EtcdTlsError, Resolve, SharedValues};
 pub use history::{Compacted, Event};
 pub use key::{Collection, CollectionSpec, Key};
 pub use keyring::{Keyring, KeyringError};
+pub use snapshot::{Contents, RestoreError, Restored, check, is_snapshot, restore};
 pub use state::{Entry, ListError, Range, Snapshot};
 pub use store::{Committed, Store, Write};
 pub use value::{Change, Template};

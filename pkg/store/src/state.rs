@@ -72,7 +72,11 @@ impl State {
     }
 
     pub(crate) fn get(&self, key: &Key) -> Option<&Entry> {
-        self.table(key.collection).entries.get(key.path())
+        self.entry(key.collection, key.path())
+    }
+
+    pub(crate) fn entry(&self, collection: Collection, path: &str) -> Option<&Entry> {
+        self.table(collection).entries.get(path)
     }
 
     pub(crate) fn apply(&mut self, collection: Collection, event: Event) {

@@ -1,5 +1,6 @@
 //! The store's handle.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -7,12 +8,14 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::disk::{Batch, Disk};
-use crate::error::{CommitError, OpenError};
-use crate::history::History;
+use crate::error::{CommitError, OpenError, SyncError};
+use crate::etcd::{Etcd, EtcdConfig};
+use crate::history::{Event, History};
 use crate::key::{Collection, CollectionSpec, Key};
 use crate::keyring::Keyring;
+use crate::snapshot::{self, Contents};
 use crate::state::{Entry, ListError, Range, Snapshot, State, Table};
-use crate::value::Change;
+use crate::value::{Change, Template};
 use crate::watch::Watcher;
 use crate::writer::{REVISION_BLOCK, Request, Writer};
 
@@ -20,10 +23,20 @@ use crate::writer::{REVISION_BLOCK, Request, Writer};
 const QUEUE_MAX: usize = 4096;
 
 /// A store, open. Clones are handles to the same one.
+///
+/// What can be read is in memory whatever lies behind: sled in a directory, for one server, or an etcd for several.
+/// `tests/contract.rs` holds both to the same.
 #[derive(Debug, Clone)]
 pub struct Store {
     shared: Arc<Shared>,
-    requests: mpsc::Sender<Request>,
+    backend: Backend,
+}
+
+/// Where writes go.
+#[derive(Debug, Clone)]
+enum Backend {
+    Sled(mpsc::Sender<Request>),
+    Etcd(Arc<Etcd>),
 }
 
 /// One change that is to happen if nothing has changed meanwhile.
@@ -60,7 +73,10 @@ pub struct Committed {
 pub(crate) struct Shared {
     state: RwLock<State>,
     changed: Vec<watch::Sender<u64>>,
-    names: Vec<String>,
+    /// The revision of `state`.
+    revision: watch::Sender<u64>,
+    specs: Vec<CollectionSpec>,
+    keyring: Option<Arc<Keyring>>,
     failed: OnceLock<Arc<str>>,
 }
 
@@ -73,8 +89,57 @@ impl Shared {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn notify(&self, collection: Collection, revision: u64) {
-        self.changed[usize::from(collection.0)].send_replace(revision);
+    fn new(
+        revision: u64,
+        tables: Vec<Table>,
+        specs: &[CollectionSpec],
+        keyring: Option<Arc<Keyring>>,
+    ) -> Self {
+        Self {
+            state: RwLock::new(State { revision, tables }),
+            changed: specs.iter().map(|_| watch::Sender::new(revision)).collect(),
+            revision: watch::Sender::new(revision),
+            specs: specs.to_vec(),
+            keyring,
+            failed: OnceLock::new(),
+        }
+    }
+
+    /// Takes changes in, all at once, and tells those who follow. `revision` is that of the last change, or a later one.
+    pub(crate) fn apply(&self, changes: Vec<(Collection, Event)>, revision: u64) {
+        let mut touched = BTreeSet::new();
+        let revision = {
+            let mut state = self.write();
+            for (collection, event) in changes {
+                state.apply(collection, event);
+                touched.insert(collection);
+            }
+            state.revision = state.revision.max(revision);
+            state.revision
+        };
+        for collection in touched {
+            self.changed[usize::from(collection.0)].send_replace(revision);
+        }
+        self.revision.send_replace(revision);
+    }
+
+    /// Puts other objects in the place of all, without a history: who follows is told that it is compacted.
+    pub(crate) fn replace(&self, revision: u64, entries: Vec<BTreeMap<Arc<str>, Entry>>) {
+        {
+            let mut state = self.write();
+            state.revision = revision;
+            state.tables = tables(revision, entries);
+        }
+        for changed in &self.changed {
+            changed.send_replace(revision);
+        }
+        self.revision.send_replace(revision);
+    }
+
+    /// Waits until memory holds what had this revision.
+    pub(crate) async fn reached(&self, revision: u64) {
+        // The sender is in `self`.
+        _ = self.revision.subscribe().wait_for(|now| *now >= revision).await;
     }
 
     pub(crate) fn set_failed(&self, why: &Arc<str>) {
@@ -106,7 +171,8 @@ impl Store {
     }
 
     fn open_with(dir: &Path, specs: &[CollectionSpec], keyring: Option<Keyring>) -> Result<Self, OpenError> {
-        let (mut disk, loaded) = Disk::open(dir, specs, keyring)?;
+        let keyring = keyring.map(Arc::new);
+        let (mut disk, loaded) = Disk::open(dir, specs, keyring.clone())?;
         let revision = loaded.limit.max(1);
         let limit = revision + REVISION_BLOCK;
         let mut batch = Batch::new();
@@ -133,15 +199,7 @@ impl Store {
             entries,
             history: History::new(if spec.volatile { revision } else { last }),
         });
-        let shared = Arc::new(Shared {
-            state: RwLock::new(State {
-                revision,
-                tables: tables.collect(),
-            }),
-            changed: specs.iter().map(|_| watch::Sender::new(revision)).collect(),
-            names: specs.iter().map(|s| s.name.clone()).collect(),
-            failed: OnceLock::new(),
-        });
+        let shared = Arc::new(Shared::new(revision, tables.collect(), specs, keyring));
         let (requests, queue) = mpsc::channel(QUEUE_MAX);
         let writer = Writer {
             shared: shared.clone(),
@@ -158,27 +216,87 @@ impl Store {
                 path: dir.to_path_buf(),
                 source,
             })?;
-        Ok(Self { shared, requests })
+        let backend = Backend::Sled(requests);
+        Ok(Self { shared, backend })
     }
 
     /// The collection of that name, if the store was opened with it.
     pub fn collection(&self, name: &str) -> Option<Collection> {
-        let index = self.shared.names.iter().position(|n| n == name)?;
+        let index = self.shared.specs.iter().position(|s| s.name == name)?;
         u16::try_from(index).ok().map(Collection)
     }
 
-    /// Does a write. When this returns, the change is on disk.
+    /// Takes in what an etcd holds, with these collections; volatile ones are written there too, since servers share them.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached, or holds what cannot be read.
+    pub async fn open_etcd(
+        config: &EtcdConfig,
+        specs: &[CollectionSpec],
+        keyring: Option<Keyring>,
+    ) -> Result<Self, OpenError> {
+        let (mut memory, keyring) = (None, keyring.map(Arc::new));
+        let etcd = Etcd::open(config, specs, keyring.clone(), |listed| {
+            let tables = tables(listed.revision, listed.entries);
+            let shared = Arc::new(Shared::new(listed.revision, tables, specs, keyring));
+            memory.insert(shared).clone()
+        });
+        let backend = Backend::Etcd(Arc::new(etcd.await?));
+        #[expect(clippy::expect_used, reason = "an etcd that is open has asked for it")]
+        let shared = memory.expect("invariant: memory of an open etcd");
+        Ok(Self { shared, backend })
+    }
+
+    /// Whether other servers may write to what this one does.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.backend, Backend::Etcd(_))
+    }
+
+    /// Does a write. When this returns, the change is on disk, and readers see it.
     ///
     /// # Errors
     /// When something has changed meanwhile, or the disk fails.
     pub async fn commit(&self, write: Write) -> Result<Committed, CommitError> {
+        let committed = self.commit_all(vec![write]).await?;
+        committed.into_iter().next().ok_or(CommitError::Closed)
+    }
+
+    /// Does writes to different objects, all at one revision, or none of them. What keeps the first one from being done is
+    /// told as a conflict, what keeps the others as a guard.
+    ///
+    /// # Errors
+    /// As for [`Store::commit`].
+    pub async fn commit_all(&self, writes: Vec<Write>) -> Result<Vec<Committed>, CommitError> {
+        let requests = match &self.backend {
+            Backend::Sled(requests) => requests,
+            Backend::Etcd(etcd) => return etcd.commit(writes).await,
+        };
         let (answer, answered) = oneshot::channel();
-        let request = Request::Write(Box::new(write), answer);
-        self.requests
-            .send(request)
+        requests
+            .send(Request::Write(writes, answer))
             .await
             .map_err(|_| CommitError::Closed)?;
         answered.await.map_err(|_| CommitError::Closed)?
+    }
+
+    /// Waits until reads show everything that was acknowledged before this call, by whichever server. The revision up to
+    /// which they do.
+    ///
+    /// # Errors
+    /// When the datastore does not answer. Reads then show what was last known.
+    pub async fn sync(&self) -> Result<u64, SyncError> {
+        match &self.backend {
+            Backend::Sled(_) => Ok(self.revision()),
+            Backend::Etcd(etcd) => etcd.sync().await,
+        }
+    }
+
+    /// Keeps an object there, whatever was there before, for as long as this server lives and a few seconds longer; for
+    /// stores that are shared.
+    pub fn present(&self, key: &Key, value: &Template) {
+        if let Backend::Etcd(etcd) = &self.backend {
+            etcd.present(key, value);
+        }
     }
 
     /// One object.
@@ -238,6 +356,23 @@ impl Store {
         }
     }
 
+    /// All durable objects at one revision, as the pieces of a file that [`restore`](crate::restore) takes.
+    ///
+    /// # Errors
+    /// When an object cannot be encrypted.
+    pub fn snapshot(&self) -> Result<Vec<Bytes>, String> {
+        snapshot::write(
+            &self.shared.read(),
+            &self.shared.specs,
+            self.shared.keyring.as_deref(),
+        )
+    }
+
+    /// What it holds.
+    pub fn contents(&self) -> Contents {
+        snapshot::contents(&self.shared.read(), &self.shared.specs)
+    }
+
     /// Why durable writes are refused, if they are.
     pub fn failure(&self) -> Option<Arc<str>> {
         self.shared.failed.get().cloned()
@@ -245,9 +380,21 @@ impl Store {
 
     /// Finishes what is under way and closes the files. Reads still work afterwards.
     pub async fn close(&self) {
+        let requests = match &self.backend {
+            Backend::Sled(requests) => requests,
+            Backend::Etcd(etcd) => return etcd.close().await,
+        };
         let (answer, answered) = oneshot::channel();
-        if self.requests.send(Request::Close(answer)).await.is_ok() {
+        if requests.send(Request::Close(answer)).await.is_ok() {
             _ = answered.await;
         }
     }
+}
+
+fn tables(revision: u64, entries: Vec<BTreeMap<Arc<str>, Entry>>) -> Vec<Table> {
+    let table = |entries| Table {
+        entries,
+        history: History::new(revision),
+    };
+    entries.into_iter().map(table).collect()
 }

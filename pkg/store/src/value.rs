@@ -21,6 +21,10 @@ impl Template {
         self.before.len() + self.after.len() + 20
     }
 
+    pub(crate) fn parts(&self) -> (&[u8], &[u8]) {
+        (&self.before, &self.after)
+    }
+
     pub(crate) fn fill(self, revision: u64) -> Bytes {
         let digits = revision.to_string();
         let mut whole = Vec::with_capacity(self.before.len() + digits.len() + self.after.len());
@@ -36,6 +40,7 @@ impl Template {
 pub enum Change {
     /// The object has this value from now on.
     Put(Template),
-    /// The object is gone; watchers are shown this as its last state.
+    /// The object is gone; watchers are shown this as its last state. It is the stored object, with the hole for the revision
+    /// of the deletion: etcd shows them what was stored.
     Delete(Template),
 }

@@ -55,10 +55,18 @@ impl Watcher {
     pub fn pending(&mut self) -> Result<Pending, Compacted> {
         self.changed.borrow_and_update();
         let state = self.shared.read();
-        let mut events = state.table(self.collection).history.after(self.position)?;
-        let taken: Vec<_> = events.by_ref().take(TAKE_MAX).cloned().collect();
-        let more = events.next().is_some();
+        let mut events = state
+            .table(self.collection)
+            .history
+            .after(self.position)?
+            .peekable();
+        let mut taken: Vec<_> = events.by_ref().take(TAKE_MAX).cloned().collect();
         let last = taken.last().map_or(self.position, |e| e.revision);
+        // The position is a revision: what has the same one goes along.
+        while let Some(event) = events.next_if(|e| e.revision == last) {
+            taken.push(event.clone());
+        }
+        let more = events.peek().is_some();
         self.position = if more {
             last
         } else {

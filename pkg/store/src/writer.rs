@@ -1,9 +1,10 @@
 //! The one thread that changes anything.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::disk::{Batch, Disk};
@@ -20,11 +21,11 @@ const ROUND_BYTES_MAX: usize = 16 << 20;
 /// How many revisions are reserved at a time. At 100 heartbeats a second, a block lasts nearly three hours.
 pub(crate) const REVISION_BLOCK: u64 = 1_000_000;
 
-pub(crate) type Answer = oneshot::Sender<Result<Committed, CommitError>>;
+pub(crate) type Answer = oneshot::Sender<Result<Vec<Committed>, CommitError>>;
 
 #[derive(Debug)]
 pub(crate) enum Request {
-    Write(Box<Write>, Answer),
+    Write(Vec<Write>, Answer),
     Close(oneshot::Sender<()>),
 }
 
@@ -40,12 +41,25 @@ pub(crate) struct Writer {
     pub(crate) failed: Option<Arc<str>>,
 }
 
+/// A write that has passed its checks, as it will be.
+struct Prepared {
+    key: Key,
+    entry: Entry,
+    deleted: bool,
+    previous: Option<Entry>,
+    /// What the disk is given of it.
+    payload: Bytes,
+}
+
+/// A transaction that goes to the disk.
+type Accepted = (Vec<(Collection, Event)>, Answer);
+
 /// The writes of one round that have passed their checks.
 struct Round {
     batch: Batch,
     /// What the round has made of an object so far.
     now: HashMap<Key, Option<Entry>>,
-    accepted: Vec<(Collection, Event, Answer)>,
+    accepted: Vec<Accepted>,
 }
 
 impl Writer {
@@ -63,9 +77,9 @@ impl Writer {
             let (mut next, mut bytes) = (Some(first), 0);
             while let Some(request) = next {
                 match request {
-                    Request::Write(write, answer) => {
-                        bytes += write.len();
-                        self.take(*write, answer, &mut round);
+                    Request::Write(writes, answer) => {
+                        bytes += writes.iter().map(Write::len).sum::<usize>();
+                        self.take(writes, answer, &mut round);
                     }
                     Request::Close(answer) => closing = Some(answer),
                 }
@@ -85,17 +99,22 @@ impl Writer {
         }
     }
 
-    fn take(&mut self, write: Write, answer: Answer, round: &mut Round) {
-        match self.check(&write, round) {
+    fn take(&mut self, writes: Vec<Write>, answer: Answer, round: &mut Round) {
+        let previous: Result<Vec<_>, _> = (0..writes.len())
+            .map(|at| self.check(&writes, at, round))
+            .collect();
+        let accepted = previous.and_then(|previous| self.prepare(writes, previous));
+        match accepted {
             Err(error) => {
                 _ = answer.send(Err(error));
             }
-            Ok(previous) => self.accept(write, previous, answer, round),
+            Ok(prepared) => self.accept(prepared, answer, round),
         }
     }
 
     /// What is there now, if the writer was right about it.
-    fn check(&self, write: &Write, round: &Round) -> Result<Option<Entry>, CommitError> {
+    fn check(&self, writes: &[Write], at: usize, round: &Round) -> Result<Option<Entry>, CommitError> {
+        let write = &writes[at];
         if let Some(why) = &self.failed
             && !self.spec(write.key.collection).volatile
         {
@@ -114,51 +133,81 @@ impl Writer {
         }
         let entry = current(&write.key);
         let revision = entry.as_ref().map(|e| e.revision);
-        if revision != write.expect {
-            return Err(CommitError::Conflict { current: revision });
+        match (revision == write.expect, at) {
+            (true, _) => Ok(entry),
+            (false, 0) => Err(CommitError::Conflict { current: revision }),
+            (false, _) => Err(CommitError::Guard {
+                path: write.key.path().clone(),
+            }),
         }
-        Ok(entry)
     }
 
-    fn accept(&mut self, write: Write, previous: Option<Entry>, answer: Answer, round: &mut Round) {
+    /// Everything that can fail before the disk does.
+    fn prepare(
+        &self,
+        writes: Vec<Write>,
+        previous: Vec<Option<Entry>>,
+    ) -> Result<Vec<Prepared>, CommitError> {
+        let revision = self.revision + 1;
+        let prepare = |(write, previous): (Write, _)| {
+            let (value, deleted) = match write.change {
+                Change::Put(template) => (template.fill(revision), false),
+                Change::Delete(template) => (template.fill(revision), true),
+            };
+            let entry = Entry { revision, value };
+            let spec = self.spec(write.key.collection);
+            let payload = if spec.volatile || deleted {
+                Bytes::new()
+            } else {
+                let payload = self.disk.payload(spec, write.key.path(), &entry);
+                payload.map_err(|why| CommitError::Disk(why.into()))?
+            };
+            Ok(Prepared {
+                key: write.key,
+                entry,
+                deleted,
+                previous,
+                payload,
+            })
+        };
+        writes.into_iter().zip(previous).map(prepare).collect()
+    }
+
+    fn accept(&mut self, prepared: Vec<Prepared>, answer: Answer, round: &mut Round) {
         if self.revision == self.limit {
             self.limit += REVISION_BLOCK;
             round.batch.limit(self.limit);
         }
-        let (revision, key) = (self.revision + 1, write.key);
-        let spec = &self.specs[usize::from(key.collection.0)];
-        let (value, deleted) = match write.change {
-            Change::Put(template) => (template.fill(revision), false),
-            Change::Delete(template) => (template.fill(revision), true),
-        };
-        let entry = Entry {
-            revision,
-            value: value.clone(),
-        };
-        if !spec.volatile && deleted {
-            round.batch.delete(&spec.name, key.path(), revision);
-        } else if !spec.volatile {
-            match self.disk.payload(spec, key.path(), &entry) {
-                Ok(bytes) => {
-                    let is_new = previous.is_none();
-                    round.batch.put(&spec.name, key.path(), revision, &bytes, is_new);
-                }
-                Err(why) => {
-                    _ = answer.send(Err(CommitError::Disk(why.into())));
-                    return;
-                }
-            }
-        }
-        self.revision = revision;
-        let event = Event {
-            revision,
-            path: key.path().clone(),
-            value,
+        self.revision += 1;
+        let mut changes = Vec::with_capacity(prepared.len());
+        for Prepared {
+            key,
+            entry,
             deleted,
             previous,
-        };
-        round.accepted.push((key.collection, event, answer));
-        round.now.insert(key, (!deleted).then_some(entry));
+            payload,
+        } in prepared
+        {
+            let spec = &self.specs[usize::from(key.collection.0)];
+            if !spec.volatile && deleted {
+                round.batch.delete(&spec.name, key.path(), entry.revision);
+            } else if !spec.volatile {
+                let is_new = previous.is_none();
+                round
+                    .batch
+                    .put(&spec.name, key.path(), entry.revision, &payload, is_new);
+            }
+            let event = Event {
+                revision: entry.revision,
+                path: key.path().clone(),
+                value: entry.value.clone(),
+                deleted,
+                previous,
+            };
+            changes.push((key.collection, event));
+            round.now.insert(key, (!deleted).then_some(entry));
+        }
+        round.accepted.push((changes, answer));
     }
 
     fn finish(&mut self, round: Round) {
@@ -172,28 +221,22 @@ impl Writer {
             let why: Arc<str> = why.into();
             self.failed = Some(why.clone());
             self.shared.set_failed(&why);
-            for (_, _, answer) in round.accepted {
+            for (_, answer) in round.accepted {
                 _ = answer.send(Err(CommitError::Disk(why.clone())));
             }
             return;
         }
-        let mut touched = BTreeSet::new();
+        let mut changes = Vec::new();
         let mut answers = Vec::with_capacity(round.accepted.len());
-        {
-            let mut state = self.shared.write();
-            for (collection, event, answer) in round.accepted {
-                let committed = Committed {
-                    revision: event.revision,
-                    value: event.value.clone(),
-                };
-                answers.push((answer, committed));
-                state.apply(collection, event);
-                touched.insert(collection);
-            }
+        for (accepted, answer) in round.accepted {
+            let committed = accepted.iter().map(|(_, event)| Committed {
+                revision: event.revision,
+                value: event.value.clone(),
+            });
+            answers.push((answer, committed.collect()));
+            changes.extend(accepted);
         }
-        for collection in touched {
-            self.shared.notify(collection, self.revision);
-        }
+        self.shared.apply(changes, self.revision);
         for (answer, committed) in answers {
             _ = answer.send(Ok(committed));
         }

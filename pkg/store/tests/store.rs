@@ -4,10 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use svcnet_store::{
-    Change, CollectionSpec, CommitError, Committed, Key, ListError, OpenError, Range, Store, Template,
-    WatchError, Write,
-};
+use svcnet_store::{Change, CollectionSpec, Committed, Key, ListError, OpenError, Store, Template, Write};
 
 fn specs() -> Vec<CollectionSpec> {
     let spec = |name: &str, volatile| CollectionSpec {
@@ -36,123 +33,8 @@ fn put(key: Key, text: &str, expect: Option<u64>) -> Write {
     }
 }
 
-fn delete(key: Key, expect: u64) -> Write {
-    let template = Template::new(b"gone@".to_vec(), Vec::new());
-    Write {
-        key,
-        change: Change::Delete(template),
-        expect: Some(expect),
-        guards: Vec::new(),
-    }
-}
-
 async fn commit(store: &Store, write: Write) -> Committed {
     store.commit(write).await.unwrap()
-}
-
-#[tokio::test]
-async fn a_write_needs_the_revision_that_is_there() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    let a = key(&store, "services", "a");
-    let first = commit(&store, put(a.clone(), "one", None)).await;
-    assert_eq!(first.value, format!("one@{}", first.revision));
-    let wrong = store.commit(put(a.clone(), "two", None)).await;
-    let current = Some(first.revision);
-    assert_eq!(wrong, Err(CommitError::Conflict { current }));
-    let second = commit(&store, put(a.clone(), "two", current)).await;
-    assert!(second.revision > first.revision);
-    assert!(store.commit(delete(a.clone(), first.revision)).await.is_err());
-    let gone = commit(&store, delete(a.clone(), second.revision)).await;
-    assert_eq!(gone.value, format!("gone@{}", gone.revision));
-    assert_eq!(store.get(&a), None);
-}
-
-#[tokio::test]
-async fn of_writers_that_expect_the_same_one_wins() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    let tasks: Vec<_> = (0..32)
-        .map(|i| {
-            let (store, key) = (store.clone(), key(&store, "services", "a"));
-            tokio::spawn(async move { store.commit(put(key, &format!("w{i}"), None)).await })
-        })
-        .collect();
-    let mut won = 0;
-    for task in tasks {
-        won += u32::from(task.await.unwrap().is_ok());
-    }
-    assert_eq!(won, 1);
-}
-
-#[tokio::test]
-async fn a_write_needs_its_guards_too() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    let (a, b) = (key(&store, "services", "a"), key(&store, "services", "b"));
-    let at = commit(&store, put(a.clone(), "one", None)).await.revision;
-    let mut write = put(b.clone(), "two", None);
-    write.guards.push((a.clone(), at));
-    let again = write.clone();
-    commit(&store, write).await;
-    commit(&store, put(a, "changed", Some(at))).await;
-    let refused = store
-        .commit(Write {
-            expect: store.get(&b).map(|e| e.revision),
-            ..again
-        })
-        .await;
-    assert!(matches!(refused, Err(CommitError::Guard { .. })), "{refused:?}");
-}
-
-#[tokio::test]
-async fn a_watch_sees_every_change_once_and_in_order() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    let services = store.collection("services").unwrap();
-    let mut watcher = store.watch(services, store.revision()).unwrap();
-    let writer = store.clone();
-    let task = tokio::spawn(async move {
-        let mut last = BTreeMap::new();
-        for i in 0..500_u64 {
-            let name = format!("s{}", i % 7);
-            let write = put(key(&writer, "services", &name), "x", last.get(&name).copied());
-            last.insert(name, commit(&writer, write).await.revision);
-            commit(&writer, put(key(&writer, "leases", &format!("l{i}")), "x", None)).await;
-        }
-    });
-    let mut seen = Vec::new();
-    while seen.len() < 500 {
-        seen.extend(watcher.next().await.unwrap().events);
-    }
-    task.await.unwrap();
-    assert!(seen.is_sorted_by(|a, b| a.revision < b.revision));
-    assert!(
-        seen.iter()
-            .all(|e| e.namespace() == "default" && e.name().starts_with('s'))
-    );
-    let pending = watcher.pending().unwrap();
-    assert_eq!((pending.events.len(), pending.revision), (0, store.revision()));
-    store.compact(store.revision());
-    assert!(matches!(
-        store.watch(services, seen[0].revision),
-        Err(ListError::Compacted(_))
-    ));
-    let mut late = store.watch(services, store.revision()).unwrap();
-    store.close().await;
-    drop(store);
-    assert!(late.pending().unwrap().events.is_empty());
-}
-
-#[tokio::test]
-async fn a_watcher_that_falls_behind_is_told() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    let services = store.collection("services").unwrap();
-    let mut watcher = store.watch(services, store.revision()).unwrap();
-    commit(&store, put(key(&store, "services", "a"), "x", None)).await;
-    store.compact(store.revision());
-    assert!(matches!(watcher.next().await, Err(WatchError::Compacted(_))));
 }
 
 #[tokio::test]
@@ -273,22 +155,6 @@ async fn damage_is_reported_and_not_served() {
     }
     let refused = Store::open(dir.path(), &specs()).unwrap_err();
     assert!(matches!(refused, OpenError::Damaged { .. }), "{refused}");
-}
-
-#[tokio::test]
-async fn lists_are_of_one_moment() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    let services = store.collection("services").unwrap();
-    let a = commit(&store, put(key(&store, "services", "a"), "one", None)).await;
-    commit(&store, put(key(&store, "services", "a"), "two", Some(a.revision))).await;
-    let was = store.list(services, &Range::default(), Some(a.revision)).unwrap();
-    assert_eq!(was.entries[0].1.value, a.value);
-    assert!(
-        store
-            .list(services, &Range::default(), Some(store.revision() + 1))
-            .is_err()
-    );
 }
 
 /// A power cut leaves the files as they were at some moment: here they are copied while writers are at work.

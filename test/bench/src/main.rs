@@ -4,6 +4,9 @@ mod backends;
 mod change;
 mod cni;
 mod dns;
+#[allow(clippy::unwrap_used, clippy::expect_used, reason = "shared with tests")]
+#[path = "../../../pkg/store/tests/etcd/mod.rs"]
+mod etcd;
 mod lab;
 mod memory;
 mod path;
@@ -11,6 +14,7 @@ mod peer;
 mod policy;
 mod processes;
 mod stats;
+mod store;
 mod sustained;
 mod synthetic;
 mod vip;
@@ -124,6 +128,21 @@ enum What {
         #[arg(long, default_value_t = 5)]
         runs: usize,
     },
+    /// The store: durable creates against puts of etcd (Debian: etcd-server), a large list, one change to many watchers.
+    Store {
+        /// How often.
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        /// How long a rate is measured.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+        /// Services in the list.
+        #[arg(long, default_value_t = 100_000)]
+        services: u32,
+        /// Watchers of the change; each takes two open files.
+        #[arg(long, default_value_t = 1000)]
+        watchers: usize,
+    },
     /// Connections per second through a ClusterIP against straight to the pod, in a lab.
     Vip {
         /// Rounds; each measures both, one after the other.
@@ -179,6 +198,17 @@ fn main() -> anyhow::Result<()> {
             connections,
         } => policy::measure(policies, pods, runs, connections),
         What::Processes { services, runs } => processes::measure(services, runs),
+        What::Store {
+            runs,
+            seconds,
+            services,
+            watchers,
+        } => store::measure(&store::Plan {
+            runs,
+            seconds,
+            services,
+            watchers,
+        }),
         What::Vip { runs, connections } => vip::measure(runs, connections),
     }
 }

@@ -103,8 +103,9 @@ pub(crate) struct Args {
     ops: OpsFlags,
     #[command(flatten)]
     node: NodeFlags,
-    /// Join this server, as in https://10.0.0.1:6443
-    #[arg(long, value_name = "URL", help_heading = "API")]
+    /// Join this server, as in https://10.0.0.1:6443; where several share a datastore, name them with commas between, and
+    /// another is used when one is away
+    #[arg(long, value_name = "URLS", help_heading = "API")]
     server: Option<String>,
     /// The token to join with: what is in DATA-DIR/token on the server
     #[arg(long, value_name = "TOKEN", help_heading = "API", hide_env_values = true)]

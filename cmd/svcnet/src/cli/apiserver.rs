@@ -10,6 +10,7 @@ use svcnet_api::wellknown::{API_PORT, DEFAULT_KUBECONFIG, DEFAULT_NODE_PORT_RANG
 use svcnet_apiserver::{ApiServer, AuditConfig, CERTIFICATES_LAST, Config, Limits};
 use svcnet_controller::alloc::ServiceAllocator;
 
+use super::datastore::{Datastore, DatastoreFlags};
 use super::flags::{Cluster, ClusterFlags, NodeFlags, ProcessFlags};
 use super::span;
 use crate::process::{self, Process};
@@ -50,6 +51,8 @@ pub(crate) struct ApiFlags {
     service_node_port_range: String,
     #[command(flatten)]
     guard: GuardFlags,
+    #[command(flatten)]
+    datastore: DatastoreFlags,
 }
 
 /// Flags of what is written down, and of what clients may take.
@@ -135,6 +138,7 @@ pub(crate) struct Api {
     kubeconfig: PathBuf,
     node_ports: Option<NodePortRange>,
     guard: Guard,
+    datastore: Datastore,
 }
 
 impl ApiFlags {
@@ -158,6 +162,7 @@ impl ApiFlags {
             kubeconfig: self.kubeconfig_out.clone(),
             node_ports: problems.parse("service-node-port-range", &self.service_node_port_range),
             guard: self.guard.parse(problems),
+            datastore: self.datastore.parse(problems),
         }
     }
 }
@@ -251,6 +256,8 @@ pub(crate) async fn start(
         listen_plain: None,
         advertise_address: node_ip,
         data_dir,
+        datastore: api.datastore.etcd.clone(),
+        token: api.datastore.token.clone(),
         admin_kubeconfig: api.kubeconfig.clone(),
         node_name: node_name.to_string(),
         service_cidrs: cluster.service_cidr.iter().collect(),

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use svcnet_api::wellknown::DEFAULT_KUBECONFIG;
-use svcnet_controller::Controllers;
 use svcnet_controller::alloc::ServiceAllocator;
+use svcnet_controller::{Controllers, Timing};
 use svcnet_runtime::Context;
 
 use super::flags::{Cluster, ClusterFlags, NodeFlags, OpsFlags, ProcessFlags};
@@ -16,7 +16,8 @@ const OPS_PORT: u16 = 10257;
 /// The controllers alone: endpoints, node life, pod networks, LoadBalancer addresses
 ///
 /// They make endpoints from the pods that a Service selects, give each node its pod network, notice nodes that are gone
-/// by their Leases, give LoadBalancer Services addresses from pools, and finish the deletion of namespaces.
+/// by their Leases, give LoadBalancer Services addresses from pools, and finish the deletion of namespaces. Of several
+/// such processes, one works: the holder of the Lease kube-system/svcnet-controller.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -61,6 +62,10 @@ pub(crate) fn start(
         cluster_cidr: cluster.cluster_cidr.clone(),
         allocator,
     };
-    process.spawn("controller", Controllers::new(config, ctx)?.run());
+    Controllers::check(&config)?;
+    let ctx = ctx.clone();
+    process.spawn("controller", async move {
+        svcnet_controller::lead(config, &ctx, Timing::default()).await
+    });
     Ok(())
 }

@@ -7,6 +7,7 @@ pub(crate) mod check;
 pub(crate) mod cleanup;
 pub(crate) mod cni;
 pub(crate) mod controller;
+mod datastore;
 pub(crate) mod flags;
 mod inspect;
 pub(crate) mod lab;
@@ -16,6 +17,7 @@ pub(crate) mod role;
 pub(crate) mod server;
 mod span;
 pub(crate) mod status;
+mod store;
 pub(crate) mod token;
 pub(crate) mod why;
 
@@ -70,6 +72,9 @@ pub(crate) enum Command {
     /// Tokens: to join nodes, and for people and programs that use the API
     #[command(subcommand)]
     Token(token::Command),
+    /// A server's data as a whole: snapshot, restore, check
+    #[command(subcommand)]
+    Store(store::Command),
     Policy(policy::Args),
     Cleanup(cleanup::Args),
     /// Print the version
@@ -86,6 +91,7 @@ impl Command {
                 | Self::Status(_)
                 | Self::Why(_)
                 | Self::Token(_)
+                | Self::Store(_)
                 | Self::Policy(_)
                 | Self::Cleanup(_)
                 | Self::Version
@@ -108,6 +114,7 @@ impl Command {
             Self::Status(args) => return status::run(&args, given),
             Self::Why(args) => return why::run(&args, given),
             Self::Token(command) => token::run(command),
+            Self::Store(command) => store::run(command),
             Self::Policy(args) => return policy::run(&args),
             Self::Cleanup(args) => cleanup::run(&args, given),
             Self::Version => {

@@ -16,7 +16,8 @@ use svcnet_store::{Change, Collection, CommitError, Key, Range, Store, Template,
 use tokio::time::sleep;
 
 use super::identity::{GROUP_ADMINS, GROUP_NODES, GROUP_VIEWERS, NODE_PREFIX, TokenHeld, User};
-use crate::pki::{self, Authority, PkiError};
+use crate::cluster::Cluster;
+use crate::pki::{self, Authority};
 
 /// What the store keeps them under: no kind of object, so that no verb reaches them.
 pub(crate) const COLLECTION: &str = "tokens.svcnet.io";
@@ -92,25 +93,66 @@ pub(crate) struct Tokens {
     collection: Collection,
     /// The one in the file.
     server: RwLock<pki::Token>,
+    /// Where the cluster's keys lie that it opens, when several servers share them.
+    cluster: Option<Cluster>,
 }
 
 impl Tokens {
-    pub(crate) fn new(store: Store, collection: Collection, server: pki::Token) -> Self {
+    pub(crate) fn new(
+        store: Store,
+        collection: Collection,
+        server: pki::Token,
+        cluster: Option<Cluster>,
+    ) -> Self {
         Self {
             store,
             collection,
             server: RwLock::new(server),
+            cluster,
         }
+    }
+
+    /// Writes down which token of a file is good, for the other servers of the cluster.
+    pub(crate) async fn share(&self) -> Result<(), CommitError> {
+        let key = Key::new(self.collection, "", SERVER_ID);
+        if self.cluster.is_none() || self.store.get(&key).is_some() {
+            return Ok(());
+        }
+        match self.put_server(&hash(self.server().text()), None).await {
+            // Another server has done it.
+            Err(CommitError::Conflict { .. }) => Ok(()),
+            done => done,
+        }
+    }
+
+    async fn put_server(&self, hash: &str, expect: Option<u64>) -> Result<(), CommitError> {
+        let after = format!(",\"hash\":\"{hash}\"}}");
+        let write = Write {
+            key: Key::new(self.collection, "", SERVER_ID),
+            change: Change::Put(Template::new(b"{\"revision\":".to_vec(), after.into_bytes())),
+            expect,
+            guards: Vec::new(),
+        };
+        self.store.commit(write).await.map(|_| ())
+    }
+
+    fn server(&self) -> pki::Token {
+        self.server.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether this is the token of the file: as the store has it, where several servers share it.
+    fn is_server(&self, text: &str) -> bool {
+        if self.cluster.is_none() {
+            return self.server().is(text);
+        }
+        let entry = self.store.get(&Key::new(self.collection, "", SERVER_ID));
+        let record: Option<Value> = entry.and_then(|e| serde_json::from_slice(&e.value).ok());
+        record.is_some_and(|r| r["hash"].as_str().is_some_and(|good| same(good, &hash(text))))
     }
 
     /// Who holds this token.
     pub(crate) fn holder(&self, text: &str) -> Shown {
-        if self
-            .server
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is(text)
-        {
+        if self.is_server(text) {
             return Shown::Good(User::bootstrapper("svcnet", None));
         }
         // With the hash of the authority before it or without: that is for the one who shows it.
@@ -172,7 +214,7 @@ impl Tokens {
     /// 404 where there is no such token, and what the store or the file says.
     pub(crate) async fn revoke(&self, id: &str, authority: &Authority) -> Result<(), ApiError> {
         if id == SERVER_ID {
-            return self.replace_server(authority).map_err(ApiError::internal);
+            return self.replace_server(authority).await;
         }
         let key = Key::new(self.collection, "", id);
         let entry = self.store.get(&key).filter(|_| !id.contains('/'));
@@ -195,9 +237,21 @@ impl Tokens {
             .map_err(ApiError::internal)
     }
 
-    fn replace_server(&self, authority: &Authority) -> Result<(), PkiError> {
-        let mut server = self.server.write().unwrap_or_else(PoisonError::into_inner);
-        *server = server.replaced(authority)?;
+    async fn replace_server(&self, authority: &Authority) -> Result<(), ApiError> {
+        let before = self.server();
+        let after = before.another(authority);
+        if let Some(cluster) = &self.cluster {
+            cluster
+                .rekey(before.secret(), after.secret())
+                .await
+                .map_err(ApiError::internal)?;
+            let entry = self.store.get(&Key::new(self.collection, "", SERVER_ID));
+            self.put_server(&hash(after.text()), entry.map(|e| e.revision))
+                .await
+                .map_err(ApiError::internal)?;
+        }
+        after.write().map_err(ApiError::internal)?;
+        *self.server.write().unwrap_or_else(PoisonError::into_inner) = after;
         Ok(())
     }
 

@@ -1,6 +1,7 @@
-//! What the real server does not have: joining, renewing a node's certificate, tokens. All below `/svcnet/v1`.
+//! What the real server does not have: joining, renewing a node's certificate, tokens, the store as a whole. All below `/svcnet/v1`.
 
 mod join;
+mod store;
 mod tokens;
 
 use std::sync::Arc;
@@ -61,6 +62,17 @@ pub(crate) async fn answer(
                 _ => Err(method_not_allowed()),
             }
         }
+        (_, ["svcnet", "v1", "store", rest @ ..]) => {
+            administrators(caller, &method, &words)?;
+            match (&method, rest) {
+                (&Method::GET, []) => Ok(store::contents(server)),
+                (&Method::GET, ["snapshot"]) => {
+                    note("get", "store", "snapshot");
+                    store::snapshot(server)
+                }
+                _ => Err(method_not_allowed()),
+            }
+        }
         (_, ["svcnet", "v1", "join" | "renew"]) => Err(method_not_allowed()),
         _ if caller.user.is_anonymous() => Err(ApiError::new(Reason::Unauthorized, "Unauthorized")),
         _ => Err(ApiError::new(
@@ -76,7 +88,7 @@ pub(crate) fn may(user: &User, segments: &[String], verb: &str) -> bool {
     match (&user.role, &words[..]) {
         (Role::Bootstrapper(_), ["svcnet", "v1", "join"]) => verb == "post",
         (Role::Node(_), ["svcnet", "v1", "renew"]) => verb == "post" && user.token.is_none(),
-        (Role::Admin, ["svcnet", "v1", "tokens", ..]) => true,
+        (Role::Admin, ["svcnet", "v1", "tokens" | "store", ..]) => true,
         _ => false,
     }
 }

@@ -1,7 +1,7 @@
 //! The cluster's own certificates: the authority, what the server shows, and what its clients show.
 
 mod authority;
-mod files;
+pub(crate) mod files;
 mod kubeconfig;
 mod serving;
 mod token;

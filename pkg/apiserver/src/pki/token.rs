@@ -28,18 +28,35 @@ impl Token {
             .and_then(|t| t.trim().split_once("::"))
             .map(|(_, secret)| secret.to_string());
         let secret = secret.filter(|s| !s.is_empty()).unwrap_or_else(secret_made);
-        let token = Self::of(&secret, path, authority);
-        if kept.as_deref() != Some(&format!("{}\n", token.text)) {
+        Self::set(path, &secret, authority)
+    }
+
+    /// The token with this secret, in the file from now on.
+    pub(crate) fn set(path: &Path, secret: &str, authority: &Authority) -> Result<Self, PkiError> {
+        let token = Self::of(secret, path, authority);
+        if files::read(path)?.as_deref() != Some(&format!("{}\n", token.text)) {
             token.write()?;
         }
         Ok(token)
     }
 
-    /// Another one in its place: this one is good no longer.
-    pub(crate) fn replaced(&self, authority: &Authority) -> Result<Self, PkiError> {
-        let token = Self::of(&secret_made(), &self.path, authority);
-        token.write()?;
-        Ok(token)
+    /// The secret in the text of a token; all of it, when it is no token but a word that somebody chose.
+    pub(crate) fn secret_of(text: &str) -> &str {
+        let text = text.trim();
+        text.split_once("::").map_or(text, |(_, secret)| secret)
+    }
+
+    pub(crate) fn secret(&self) -> &str {
+        Self::secret_of(&self.text)
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Another one, to be written in its place.
+    pub(crate) fn another(&self, authority: &Authority) -> Self {
+        Self::of(&secret_made(), &self.path, authority)
     }
 
     /// Whether a caller's token is this one. Takes the same time wherever the two differ: hashes are compared, whole.
@@ -55,7 +72,7 @@ impl Token {
         }
     }
 
-    fn write(&self) -> Result<(), PkiError> {
+    pub(crate) fn write(&self) -> Result<(), PkiError> {
         files::write_private(&self.path, &format!("{}\n", self.text))
     }
 }

@@ -37,6 +37,8 @@ pub fn config(dir: &Path) -> Config {
         listen_plain: Some("127.0.0.1:0".parse().unwrap()),
         advertise_address: "127.0.0.1".parse().unwrap(),
         data_dir: dir.join("data"),
+        datastore: None,
+        token: None,
         admin_kubeconfig: dir.join("etc/kubeconfig.yaml"),
         node_name: "n1".to_string(),
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],

@@ -75,6 +75,12 @@ impl AddressAllocator {
         }
     }
 
+    pub(super) fn observe(&mut self, address: IpAddr, taken: bool) {
+        if let Some(offset) = self.offset(address) {
+            self.numbers.observe(offset, taken);
+        }
+    }
+
     pub(super) fn net(&self) -> IpNet {
         self.net
     }

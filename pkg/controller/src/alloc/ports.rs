@@ -68,6 +68,12 @@ impl PortAllocator {
         }
     }
 
+    pub(super) fn observe(&mut self, port: i64, taken: bool) {
+        if let Ok(number) = u64::try_from(port) {
+            self.numbers.observe(number, taken);
+        }
+    }
+
     pub(super) fn range(&self) -> NodePortRange {
         self.range
     }

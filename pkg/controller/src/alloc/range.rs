@@ -106,6 +106,16 @@ impl NumberRange {
         }
     }
 
+    /// Takes in what is so elsewhere, said once or several times.
+    pub(super) fn observe(&mut self, number: u64, taken: bool) {
+        if taken {
+            self.slots.insert(number);
+        } else {
+            self.doubled.remove(&number);
+            self.slots.remove(number);
+        }
+    }
+
     pub(super) fn taken(&self) -> u64 {
         self.slots.taken()
     }

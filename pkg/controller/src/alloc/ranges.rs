@@ -41,7 +41,17 @@ impl Holdings {
         rest.ports.retain(|port| !other.ports.contains(port));
         rest
     }
+
+    /// What they are called in a datastore that several servers share.
+    pub(super) fn claims(&self) -> Vec<String> {
+        let addresses = self.addresses.iter().map(|address| format!("{ADDRESS}{address}"));
+        let ports = self.ports.iter().map(|port| format!("{PORT}{port}"));
+        addresses.chain(ports).collect()
+    }
 }
+
+const ADDRESS: &str = "ip-";
+const PORT: &str = "port-";
 
 /// Why a Service does not get what it needs.
 pub(super) enum Failure {
@@ -264,6 +274,18 @@ impl Ranges {
         }
         for port in &held.ports {
             self.ports.release(*port);
+        }
+        self.publish();
+    }
+
+    /// Takes in what another server has taken or given back.
+    pub(super) fn observe(&mut self, claim: &str, taken: bool) {
+        if let Some(Ok(address)) = claim.strip_prefix(ADDRESS).map(str::parse) {
+            for allocator in &mut self.addresses {
+                allocator.observe(address, taken);
+            }
+        } else if let Some(Ok(port)) = claim.strip_prefix(PORT).map(str::parse) {
+            self.ports.observe(port, taken);
         }
         self.publish();
     }

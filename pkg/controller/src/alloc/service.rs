@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ipnet::IpNet;
 use serde_json::Value;
 use svcnet_api::types::{CidrList, NodePortRange};
-use svcnet_api::{Admission, ApiError, Kind, Operation, Request, Reservation, meta};
+use svcnet_api::{Admission, ApiError, Claims, Kind, Operation, Request, Reservation, meta};
 
 use super::addresses::AddressRangeError;
 use super::families;
@@ -199,6 +199,15 @@ impl Admission for ServiceAllocator {
         Ok(held.map(|held| Box::new(held) as Box<dyn Reservation>))
     }
 
+    fn claims(&self, kind: &'static Kind, object: &Value) -> Vec<String> {
+        let fields = Some(object).filter(|_| is_service(kind)).and_then(Fields::read);
+        fields.map_or_else(Vec::new, |fields| Holdings::of(&fields).claims())
+    }
+
+    fn observe(&self, claim: &str, taken: bool) {
+        self.lock().observe(claim, taken);
+    }
+
     fn restore(&self, kind: &'static Kind, object: &Value) {
         match Subject::of(kind) {
             Some(Subject::Service) => {}
@@ -245,6 +254,13 @@ struct Held {
 impl Reservation for Held {
     fn commit(mut self: Box<Self>) {
         self.committed = true;
+    }
+
+    fn claims(&self) -> Claims {
+        Claims {
+            taken: self.taken.claims(),
+            freed: self.freed.claims(),
+        }
     }
 }
 

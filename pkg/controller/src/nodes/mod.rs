@@ -79,6 +79,11 @@ impl fmt::Display for Plan {
     }
 }
 
+/// Whether nodes can be given networks out of this.
+pub(crate) fn check(cluster: &CidrList) -> Result<(), NetworkTooSmall> {
+    NodeNetworks::new(cluster).map(|_| ())
+}
+
 impl NodeNetworkController {
     pub(crate) fn new(
         client: kube::Client,

@@ -188,6 +188,8 @@ fn server_config(dir: &Path) -> svcnet_apiserver::Config {
         // One that may stand in Endpoints, which loopback may not.
         advertise_address: "192.0.2.1".parse().unwrap(),
         data_dir: dir.join("data"),
+        datastore: None,
+        token: None,
         admin_kubeconfig: dir.join("admin.yaml"),
         node_name: "server".to_string(),
         service_cidrs: service_cidr.iter().collect(),
