@@ -6,6 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
+use svcnet_netlink::underlay::Choice;
 use svcnet_runtime::backoff::Backoff;
 use svcnet_runtime::{Change, Component, Context, Scope};
 use tokio::sync::mpsc;
@@ -13,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::apply::apply;
 use crate::desired::{DesiredNode, Machine, desired};
+use crate::follow::Follow;
 use crate::heartbeat;
 use crate::plan::plan;
 
@@ -21,6 +23,8 @@ use crate::plan::plan;
 pub struct Config {
     /// The addresses that other nodes reach this one at (`--node-ip`), the first one first.
     pub node_ips: Vec<IpAddr>,
+    /// Where that address was found, if it was not given: when there is another one, the Node says so.
+    pub follow: Option<Choice>,
     /// What the Node tells of the machine; [`Machine::this`] outside of tests.
     pub machine: Machine,
 }
@@ -34,6 +38,9 @@ pub enum Error {
         /// The node.
         node: String,
     },
+    /// The kernel does not tell when there is another address.
+    #[error(transparent)]
+    Kernel(#[from] svcnet_netlink::rt::Error),
 }
 
 /// The role, ready to run.
@@ -41,6 +48,8 @@ pub struct NodeRole {
     context: Context,
     health: Component,
     desired: DesiredNode,
+    machine: Machine,
+    follow: Option<Follow>,
     changes: mpsc::Receiver<Change<Node>>,
 }
 
@@ -60,6 +69,8 @@ impl NodeRole {
             context: context.clone(),
             health: context.health.component("node"),
             desired: desired(&name, &config.node_ips, &config.machine),
+            machine: config.machine,
+            follow: config.follow.map(Follow::new).transpose()?,
             changes,
         })
     }
@@ -75,13 +86,14 @@ impl NodeRole {
         let registration = Registration {
             nodes: Api::all(client),
             desired: self.desired,
+            machine: self.machine,
             observed: Observed::Unknown,
             health: self.health,
         };
         tokio::join!(heartbeat, async {
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = registration.keep(self.changes) => {}
+                () = registration.keep(self.changes, self.follow) => {}
             }
         });
         Ok(())
@@ -97,12 +109,13 @@ enum Observed {
 struct Registration {
     nodes: Api<Node>,
     desired: DesiredNode,
+    machine: Machine,
     observed: Observed,
     health: Component,
 }
 
 impl Registration {
-    async fn keep(mut self, mut changes: mpsc::Receiver<Change<Node>>) {
+    async fn keep(mut self, mut changes: mpsc::Receiver<Change<Node>>, mut follow: Option<Follow>) {
         let mut failures = Backoff::default();
         let mut retry: Option<Instant> = None;
         loop {
@@ -134,6 +147,14 @@ impl Registration {
                     None => return,
                 },
                 () = sleep_until(due) => retry = None,
+                address = next_address(follow.as_mut()) => {
+                    let next = desired(&self.desired.name, &[address], &self.machine);
+                    if next.addresses != self.desired.addresses {
+                        tracing::info!(node = self.desired.name, %address, "this node has another address");
+                        self.desired = next;
+                        retry = None;
+                    }
+                }
             }
         }
     }
@@ -174,6 +195,13 @@ impl Registration {
         }
         self.health.ready();
         Ok(())
+    }
+}
+
+async fn next_address(follow: Option<&mut Follow>) -> IpAddr {
+    match follow {
+        Some(follow) => follow.next().await,
+        None => std::future::pending().await,
     }
 }
 

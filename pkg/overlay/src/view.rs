@@ -1,4 +1,4 @@
-//! What the overlay knows of the cluster: each node's address and pod networks.
+//! What the overlay knows of the cluster: each node's address and pod networks, and what passes on the way there.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -42,6 +42,7 @@ pub struct View {
     own_name: String,
     nodes: BTreeMap<String, NodeNet>,
     claims: HashMap<PodCidr, BTreeSet<String>>,
+    paths: BTreeMap<String, u32>,
 }
 
 impl View {
@@ -51,6 +52,7 @@ impl View {
             own_name: own_name.into(),
             nodes: BTreeMap::new(),
             claims: HashMap::new(),
+            paths: BTreeMap::new(),
         }
     }
 
@@ -75,6 +77,24 @@ impl View {
     /// A node.
     pub fn node(&self, name: &str) -> Option<&NodeNet> {
         self.nodes.get(name)
+    }
+
+    /// The largest packet, in bytes, that was seen to pass to a node, if that is less than the links say.
+    pub fn path(&self, name: &str) -> Option<u32> {
+        self.paths.get(name).copied()
+    }
+
+    /// All of them, by node.
+    pub fn paths(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.paths.iter().map(|(name, path)| (name.as_str(), *path))
+    }
+
+    /// Takes what was seen to pass to a node.
+    pub fn set_path(&mut self, name: &str, path: Option<u32>) {
+        match path {
+            Some(path) => _ = self.paths.insert(name.to_string(), path),
+            None => _ = self.paths.remove(name),
+        }
     }
 
     /// The node that a pod network belongs to. Two Nodes that claim the same one are a mistake, on which all nodes
@@ -112,7 +132,10 @@ impl View {
                 }
                 self.nodes.insert(name.to_string(), next)
             }
-            None => self.nodes.remove(name),
+            None => {
+                self.paths.remove(name);
+                self.nodes.remove(name)
+            }
         };
         let kept = self.nodes.get(name);
         for cidr in former.into_iter().flat_map(|f| f.pod_cidrs) {
@@ -135,5 +158,6 @@ impl View {
         for (name, node) in nodes {
             self.set(&name, Some(node));
         }
+        self.paths.retain(|name, _| self.nodes.contains_key(name));
     }
 }

@@ -18,7 +18,8 @@ use svcnet_netlink::addr::Address;
 use svcnet_netlink::link::{Change as LinkChange, Port, VethEnd};
 use svcnet_netlink::netns::{NetNs, OwnedNetNs};
 use svcnet_netlink::route::{PROTOCOL_SVCNET, Route, RouteFilter};
-use svcnet_overlay::{Config, Overlay};
+use svcnet_netlink::underlay::Choice;
+use svcnet_overlay::{Config, Mode, Overlay};
 use svcnet_runtime::{Change, Context, Health, Informers};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -46,14 +47,21 @@ struct Running {
     health: Health,
     shutdown: CancellationToken,
     thread: Option<JoinHandle<()>>,
+    _run_dir: tempfile::TempDir,
 }
 
 impl Running {
     fn start(ns: &NetNs, number: u8) -> Self {
+        Self::start_in(ns, number, Mode::Vxlan)
+    }
+
+    fn start_in(ns: &NetNs, number: u8, mode: Mode) -> Self {
         let (nodes, receiver) = mpsc::channel(16);
         let (health, shutdown) = (Health::default(), CancellationToken::new());
         let ns = NetNs::open_path(ns.path()).unwrap();
         let (its_health, its_shutdown) = (health.clone(), shutdown.clone());
+        let run_dir = tempfile::tempdir().unwrap();
+        let its_run_dir = run_dir.path().to_path_buf();
         let thread = thread::spawn(move || {
             ns.enter_this_thread().unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -70,16 +78,17 @@ impl Running {
                     health: its_health,
                     shutdown: its_shutdown,
                     data_dir: "/nonexistent".into(),
-                    run_dir: "/nonexistent".into(),
+                    run_dir: its_run_dir,
                 };
                 let config = Config {
-                    node_ip: None,
-                    interface: None,
+                    mode,
+                    underlay: Choice::default(),
                     vni: svcnet_api::types::Vni::new(1).unwrap(),
                     port: 8472,
                     cluster_cidr: "10.244.0.0/16,fd00:10:244::/48".parse().unwrap(),
                     service_cidr: "10.96.0.0/12,fd00:10:96::/112".parse().unwrap(),
                     mtu: None,
+                    verify_every: Duration::from_secs(2),
                 };
                 Overlay::fed(config, &context, receiver)
                     .unwrap()
@@ -93,11 +102,18 @@ impl Running {
             health,
             shutdown,
             thread: Some(thread),
+            _run_dir: run_dir,
         }
     }
 
     fn is_ready(&self) -> bool {
         self.health.report().1.contains("[+]overlay ok")
+    }
+
+    /// What it tells of itself, as `svcnet status` reads it.
+    fn told(&self) -> Value {
+        let status: Value = serde_json::from_str(&self.health.status()).unwrap();
+        status["overlay"]["facts"].clone()
     }
 
     fn tell(&self, change: Change<Node>) {
@@ -275,6 +291,9 @@ fn what_others_break_is_repaired() {
         "ip link set svcnet.1 mtu 1300",
         "ip link del svcnet.1",
         "ip neigh del 10.244.2.0 dev svcnet.1",
+        "ip neigh replace 10.244.2.0 lladdr 02:00:00:00:00:01 dev svcnet.1",
+        "bridge fdb replace 06:80:a9:3d:2e:9b dev svcnet.1 dst 172.30.0.99 self permanent",
+        "ip route replace 10.244.2.0/24 via 10.244.2.0 dev svcnet.1 onlink mtu 600 proto 115",
         "bridge fdb del 06:80:a9:3d:2e:9b dev svcnet.1 dst 172.30.0.12",
         "ip addr del 10.244.1.0/32 dev svcnet.1",
         "ip route del 10.96.0.0/12",
@@ -287,7 +306,11 @@ fn what_others_break_is_repaired() {
             let routes = pair.a.run("ip route").1;
             let fdb = pair.a.run("bridge fdb show dev svcnet.1").1;
             let addresses = pair.a.run("ip addr show svcnet.1").1;
-            routes.contains("10.244.2.0/24 via 10.244.2.0 dev svcnet.1")
+            let neighbours = pair.a.run("ip neigh show dev svcnet.1").1;
+            neighbours.contains("10.244.2.0 lladdr 06:80:a9:3d:2e:9b PERMANENT")
+                && !routes.contains("mtu 600")
+                && !fdb.contains("172.30.0.99")
+                && routes.contains("10.244.2.0/24 via 10.244.2.0 dev svcnet.1")
                 && routes.contains("10.96.0.0/12 dev svcnet0")
                 && fdb.contains("06:80:a9:3d:2e:9b dst 172.30.0.12")
                 && addresses.contains("mtu 1450")

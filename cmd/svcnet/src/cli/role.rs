@@ -8,17 +8,18 @@ use std::sync::Arc;
 use clap::Args;
 use ipnet::IpNet;
 use svcnet_announcer::{Announcer, LinkPattern};
-use svcnet_api::types::{IfName, NodeIps, Vni};
+use svcnet_api::types::{NodeIps, Vni};
 use svcnet_api::wellknown::{VXLAN_PORT, VXLAN_VNI};
 use svcnet_cni::CniDaemon;
 use svcnet_cni::isolation::{Isolation, Subject};
 use svcnet_dns::Dns;
 use svcnet_netlink::nft::Family;
+use svcnet_netlink::underlay::Choice;
 use svcnet_node::{Machine, NodeRole};
-use svcnet_overlay::Overlay;
+use svcnet_overlay::{Mode, Overlay};
 use svcnet_policy::PolicyRole;
 use svcnet_policy::gate::Gate;
-use svcnet_proxy::{Mode, NodePortAddresses, Proxy, Scheduler, Sysctls};
+use svcnet_proxy::{NodePortAddresses, Proxy, Scheduler, Sysctls};
 use svcnet_runtime::Context;
 
 use super::beside::Instead;
@@ -36,9 +37,26 @@ const DNS_PORT: u16 = 53;
 /// Flags of the pod network: overlay and CNI.
 #[derive(Debug, Args)]
 pub(crate) struct NetworkFlags {
-    /// The link towards the other nodes [default: that of --node-ip, else of the default route]
-    #[arg(long, value_name = "LINK", help_heading = "Pod network")]
-    iface: Option<String>,
+    /// How packets go to other nodes' pods: vxlan (encapsulated), direct (routed through the node itself, which must be on the
+    /// same link) or auto (direct where the node is on the same link, vxlan elsewhere). The same on all nodes
+    #[arg(long, value_name = "MODE", help_heading = "Pod network", default_value_t = Mode::default().to_string())]
+    overlay: String,
+    /// The link towards the other nodes, by name or address; of several, with commas between, the first that is there
+    /// [default: that of --node-ip, else of the default route]
+    #[arg(
+        long,
+        value_name = "LINKS",
+        help_heading = "Pod network",
+        default_value = "",
+        hide_default_value = true
+    )]
+    iface: String,
+    /// The same by a regular expression for its name or address, as in ^en
+    #[arg(long, value_name = "REGEX", help_heading = "Pod network")]
+    iface_regex: Option<String>,
+    /// The same by an address that packets leave to by it
+    #[arg(long, value_name = "ADDRESS", help_heading = "Pod network")]
+    iface_can_reach: Option<String>,
     /// UDP port of the overlay
     #[arg(long, value_name = "PORT", help_heading = "Pod network", default_value_t = VXLAN_PORT.to_string())]
     vxlan_port: String,
@@ -52,15 +70,30 @@ pub(crate) struct NetworkFlags {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Network {
-    iface: Option<IfName>,
+    mode: Mode,
+    /// The link towards the other nodes; with an address only if `--node-ip` says one.
+    pub(crate) underlay: Choice,
     port: u16,
     vni: Option<Vni>,
     mtu: Option<u32>,
 }
 
 impl NetworkFlags {
-    pub(crate) fn parse(&self, problems: &mut Problems<'_>) -> Network {
-        let iface = self.iface.as_deref();
+    /// `given` is what `--node-ip` says.
+    pub(crate) fn parse(&self, given: Option<NodeIps>, problems: &mut Problems<'_>) -> Network {
+        let pattern = self.iface_regex.as_deref();
+        let reach = self.iface_can_reach.as_deref();
+        let underlay = Choice {
+            address: given.map(NodeIps::primary),
+            interfaces: problems.parse_list("iface", &self.iface),
+            pattern: pattern.and_then(|text| problems.parse("iface-regex", text)),
+            reach: reach.and_then(|text| {
+                problems.parse_with("iface-can-reach", text, |text| {
+                    text.parse()
+                        .map_err(|_| format!("{text:?} is not an address, as in 192.0.2.1"))
+                })
+            }),
+        };
         let vni: Option<u32> = problems.parse("vxlan-vni", &self.vxlan_vni);
         let vni = vni.and_then(|number| {
             Vni::new(number)
@@ -68,7 +101,8 @@ impl NetworkFlags {
                 .ok()
         });
         Network {
-            iface: iface.and_then(|iface| problems.parse("iface", iface)),
+            mode: problems.parse("overlay", &self.overlay).unwrap_or_default(),
+            underlay,
             port: problems
                 .parse("vxlan-port", &self.vxlan_port)
                 .unwrap_or(VXLAN_PORT),
@@ -157,7 +191,7 @@ impl AnnouncerFlags {
 pub(crate) struct ProxyFlags {
     /// How Services are implemented: nftables, ipvs or userspace. Where the kernel has no ipvs it is nftables, where it has
     /// neither it is userspace. The ConfigMap kube-proxy in kube-system goes before this flag
-    #[arg(long, value_name = "MODE", help_heading = "Proxy", default_value_t = Mode::default().to_string())]
+    #[arg(long, value_name = "MODE", help_heading = "Proxy", default_value_t = svcnet_proxy::Mode::default().to_string())]
     proxy_mode: String,
     /// In ipvs mode, keep links from answering ARP for addresses of others, from when the mode begins (true or false)
     #[arg(long, value_name = "BOOL", help_heading = "Proxy", num_args = 0..=1, require_equals = true,
@@ -197,7 +231,7 @@ pub(crate) struct ProxyFlags {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Proxying {
-    mode: Mode,
+    mode: svcnet_proxy::Mode,
     strict_arp: bool,
     healthz: Option<SocketAddr>,
     scheduler: Scheduler,
@@ -239,16 +273,16 @@ pub(crate) fn start_overlay(
     ctx: &Context,
     cluster: &Cluster,
     network: &Network,
-    node_ips: Option<NodeIps>,
 ) -> anyhow::Result<()> {
     let config = svcnet_overlay::Config {
-        node_ip: node_ips.map(NodeIps::primary),
-        interface: network.iface.clone(),
+        mode: network.mode,
+        underlay: network.underlay.clone(),
         vni: network.vni.unwrap_or(Vni::new(VXLAN_VNI)?),
         port: network.port,
         cluster_cidr: cluster.cluster_cidr.clone(),
         service_cidr: cluster.service_cidr.clone(),
         mtu: network.mtu,
+        verify_every: svcnet_overlay::VERIFY_EVERY,
     };
     process.spawn("overlay", Overlay::new(config, ctx)?.run());
     Ok(())
@@ -260,14 +294,13 @@ pub(crate) fn start_cni(
     ctx: &Context,
     cluster: &Cluster,
     network: &Network,
-    node_ips: Option<NodeIps>,
     runtimes: &Runtimes,
     gate: Option<Gate>,
 ) -> anyhow::Result<()> {
     let isolation = gate.map(|gate| -> Arc<dyn Isolation> { Arc::new(PolicyGate(gate)) });
     let config = svcnet_cni::Config {
-        node_ip: node_ips.map(NodeIps::primary),
-        interface: network.iface.clone(),
+        underlay: network.underlay.clone(),
+        direct: !network.mode.encapsulates(),
         mtu: network.mtu,
         cluster_dns: cluster.dns.clone(),
         cluster_domain: cluster.domain.clone(),
@@ -327,9 +360,16 @@ fn attachment(subject: Subject<'_>) -> svcnet_policy::gate::Attachment {
 }
 
 /// Starts the keeping of the Node object and its Lease.
-pub(crate) fn start_node(process: &mut Process, ctx: &Context, node_ips: NodeIps) -> anyhow::Result<()> {
+pub(crate) fn start_node(
+    process: &mut Process,
+    ctx: &Context,
+    node_ips: NodeIps,
+    network: &Network,
+) -> anyhow::Result<()> {
+    let found = Some(&network.underlay).filter(|choice| choice.address.is_none());
     let config = svcnet_node::Config {
         node_ips: node_ips.iter().collect(),
+        follow: found.cloned(),
         machine: Machine::this(),
     };
     process.spawn("node", NodeRole::new(config, ctx)?.run());
@@ -441,10 +481,11 @@ impl Alone {
     }
 }
 
-/// The overlay alone: pods of different nodes reach each other over VXLAN.
+/// The overlay alone: pods of different nodes reach each other, over VXLAN or directly.
 ///
 /// For each node that the API knows, a route, a neighbour and a forwarding entry lead to its pods; nothing is learnt from
-/// traffic. It owns the link svcnet.1 with all that is on it, its routes, and the nftables table ip svcnet-overlay, and
+/// traffic. With --overlay direct, or auto where the node is on the same link, a route through the node itself does.
+/// It owns the link svcnet.1 with all that is on it, its routes, and the nftables table ip svcnet-overlay, and
 /// repairs them when somebody else changes them.
 #[derive(Debug, Args)]
 pub(crate) struct OverlayArgs {
@@ -459,11 +500,11 @@ pub(crate) struct OverlayArgs {
 pub(crate) fn overlay(args: &OverlayArgs, given: &Given) -> anyhow::Result<()> {
     let mut problems = Problems::new(given);
     let cluster = args.cluster.parse(&mut problems);
-    let network = args.network.parse(&mut problems);
     let ips = args.alone.node.ips(&mut problems);
+    let network = args.network.parse(ips, &mut problems);
     args.alone
         .start(OVERLAY_OPS_PORT, problems, |process, ctx| match &cluster {
-            Some(cluster) => start_overlay(process, ctx, cluster, &network, ips),
+            Some(cluster) => start_overlay(process, ctx, cluster, &network),
             None => Ok(()),
         })
 }
