@@ -73,3 +73,40 @@ fn concerns(event: &Event) -> bool {
         Event::LocalDeleted(_) | Event::Neighbour(..) | Event::Fdb(..) => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use svcnet_netlink::addr::Address;
+    use svcnet_netlink::netns::OwnedNetNs;
+
+    use super::*;
+
+    #[test]
+    fn another_address_is_noticed_and_none_is_waited_out() {
+        let netns = OwnedNetNs::unique("svcnet-follow").unwrap();
+        let mut rt = Rtnl::open_in(&netns).unwrap();
+        rt.add_bridge("eth0", None, None).unwrap();
+        let link = rt.link("eth0").unwrap().unwrap().index;
+        let address = |text: &str| Address {
+            link,
+            net: text.parse().unwrap(),
+        };
+        rt.replace_address(address("172.30.0.11/24")).unwrap();
+        let follow = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async {
+                let mut follow = Follow::new(Choice::default()).unwrap();
+                assert_eq!(follow.next().await.to_string(), "172.30.0.11");
+                rt.delete_address(address("172.30.0.11/24")).unwrap();
+                // A wait that is given up loses nothing.
+                let none = tokio::time::timeout(Duration::from_millis(30), follow.next()).await;
+                assert!(none.is_err(), "there is no address");
+                rt.replace_address(address("172.30.0.21/24")).unwrap();
+                let wait = Duration::from_secs(30);
+                let found = tokio::time::timeout(wait, follow.next()).await.unwrap();
+                assert_eq!(found.to_string(), "172.30.0.21");
+            });
+        };
+        netns.run(follow).unwrap();
+    }
+}
