@@ -421,8 +421,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_first_that_was_asked_for_then_default_route_then_the_only_one() {
+    /// What is chosen among `eth0` and `eth1`, when the route that is looked for leads over `routed`.
+    fn pick(choice: &Choice, routed: Option<u32>) -> Result<(u32, String), String> {
         let links = [link(1, "lo"), link(2, "eth0"), link(3, "eth1")];
         let address = |link, net: &str| Address {
             link,
@@ -439,71 +439,86 @@ mod tests {
             links: &links,
             addresses: &addresses,
         };
-        let pick = |choice: &Choice, routed| {
-            let found = all.choose(choice, routed);
-            found
-                .map(|u| (u.link, u.address.to_string()))
-                .map_err(|e| e.to_string())
-        };
-        let eth1 = Ok((3, "192.168.1.5".to_string()));
-        let by_address = Choice {
-            address: Some("192.168.1.5".parse().unwrap()),
+        let found = all.choose(choice, routed);
+        found
+            .map(|u| (u.link, u.address.to_string()))
+            .map_err(|e| e.to_string())
+    }
+
+    fn eth0() -> Result<(u32, String), String> {
+        Ok((2, "172.30.0.11".to_string()))
+    }
+
+    fn eth1() -> Result<(u32, String), String> {
+        Ok((3, "192.168.1.5".to_string()))
+    }
+
+    #[test]
+    fn an_address_then_the_default_route() {
+        let by_address = |text: &str| Choice {
+            address: Some(text.parse().unwrap()),
             ..Choice::default()
         };
-        assert_eq!(pick(&by_address, Some(2)), eth1);
-        let by_interface = |text: &str| Choice {
-            interfaces: text.split(',').map(|part| part.parse().unwrap()).collect(),
-            ..Choice::default()
-        };
-        assert_eq!(pick(&by_interface("eth0"), None), Ok((2, "172.30.0.11".into())));
-        assert_eq!(pick(&by_interface("wlan0,192.168.1.5,eth0"), None), eth1);
-        assert_eq!(pick(&by_interface("fd00::2"), None), Ok((2, "fd00::2".into())));
-        assert_eq!(
-            pick(&by_interface("wlan0,10.1.1.1"), None).unwrap_err(),
-            "no link is what --iface wlan0,10.1.1.1 asks for; there are eth0 (172.30.0.11, fd00::2), eth1 (192.168.1.5)"
-        );
-        let by_pattern = |text: &str| Choice {
-            pattern: Some(text.parse().unwrap()),
-            ..Choice::default()
-        };
-        assert_eq!(pick(&by_pattern("^eth[1-9]$"), None), eth1);
-        assert_eq!(pick(&by_pattern(r"^192\.168\."), None), eth1);
-        assert_eq!(pick(&by_pattern("th"), None), Ok((2, "172.30.0.11".into())));
+        assert_eq!(pick(&by_address("192.168.1.5"), Some(2)), eth1());
+        let absent = pick(&by_address("10.0.0.1"), None).unwrap_err();
         assert!(
-            pick(&by_pattern("^th"), None)
-                .unwrap_err()
-                .starts_with("no link is what --iface-regex ^th asks for")
+            absent.starts_with("no link has the node's address 10.0.0.1 (--node-ip)"),
+            "{absent}"
         );
-        let by_reach = Choice {
-            reach: Some("192.168.7.1".parse().unwrap()),
-            ..Choice::default()
-        };
-        assert_eq!(pick(&by_reach, Some(3)), eth1);
-        assert!(
-            pick(&by_reach, Some(1))
-                .unwrap_err()
-                .starts_with("no route leads to 192.168.7.1")
-        );
-        assert_eq!(pick(&Choice::default(), Some(3)), eth1);
+        assert_eq!(pick(&Choice::default(), Some(3)), eth1());
         let none = pick(&Choice::default(), None).unwrap_err();
         assert!(
             none.contains("choose among eth0, eth1") && none.contains("--iface"),
             "{none}"
         );
-        let first = Candidates {
-            links: &links[..2],
-            addresses: &addresses,
+        let only = [link(1, "lo"), link(2, "eth0")];
+        let address = Address {
+            link: 2,
+            net: "172.30.0.11/24".parse().unwrap(),
         };
-        assert_eq!(first.choose(&Choice::default(), None).unwrap().name, "eth0");
-        let absent = Choice {
-            address: Some("10.0.0.1".parse().unwrap()),
+        let all = Candidates {
+            links: &only,
+            addresses: &[address],
+        };
+        assert_eq!(all.choose(&Choice::default(), None).unwrap().name, "eth0");
+    }
+
+    #[test]
+    fn the_first_interface_that_is_there() {
+        let by_interface = |text: &str| Choice {
+            interfaces: text.split(',').map(|part| part.parse().unwrap()).collect(),
             ..Choice::default()
         };
-        assert!(
-            pick(&absent, None)
-                .unwrap_err()
-                .starts_with("no link has the node's address 10.0.0.1 (--node-ip)")
+        assert_eq!(pick(&by_interface("eth0"), None), eth0());
+        assert_eq!(pick(&by_interface("wlan0,192.168.1.5,eth0"), None), eth1());
+        assert_eq!(pick(&by_interface("fd00::2"), None), Ok((2, "fd00::2".into())));
+        assert_eq!(
+            pick(&by_interface("wlan0,10.1.1.1"), None).unwrap_err(),
+            "no link is what --iface wlan0,10.1.1.1 asks for; there are eth0 (172.30.0.11, fd00::2), eth1 (192.168.1.5)"
         );
+    }
+
+    #[test]
+    fn an_expression_or_what_leads_somewhere() {
+        let by_pattern = |text: &str| Choice {
+            pattern: Some(text.parse().unwrap()),
+            ..Choice::default()
+        };
+        assert_eq!(pick(&by_pattern("^eth[1-9]$"), None), eth1());
+        assert_eq!(pick(&by_pattern(r"^192\.168\."), None), eth1());
+        assert_eq!(pick(&by_pattern(r"th\d"), None), eth0());
+        let none = pick(&by_pattern("^th"), None).unwrap_err();
+        assert!(
+            none.starts_with("no link is what --iface-regex ^th asks for"),
+            "{none}"
+        );
+        let by_reach = Choice {
+            reach: Some("192.168.7.1".parse().unwrap()),
+            ..Choice::default()
+        };
+        assert_eq!(pick(&by_reach, Some(3)), eth1());
+        let none = pick(&by_reach, Some(1)).unwrap_err();
+        assert!(none.starts_with("no route leads to 192.168.7.1"), "{none}");
     }
 
     #[test]

@@ -164,6 +164,36 @@ fn site(mode: Mode) -> Site {
     }
 }
 
+/// A client that believes its own link is told a smaller segment, in both directions.
+fn clamped(site: &Site) {
+    assert!(site.pods[2].run("ip route flush cache").0);
+    let mut listening = Background::start(&site.pods[2], "nc", &["-l", "-k", "8080"]);
+    let filter = "tcp[tcpflags] & tcp-syn != 0";
+    let seen = Background::start(
+        &site.pods[2],
+        "tcpdump",
+        &["-l", "-c", "2", "-nni", "eth0", filter],
+    );
+    let connects = || site.pods[0].run("nc -zw 1 10.244.3.2 8080").0;
+    let mut ended = seen;
+    eventually("both directions are seen", || {
+        connects();
+        ended.0.try_wait().unwrap().is_some()
+    });
+    let segments = ended.output();
+    // At the pod itself: what came in is lowered, what it sends leaves as its link says and is lowered on the node.
+    assert!(
+        segments.lines().next().unwrap().contains("mss 1310"),
+        "{segments}"
+    );
+    assert!(listening.0.try_wait().unwrap().is_none());
+    let rules = site.nodes[0].run("nft list chain ip svcnet-overlay forward").1;
+    assert!(
+        rules.contains("ip saddr 10.244.1.0/24") && rules.contains("tcp option maxseg size set rt mtu"),
+        "{rules}"
+    );
+}
+
 #[test]
 fn nodes_on_the_link_are_reached_directly_the_others_over_vxlan_and_a_smaller_path_is_found() {
     let mut site = site(Mode::Auto);
@@ -216,33 +246,7 @@ fn nodes_on_the_link_are_reached_directly_the_others_over_vxlan_and_a_smaller_pa
     });
     let (passed, said) = site.pods[0].run("ping -c 1 -W 2 -M do -s 1323 10.244.3.2");
     assert!(!passed && said.contains("mtu = 1350"), "{said}");
-    // A client that believes its own link: both directions are told a smaller segment.
-    assert!(site.pods[2].run("ip route flush cache").0);
-    let mut listening = Background::start(&site.pods[2], "nc", &["-l", "-k", "8080"]);
-    let filter = "tcp[tcpflags] & tcp-syn != 0";
-    let seen = Background::start(
-        &site.pods[2],
-        "tcpdump",
-        &["-l", "-c", "2", "-nni", "eth0", filter],
-    );
-    let connects = || site.pods[0].run("nc -zw 1 10.244.3.2 8080").0;
-    let mut ended = seen;
-    eventually("both directions are seen", || {
-        connects();
-        ended.0.try_wait().unwrap().is_some()
-    });
-    let segments = ended.output();
-    // At the pod itself: what came in is lowered, what it sends leaves as its link says and is lowered on the node.
-    assert!(
-        segments.lines().next().unwrap().contains("mss 1310"),
-        "{segments}"
-    );
-    assert!(listening.0.try_wait().unwrap().is_none());
-    let rules = site.nodes[0].run("nft list chain ip svcnet-overlay forward").1;
-    assert!(
-        rules.contains("ip saddr 10.244.1.0/24") && rules.contains("tcp option maxseg size set rt mtu"),
-        "{rules}"
-    );
+    clamped(&site);
 
     smaller(&mut site, 1500);
     eventually("the path is whole again", || !routes(&site).contains("mtu"));

@@ -389,46 +389,36 @@ kind: L2Advertisement
 metadata: {name: first, namespace: metallb-system}
 "#;
 
-#[test]
-fn hosts_are_as_they_were_before_they_were_nodes() {
-    let root = tempfile::tempdir().unwrap();
-    let (mut first, mut second) = (Host::new("c1", root.path()), Host::new("c2", root.path()));
-    connect(&first, &second);
-    // Addresses of IPv6 and carriers take a moment to be there.
-    let rested = |host: &Host| {
-        let mut former = BTreeSet::new();
-        until("a host is at rest", || {
-            let now = host.snapshot();
-            let same = now == former && !now.iter().any(|line| line.contains("tentative"));
-            std::thread::sleep(std::time::Duration::from_millis(300));
-            former = now;
-            same.then_some(())
-        });
-        former
-    };
-    let before = [rested(&first), rested(&second)];
+/// A snapshot of a host where nothing moves any more: addresses of IPv6 and carriers take a moment to be there.
+fn rested(host: &Host) -> BTreeSet<String> {
+    let mut former = BTreeSet::new();
+    until("a host is at rest", || {
+        let now = host.snapshot();
+        let same = now == former;
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        former = now;
+        same.then_some(())
+    });
+    former
+}
 
+/// Makes the hosts nodes of a cluster with objects in it, and gives the administrator's kubeconfig.
+fn found_cluster(first: &mut Host, second: &mut Host) -> String {
     let kubeconfig = first.path("kubeconfig.yaml");
-    let networks = "10.96.0.0/12,fd00:10:96::/112";
-    first.start_node(
-        "server",
-        SERVER,
-        &[
-            "--kubeconfig-out",
-            &kubeconfig,
-            "--service-cluster-ip-range",
-            networks,
-            "--cluster-cidr",
-            "10.244.0.0/16,fd00:10:244::/56",
-        ],
-    );
+    let networks = ["10.96.0.0/12,fd00:10:96::/112", "10.244.0.0/16,fd00:10:244::/56"];
+    let of_server = [
+        "--kubeconfig-out",
+        &kubeconfig,
+        "--service-cluster-ip-range",
+        networks[0],
+        "--cluster-cidr",
+        networks[1],
+    ];
+    first.start_node("server", SERVER, &of_server);
     let token = first.path("data/token");
     until("there is a token", || fs::metadata(&token).ok());
-    second.start_node(
-        "agent",
-        AGENT,
-        &["--server", "https://172.30.9.11:6443", "--token-file", &token],
-    );
+    let of_agent = ["--server", "https://172.30.9.11:6443", "--token-file", &token];
+    second.start_node("agent", AGENT, &of_agent);
     let kubectl = |arguments: &[&str]| {
         first.run(
             "kubectl",
@@ -443,30 +433,37 @@ fn hosts_are_as_they_were_before_they_were_nodes() {
     fs::write(&manifest, OBJECTS).unwrap();
     let applied = kubectl(&["apply", "-f", &manifest.to_string_lossy()]);
     assert!(applied.ok, "{applied:?}");
-    drop(kubectl);
     until("agents take pods", || {
-        [&first, &second]
-            .iter()
-            .all(|host| host.dir.join("run/cni.sock").exists())
-            .then_some(())
+        let there = |host: &Host| host.dir.join("run/cni.sock").exists();
+        (there(first) && there(second)).then_some(())
     });
+    kubeconfig
+}
+
+#[test]
+fn hosts_are_as_they_were_before_they_were_nodes() {
+    let root = tempfile::tempdir().unwrap();
+    let (mut first, mut second) = (Host::new("c1", root.path()), Host::new("c2", root.path()));
+    connect(&first, &second);
+    let before = [rested(&first), rested(&second)];
+
+    let kubeconfig = found_cluster(&mut first, &mut second);
     first.start_pod("web1", SERVER[0], &kubeconfig);
     second.start_pod("web2", AGENT[0], &kubeconfig);
     let container = OwnedNetNs::unique("cln-cont").unwrap();
     until("a container with a port of the host is attached", || {
-        let added = second.plugin("ADD", &container);
-        added.ok.then_some(())
+        second.plugin("ADD", &container).ok.then_some(())
     });
     in_use(&first, &second, &kubeconfig);
     for (host, before) in [&first, &second].into_iter().zip(&before) {
         let now = host.snapshot();
         for kind in ["link", "address", "route -4", "route -6", "nft", "sysctl", "file"] {
-            let of_kind = |lines: &BTreeSet<String>| {
+            let of_kind = |lines: &BTreeSet<String>| -> Vec<String> {
                 lines
                     .iter()
-                    .filter(|l| l.starts_with(kind))
+                    .filter(|line| line.starts_with(kind))
                     .cloned()
-                    .collect::<BTreeSet<_>>()
+                    .collect()
             };
             assert_ne!(
                 of_kind(&now),

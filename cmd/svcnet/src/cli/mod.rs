@@ -10,6 +10,7 @@ pub(crate) mod controller;
 pub(crate) mod flags;
 mod inspect;
 pub(crate) mod lab;
+mod network;
 pub(crate) mod pod;
 mod policy;
 pub(crate) mod role;

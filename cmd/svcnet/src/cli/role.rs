@@ -9,22 +9,22 @@ use clap::Args;
 use ipnet::IpNet;
 use svcnet_announcer::{Announcer, LinkPattern};
 use svcnet_api::types::{NodeIps, Vni};
-use svcnet_api::wellknown::{VXLAN_PORT, VXLAN_VNI};
+use svcnet_api::wellknown::VXLAN_VNI;
 use svcnet_cni::CniDaemon;
 use svcnet_cni::isolation::{Isolation, Subject};
 use svcnet_dns::Dns;
 use svcnet_netlink::nft::Family;
-use svcnet_netlink::underlay::Choice;
 use svcnet_node::{Machine, NodeRole};
-use svcnet_overlay::{Mode, Overlay};
+use svcnet_overlay::Overlay;
 use svcnet_policy::PolicyRole;
 use svcnet_policy::gate::Gate;
-use svcnet_proxy::{NodePortAddresses, Proxy, Scheduler, Sysctls};
+use svcnet_proxy::{Mode, NodePortAddresses, Proxy, Scheduler, Sysctls};
 use svcnet_runtime::Context;
 
 use super::beside::Instead;
 use super::flags::{Cluster, ClusterFlags, KubeconfigFlags, NodeFlags, OpsFlags, ProcessFlags};
 use super::inspect::Look;
+pub(crate) use super::network::{Network, NetworkFlags};
 use crate::process::{self, Logging, Process};
 use crate::settings::{Given, Problems};
 
@@ -33,84 +33,6 @@ const DNS_OPS_PORT: u16 = 9153;
 const ANNOUNCER_OPS_PORT: u16 = 7472;
 const OVERLAY_OPS_PORT: u16 = 10251;
 const DNS_PORT: u16 = 53;
-
-/// Flags of the pod network: overlay and CNI.
-#[derive(Debug, Args)]
-pub(crate) struct NetworkFlags {
-    /// How packets go to other nodes' pods: vxlan (encapsulated), direct (routed through the node itself, which must be on the
-    /// same link) or auto (direct where the node is on the same link, vxlan elsewhere). The same on all nodes
-    #[arg(long, value_name = "MODE", help_heading = "Pod network", default_value_t = Mode::default().to_string())]
-    overlay: String,
-    /// The link towards the other nodes, by name or address; of several, with commas between, the first that is there
-    /// [default: that of --node-ip, else of the default route]
-    #[arg(
-        long,
-        value_name = "LINKS",
-        help_heading = "Pod network",
-        default_value = "",
-        hide_default_value = true
-    )]
-    iface: String,
-    /// The same by a regular expression for its name or address, as in ^en
-    #[arg(long, value_name = "REGEX", help_heading = "Pod network")]
-    iface_regex: Option<String>,
-    /// The same by an address that packets leave to by it
-    #[arg(long, value_name = "ADDRESS", help_heading = "Pod network")]
-    iface_can_reach: Option<String>,
-    /// UDP port of the overlay
-    #[arg(long, value_name = "PORT", help_heading = "Pod network", default_value_t = VXLAN_PORT.to_string())]
-    vxlan_port: String,
-    /// Network identifier of the overlay (VNI)
-    #[arg(long, value_name = "NUMBER", help_heading = "Pod network", default_value_t = VXLAN_VNI.to_string())]
-    vxlan_vni: String,
-    /// The largest packet of a pod [default: what the link towards the other nodes carries, less the encapsulation]
-    #[arg(long, value_name = "BYTES", help_heading = "Pod network")]
-    mtu: Option<String>,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct Network {
-    mode: Mode,
-    /// The link towards the other nodes; with an address only if `--node-ip` says one.
-    pub(crate) underlay: Choice,
-    port: u16,
-    vni: Option<Vni>,
-    mtu: Option<u32>,
-}
-
-impl NetworkFlags {
-    /// `given` is what `--node-ip` says.
-    pub(crate) fn parse(&self, given: Option<NodeIps>, problems: &mut Problems<'_>) -> Network {
-        let pattern = self.iface_regex.as_deref();
-        let reach = self.iface_can_reach.as_deref();
-        let underlay = Choice {
-            address: given.map(NodeIps::primary),
-            interfaces: problems.parse_list("iface", &self.iface),
-            pattern: pattern.and_then(|text| problems.parse("iface-regex", text)),
-            reach: reach.and_then(|text| {
-                problems.parse_with("iface-can-reach", text, |text| {
-                    text.parse()
-                        .map_err(|_| format!("{text:?} is not an address, as in 192.0.2.1"))
-                })
-            }),
-        };
-        let vni: Option<u32> = problems.parse("vxlan-vni", &self.vxlan_vni);
-        let vni = vni.and_then(|number| {
-            Vni::new(number)
-                .map_err(|error| problems.add("vxlan-vni", error))
-                .ok()
-        });
-        Network {
-            mode: problems.parse("overlay", &self.overlay).unwrap_or_default(),
-            underlay,
-            port: problems
-                .parse("vxlan-port", &self.vxlan_port)
-                .unwrap_or(VXLAN_PORT),
-            vni,
-            mtu: self.mtu.as_deref().and_then(|mtu| problems.parse("mtu", mtu)),
-        }
-    }
-}
 
 /// Where container runtimes look for the CNI plugin.
 #[derive(Debug, Clone, Args)]
@@ -191,7 +113,7 @@ impl AnnouncerFlags {
 pub(crate) struct ProxyFlags {
     /// How Services are implemented: nftables, ipvs or userspace. Where the kernel has no ipvs it is nftables, where it has
     /// neither it is userspace. The ConfigMap kube-proxy in kube-system goes before this flag
-    #[arg(long, value_name = "MODE", help_heading = "Proxy", default_value_t = svcnet_proxy::Mode::default().to_string())]
+    #[arg(long, value_name = "MODE", help_heading = "Proxy", default_value_t = Mode::default().to_string())]
     proxy_mode: String,
     /// In ipvs mode, keep links from answering ARP for addresses of others, from when the mode begins (true or false)
     #[arg(long, value_name = "BOOL", help_heading = "Proxy", num_args = 0..=1, require_equals = true,
@@ -231,7 +153,7 @@ pub(crate) struct ProxyFlags {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Proxying {
-    mode: svcnet_proxy::Mode,
+    mode: Mode,
     strict_arp: bool,
     healthz: Option<SocketAddr>,
     scheduler: Scheduler,

@@ -474,6 +474,13 @@ impl Expr {
             Self::Counter => {
                 w.be64(1, 0).be64(2, 0);
             }
+            _ => self.segment_body(w),
+        }
+    }
+
+    /// What works on the size of TCP segments.
+    fn segment_body(&self, w: &mut Writer<'_>) {
+        match self {
             // NFT_RT_TCPMSS
             Self::RouteMss { reg } => {
                 w.be32(1, reg.number()).be32(2, 3);
