@@ -9,7 +9,6 @@
 mod world;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use serde_json::json;
@@ -23,6 +22,7 @@ fn pods_of_two_nodes_reach_each_other_and_full_packets_pass() {
     let pair = pair();
     eventually("pod to pod", || pings(&pair.pod_a, "10.244.2.2"));
     eventually("node to pod", || pings(&pair.a, "10.244.2.2"));
+    eventually("and the other way", || pings(&pair.b, "10.244.1.2"));
     assert!(
         pair.pod_b.run("ping -c 1 -W 5 -M do -s 1422 10.244.1.2").0,
         "1450 bytes pass unfragmented"
@@ -30,6 +30,9 @@ fn pods_of_two_nodes_reach_each_other_and_full_packets_pass() {
 
     let link = pair.a.json("ip -j -d link show svcnet.1");
     assert_eq!(link[0]["mtu"], 1450);
+    eventually("it tells of itself", || {
+        pair.overlay_a.told()["encapsulated"] == 1
+    });
     assert_eq!(link[0]["linkinfo"]["info_data"]["learning"], false);
     assert_eq!(link[0]["linkinfo"]["info_data"]["port"], 8472);
     let route = pair.a.json("ip -j route get 10.96.0.10");

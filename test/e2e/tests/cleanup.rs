@@ -38,6 +38,8 @@ impl Host {
         for part in ["net.d", "bin", "home"] {
             fs::create_dir_all(dir.join(part)).unwrap();
         }
+        // Not the machine's own settings.
+        fs::write(dir.join("home/config.yaml"), "{}").unwrap();
         let ns = OwnedNetNs::unique(&format!("cln-{name}")).unwrap();
         Rtnl::open_in(&ns).unwrap().set_loopback_up().unwrap();
         Self {
@@ -75,7 +77,7 @@ impl Host {
     fn places(&self) -> Vec<String> {
         let [data, run] = [self.path("data"), self.path("run")];
         let mut places = vec!["--data-dir".to_string(), data, "--run-dir".to_string(), run];
-        places.extend(["--config".to_string(), self.path("config.yaml")]);
+        places.extend(["--config".to_string(), self.path("home/config.yaml")]);
         places
     }
 
