@@ -11,8 +11,9 @@ use svcnet_netlink::addr::Address;
 use svcnet_netlink::local::LocalFor;
 use svcnet_netlink::nft::{Batch, Family, Socket, Table};
 use svcnet_netlink::route::{PROTOCOL_SVCNET, Route, RouteFilter};
+use svcnet_netlink::sysctls::Sysctls;
 use svcnet_netlink::{Rtnl, sysctl};
-use svcnet_proxy::{Sysctls, ipvs};
+use svcnet_proxy::ipvs;
 
 /// The nftables tables that the roles own.
 const TABLES: [(Family, &str); 10] = [
@@ -37,6 +38,8 @@ pub(crate) struct Extent {
     pub(crate) run_dir: PathBuf,
     /// The state, if it is to go as well.
     pub(crate) data_dir: Option<PathBuf>,
+    /// The administrator's kubeconfig, if it is to go with it.
+    pub(crate) kubeconfig: Option<PathBuf>,
     /// Where container runtimes look for network configurations.
     pub(crate) cni_conf_dir: PathBuf,
     /// Where they look for plugins.
@@ -61,6 +64,7 @@ pub(crate) enum Operation {
         value: String,
     },
     File(PathBuf),
+    EmptyDirectory(PathBuf),
     Directory(PathBuf),
 }
 
@@ -76,7 +80,7 @@ impl fmt::Display for Operation {
             Self::Address(address) => write!(f, "delete address {}", address.net.addr()),
             Self::Local(_, ip) => write!(f, "delete local route {ip}"),
             Self::Sysctl { name, value } => write!(f, "set {} to {value} again", name.replace('/', ".")),
-            Self::File(path) => write!(f, "delete {}", path.display()),
+            Self::File(path) | Self::EmptyDirectory(path) => write!(f, "delete {}", path.display()),
             Self::Directory(path) => write!(f, "delete {} with all that is in it", path.display()),
         }
     }
@@ -102,8 +106,8 @@ impl fmt::Display for Plan {
 pub(crate) fn plan(extent: &Extent) -> anyhow::Result<Plan> {
     let mut plan = Plan::default();
     // Before the tables: one of their rules guards what one of the parameters opens.
-    let sysctls = Sysctls::new(&extent.run_dir);
-    let former = sysctls.former().into_iter();
+    let records = Sysctls::all(&extent.run_dir);
+    let former = records.iter().flat_map(Sysctls::former_in_order);
     plan.0
         .extend(former.map(|(name, value)| Operation::Sysctl { name, value }));
     if ipvs::is_there().context("look for what the ipvs mode made")? {
@@ -150,14 +154,30 @@ pub(crate) fn plan(extent: &Extent) -> anyhow::Result<Plan> {
         plan.0
             .extend(addresses.into_iter().map(|ip| Operation::Local(purpose, ip)));
     }
-    let files = [extent.run_dir.join("cni.sock"), sysctls.path().to_path_buf()];
+    let written = records.iter().map(|record| record.path().to_path_buf());
+    let files: Vec<PathBuf> = written.chain([extent.run_dir.join("cni.sock")]).collect();
+    let empties = becomes_empty(&extent.run_dir, &files);
     let installed = svcnet_cni::conflist::installed(&extent.cni_conf_dir, &extent.cni_bin_dir);
     let files = files.into_iter().filter(|file| file.exists()).chain(installed);
     plan.0.extend(files.map(Operation::File));
+    if empties {
+        plan.0.push(Operation::EmptyDirectory(extent.run_dir.clone()));
+    }
+    if let Some(file) = extent.kubeconfig.as_ref().filter(|file| file.exists()) {
+        plan.0.push(Operation::File(file.clone()));
+    }
     if let Some(dir) = extent.data_dir.as_ref().filter(|dir| dir.exists()) {
         plan.0.push(Operation::Directory(dir.clone()));
     }
     Ok(plan)
+}
+
+/// Whether nothing else than these files is in a directory that is there.
+fn becomes_empty(dir: &Path, files: &[PathBuf]) -> bool {
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return false;
+    };
+    entries.flatten().all(|entry| files.contains(&entry.path()))
 }
 
 fn tables() -> anyhow::Result<Vec<Table>> {
@@ -210,8 +230,13 @@ fn carry_out(operation: &Operation, rtnl: &mut Rtnl) -> anyhow::Result<()> {
         Operation::Link { index, .. } => rtnl.delete_link(*index)?,
         Operation::Address(address) => rtnl.delete_address(*address)?,
         Operation::Local(purpose, ip) => rtnl.delete_local_address(*purpose, *ip)?,
-        Operation::Sysctl { name, value } => _ = sysctl::set(name, value)?,
+        Operation::Sysctl { name, value } => match sysctl::set(name, value) {
+            // Of a link that is no more, or of a module.
+            Err(error) if error.is_gone() => {}
+            other => _ = other?,
+        },
         Operation::File(path) => gone(std::fs::remove_file(path))?,
+        Operation::EmptyDirectory(path) => gone(std::fs::remove_dir(path))?,
         Operation::Directory(path) => remove_state(path)?,
     }
     Ok(())
@@ -272,6 +297,7 @@ mod tests {
             cluster_dns: vec![[10, 96, 0, 10].into()],
             run_dir: dir.path().to_path_buf(),
             data_dir: None,
+            kubeconfig: None,
             cni_conf_dir: dir.path().join("net.d"),
             cni_bin_dir: dir.path().join("bin"),
         };
@@ -294,7 +320,7 @@ mod tests {
                 let made = Command::new("sh").args(["-c", script]).status().unwrap();
                 assert!(made.success());
                 Rtnl::open().unwrap().add_local_address(LocalFor::Relays, [10, 96, 0, 9].into(), None).unwrap();
-                let sysctls = Sysctls::new(dir.path());
+                let sysctls = Sysctls::new(dir.path(), "proxy");
                 sysctls.set("net/ipv4/conf/all/arp_ignore", "1").unwrap();
                 let planned = plan(&extent).unwrap();
                 let text = planned.to_string();

@@ -9,6 +9,7 @@ use svcnet_api::types::{MacAddr, PodCidr};
 use svcnet_api::wellknown::BRIDGE_NAME;
 use svcnet_netlink::addr::Address;
 use svcnet_netlink::link::{Change, Kind, Port};
+use svcnet_netlink::sysctls::Sysctls;
 use svcnet_netlink::{Rtnl, rt, sysctl};
 
 use crate::link::mac_of;
@@ -193,11 +194,11 @@ pub fn observe(rt: &mut Rtnl, desired: &Desired) -> Result<Observed, rt::Error> 
     Ok(observed)
 }
 
-/// Carries the operations out.
+/// Carries the operations out. What kernel parameters of the host were before is written down in `sysctls`.
 ///
 /// # Errors
 /// The first that fails.
-pub fn apply(rt: &mut Rtnl, ops: &[Op]) -> Result<(), rt::Error> {
+pub fn apply(rt: &mut Rtnl, ops: &[Op], sysctls: &Sysctls) -> Result<(), rt::Error> {
     for op in ops {
         match op {
             Op::DeleteLink => rt.delete_link_named(BRIDGE_NAME)?,
@@ -217,7 +218,7 @@ pub fn apply(rt: &mut Rtnl, ops: &[Op]) -> Result<(), rt::Error> {
             Op::SetAddress(net) => with(rt, BRIDGE_NAME, |rt, link| {
                 rt.replace_address(Address { link, net: *net })
             })?,
-            Op::StopFilter(name) => sysctl::set(name, "0").map(drop).map_err(|error| rt::Error {
+            Op::StopFilter(name) => sysctls.set(name, "0").map_err(|error| rt::Error {
                 operation: "set sysctl",
                 object: (*name).to_string(),
                 source: std::io::Error::other(error),

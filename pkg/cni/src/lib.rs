@@ -33,16 +33,16 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use svcnet_api::types::IfName;
+use svcnet_netlink::underlay::Choice;
 
 /// What the operator decides.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
-    /// The node's address towards its peers (`--node-ip`), for the largest packet.
-    pub node_ip: Option<IpAddr>,
-    /// The interface towards the peers (`--iface`), likewise.
-    pub interface: Option<IfName>,
-    /// The largest packet of a pod; otherwise what the interface towards the peers carries less the encapsulation.
+    /// The link towards the peers, for the largest packet.
+    pub underlay: Choice,
+    /// Nothing is encapsulated between the nodes: pods' packets need leave no room for it.
+    pub direct: bool,
+    /// The largest packet of a pod; otherwise what the link towards the peers carries less the encapsulation.
     pub mtu: Option<u32>,
     /// The name servers of pods (`--cluster-dns`); without one, their `resolv.conf` is the runtime's affair.
     pub cluster_dns: Vec<IpAddr>,

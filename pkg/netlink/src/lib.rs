@@ -10,6 +10,7 @@
 
 pub mod addr;
 pub mod conntrack;
+pub mod ethtool;
 mod exchange;
 pub mod genl;
 pub mod ipvs;
@@ -27,6 +28,7 @@ pub mod route;
 pub mod rt;
 pub mod signal;
 pub mod sysctl;
+pub mod sysctls;
 pub mod udp;
 pub mod underlay;
 

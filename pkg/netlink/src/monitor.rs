@@ -18,7 +18,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::addr::Address;
-use crate::link::Link;
+use crate::link::{Link, Mac};
 use crate::local;
 use crate::neigh::{self, FdbEntry, Neighbour};
 use crate::route::Route;
@@ -71,8 +71,9 @@ pub enum Event {
     Route(Happened, Route),
     /// An address that svcnet had made local ([`crate::local`]) is so no longer.
     LocalDeleted(IpAddr),
-    /// Of a neighbour, by link and address: set when it is permanent now, deleted when it is not or no more.
-    Neighbour(Happened, u32, IpAddr),
+    /// Of a neighbour, by link and address: set when it is permanent now, with its Ethernet address, deleted when it is
+    /// not or no more.
+    Neighbour(Happened, u32, IpAddr, Option<Mac>),
     /// Of a forwarding entry with a tunnel endpoint.
     Fdb(Happened, FdbEntry),
     /// Changes were lost: look at everything again.
@@ -98,17 +99,16 @@ impl Event {
             M::NewNeighbour(m) => match FdbEntry::from_message(&m) {
                 Some(entry) => Some(Self::Fdb(Set, entry)),
                 None => {
-                    let happened = if Neighbour::from_message(&m).is_some() {
-                        Set
-                    } else {
-                        Deleted
-                    };
-                    address_of(&m).map(|address| Self::Neighbour(happened, m.header.ifindex, address))
+                    let mac = Neighbour::from_message(&m).map(|neighbour| neighbour.mac);
+                    let happened = if mac.is_some() { Set } else { Deleted };
+                    address_of(&m).map(|address| Self::Neighbour(happened, m.header.ifindex, address, mac))
                 }
             },
             M::DelNeighbour(m) => match FdbEntry::from_message(&m) {
                 Some(entry) => Some(Self::Fdb(Deleted, entry)),
-                None => address_of(&m).map(|address| Self::Neighbour(Deleted, m.header.ifindex, address)),
+                None => {
+                    address_of(&m).map(|address| Self::Neighbour(Deleted, m.header.ifindex, address, None))
+                }
             },
             _ => None,
         }

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
@@ -47,6 +48,8 @@ pub struct Route {
     pub protocol: u8,
     /// Lower is better. The kernel's own default is 0 for IPv4 and 1024 for IPv6.
     pub metric: u32,
+    /// The largest packet, where it is not the link's.
+    pub mtu: Option<u32>,
 }
 
 impl Route {
@@ -69,6 +72,7 @@ impl Route {
             } else {
                 1024
             },
+            mtu: None,
         }
     }
 
@@ -124,6 +128,8 @@ impl Route {
         if self.metric != 0 {
             attributes.push(RouteAttribute::Priority(self.metric));
         }
+        let metrics = self.mtu.map(|mtu| vec![RouteMetric::Mtu(mtu)]);
+        attributes.extend(metrics.map(RouteAttribute::Metrics));
         message
     }
 
@@ -157,6 +163,7 @@ impl Route {
             },
             protocol: header.protocol.into(),
             metric: 0,
+            mtu: None,
         };
         for attribute in &message.attributes {
             match attribute {
@@ -167,6 +174,12 @@ impl Route {
                 RouteAttribute::PrefSource(a) => route.source = address(a),
                 RouteAttribute::Oif(link) => route.link = *link,
                 RouteAttribute::Priority(metric) => route.metric = *metric,
+                RouteAttribute::Metrics(metrics) => {
+                    route.mtu = metrics.iter().find_map(|metric| match metric {
+                        RouteMetric::Mtu(mtu) => Some(*mtu),
+                        _ => None,
+                    });
+                }
                 _ => {}
             }
         }

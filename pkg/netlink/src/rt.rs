@@ -180,6 +180,11 @@ impl Rtnl {
         netns.run(Self::open).map_err(failed)?
     }
 
+    /// How many requests it has sent. A dump is one, unless it had to be read again.
+    pub fn requests_sent(&self) -> u32 {
+        self.sequence
+    }
+
     /// Sends a request and waits for its acknowledgement.
     pub(crate) fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(), Refusal> {
         self.exchange(message, NLM_F_REQUEST | NLM_F_ACK | flags, |_| None::<()>)

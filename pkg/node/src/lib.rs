@@ -7,6 +7,7 @@
 
 mod apply;
 mod desired;
+mod follow;
 mod heartbeat;
 mod plan;
 mod ports;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
+use svcnet_netlink::underlay::Choice;
 use svcnet_runtime::backoff::Backoff;
 use svcnet_runtime::{Change, Component, Context, Scope};
 use tokio::sync::mpsc;
@@ -13,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::apply::apply;
 use crate::desired::{DesiredNode, Machine, desired};
+use crate::follow::Follow;
 use crate::heartbeat;
 use crate::plan::plan;
 use crate::ports;
@@ -22,6 +24,8 @@ use crate::ports;
 pub struct Config {
     /// The addresses that other nodes reach this one at (`--node-ip`), the first one first.
     pub node_ips: Vec<IpAddr>,
+    /// Where that address was found, if it was not given: when there is another one, the Node says so.
+    pub follow: Option<Choice>,
     /// What the Node tells of the machine; [`Machine::this`] outside of tests.
     pub machine: Machine,
 }
@@ -35,6 +39,9 @@ pub enum Error {
         /// The node.
         node: String,
     },
+    /// The kernel does not tell when there is another address.
+    #[error(transparent)]
+    Kernel(#[from] svcnet_netlink::rt::Error),
 }
 
 /// The role, ready to run.
@@ -42,6 +49,8 @@ pub struct NodeRole {
     context: Context,
     health: Component,
     desired: DesiredNode,
+    machine: Machine,
+    follow: Option<Follow>,
     changes: mpsc::Receiver<Change<Node>>,
 }
 
@@ -61,6 +70,8 @@ impl NodeRole {
             context: context.clone(),
             health: context.health.component("node"),
             desired: desired(&name, &config.node_ips, &config.machine),
+            machine: config.machine,
+            follow: config.follow.map(Follow::new).transpose()?,
             changes,
         })
     }
@@ -76,13 +87,14 @@ impl NodeRole {
         let registration = Registration {
             nodes: Api::all(client),
             desired: self.desired,
+            machine: self.machine,
             observed: Observed::Unknown,
             health: self.health,
         };
         tokio::join!(heartbeat, async {
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = registration.keep(self.changes) => {}
+                () = registration.keep(self.changes, self.follow) => {}
             }
         });
         Ok(())
@@ -98,12 +110,13 @@ enum Observed {
 struct Registration {
     nodes: Api<Node>,
     desired: DesiredNode,
+    machine: Machine,
     observed: Observed,
     health: Component,
 }
 
 impl Registration {
-    async fn keep(mut self, mut changes: mpsc::Receiver<Change<Node>>) {
+    async fn keep(mut self, mut changes: mpsc::Receiver<Change<Node>>, mut follow: Option<Follow>) {
         let mut failures = Backoff::default();
         let mut retry: Option<Instant> = None;
         let mut looks = tokio::time::interval(ports::LOOK_EVERY);
@@ -138,6 +151,14 @@ impl Registration {
                 },
                 _ = looks.tick() => self.look_at_ports(),
                 () = sleep_until(due) => retry = None,
+                address = next_address(follow.as_mut()) => {
+                    let next = desired(&self.desired.name, &[address], &self.machine);
+                    if next.addresses != self.desired.addresses {
+                        tracing::info!(node = self.desired.name, %address, "this node has another address");
+                        self.desired = next;
+                        retry = None;
+                    }
+                }
             }
         }
     }
@@ -188,6 +209,13 @@ impl Registration {
         }
         self.health.ready();
         Ok(())
+    }
+}
+
+async fn next_address(follow: Option<&mut Follow>) -> IpAddr {
+    match follow {
+        Some(follow) => follow.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,12 +1,10 @@
 //! Carries a plan out.
 
-use std::net::IpAddr;
-
-use ipnet::IpNet;
 use svcnet_netlink::addr::Address;
 use svcnet_netlink::link::Change;
 use svcnet_netlink::neigh::{FdbEntry, Neighbour};
 use svcnet_netlink::route::Route;
+use svcnet_netlink::sysctls::{self, Sysctls};
 use svcnet_netlink::{Rtnl, nft, rt, sysctl};
 
 use crate::desired::{Entry, Over, VxlanLink};
@@ -37,19 +35,36 @@ pub enum Error {
     /// A kernel parameter could not be set.
     #[error(transparent)]
     Sysctl(#[from] sysctl::Error),
+    /// A kernel parameter of the host could not be set, or what it was before could not be written down.
+    #[error(transparent)]
+    Sysctls(#[from] sysctls::Error),
+    /// The link does not let checksums be computed before.
+    #[error("switch tx-checksumming of {link} off: {source}")]
+    Checksums {
+        /// The link.
+        link: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// The link that an entry belongs to is not there: a later pass finds it.
     #[error("{entry}: link {link} is not there")]
     NoLink {
         /// The entry.
         entry: Entry,
         /// The link.
-        link: &'static str,
+        link: Over,
     },
 }
 
-/// Carries the operations out in order, past failures, which are returned.
-pub fn apply(plan: &Plan, kernel: &mut Kernel) -> Vec<Error> {
-    let mut links = Links::default();
+/// Carries the operations out in order, past failures, which are returned. `underlay` is the index of the link towards the
+/// peers; what kernel parameters of the host were before is written down in `sysctls`.
+pub fn apply(plan: &Plan, kernel: &mut Kernel, underlay: u32, sysctls: &Sysctls) -> Vec<Error> {
+    let mut links = Links {
+        vxlan: None,
+        underlay,
+        bridge: None,
+        sysctls,
+    };
     let mut errors = Vec::new();
     for op in &plan.ops {
         if let Err(error) = links.carry_out(op, kernel) {
@@ -59,25 +74,36 @@ pub fn apply(plan: &Plan, kernel: &mut Kernel) -> Vec<Error> {
     errors
 }
 
-/// The route as the overlay makes it.
-pub(crate) fn route(destination: IpNet, link: u32, gateway: Option<IpAddr>, source: Option<IpAddr>) -> Route {
+/// The route of an entry as the overlay makes it; none if the entry is none.
+pub(crate) fn route(entry: &Entry, link: u32) -> Option<Route> {
+    let Entry::Route {
+        destination,
+        gateway,
+        source,
+        mtu,
+        ..
+    } = *entry
+    else {
+        return None;
+    };
     let route = match gateway {
         Some(gateway) => Route::via(destination, gateway, link),
         None => Route::on_link(destination, link),
     };
-    Route { source, ..route }
+    Some(Route { source, mtu, ..route })
 }
 
 /// The links' indices, looked up once for a plan.
-#[derive(Default)]
-struct Links {
+struct Links<'a> {
     vxlan: Option<u32>,
+    underlay: u32,
     bridge: Option<u32>,
+    sysctls: &'a Sysctls,
 }
 
-impl Links {
+impl Links<'_> {
     fn carry_out(&mut self, op: &Op, kernel: &mut Kernel) -> Result<(), Error> {
-        let Kernel { rt, nft } = kernel;
+        let Kernel { rt, nft, ethtool } = kernel;
         match op {
             Op::DeleteLink => {
                 self.vxlan = None;
@@ -99,19 +125,26 @@ impl Links {
                 };
                 Ok(rt.change_link(index, &change)?)
             }
+            Op::ChecksumsBefore => {
+                let link = LINK_NAMES.vxlan;
+                let done = ethtool.set_tx_checksum(link, false);
+                done.map_err(|source| Error::Checksums { link, source })
+            }
             Op::DeleteStray(route) => Ok(rt.delete_route(*route)?),
-            Op::Delete(entry) => match self.index(over(entry), rt)? {
+            Op::Delete(entry) => match self.index(entry.over(), rt)? {
                 Some(link) => Ok(delete(*entry, link, rt)?),
                 None => Ok(()), // gone with its link
             },
-            Op::Set(entry) => match self.index(over(entry), rt)? {
+            Op::Set(entry) => match self.index(entry.over(), rt)? {
                 Some(link) => Ok(set(*entry, link, rt)?),
                 None => Err(Error::NoLink {
                     entry: *entry,
-                    link: name(over(entry)),
+                    link: entry.over(),
                 }),
             },
-            Op::Sysctl { name, value } => Ok(sysctl::set(name, value).map(drop)?),
+            // Those of links of ours go with the link.
+            Op::Sysctl { name, value } if is_of_own_link(name) => Ok(sysctl::set(name, value).map(drop)?),
+            Op::Sysctl { name, value } => Ok(self.sysctls.set(name, value)?),
             Op::Masquerade(masquerade) => {
                 for ruleset in masquerade::rulesets(masquerade) {
                     nft.ensure(&ruleset)?;
@@ -122,30 +155,21 @@ impl Links {
     }
 
     fn index(&mut self, over: Over, rt: &mut Rtnl) -> Result<Option<u32>, Error> {
-        let known = match over {
-            Over::Vxlan => &mut self.vxlan,
-            Over::Bridge => &mut self.bridge,
+        let (known, name) = match over {
+            Over::Vxlan => (&mut self.vxlan, LINK_NAMES.vxlan),
+            Over::Bridge => (&mut self.bridge, LINK_NAMES.bridge),
+            Over::Underlay => return Ok(Some(self.underlay)),
         };
         if known.is_none() {
-            *known = rt.link(name(over))?.map(|l| l.index);
+            *known = rt.link(name)?.map(|l| l.index);
         }
         Ok(*known)
     }
 }
 
-fn name(over: Over) -> &'static str {
-    match over {
-        Over::Vxlan => LINK_NAMES.vxlan,
-        Over::Bridge => LINK_NAMES.bridge,
-    }
-}
-
-fn over(entry: &Entry) -> Over {
-    if entry.is_over_vxlan() {
-        Over::Vxlan
-    } else {
-        Over::Bridge
-    }
+fn is_of_own_link(sysctl: &str) -> bool {
+    let mut parts = sysctl.split('/');
+    parts.any(|part| part == LINK_NAMES.vxlan || part == LINK_NAMES.bridge)
 }
 
 fn add_link(link: &VxlanLink, rt: &mut Rtnl) -> Result<(), Error> {
@@ -182,12 +206,7 @@ fn set(entry: Entry, link: u32, rt: &mut Rtnl) -> Result<(), rt::Error> {
             address,
             mac: mac.octets(),
         }),
-        Entry::Route {
-            destination,
-            gateway,
-            source,
-            ..
-        } => rt.replace_route(route(destination, link, gateway, source)),
+        Entry::Route { .. } => route(&entry, link).map_or(Ok(()), |route| rt.replace_route(route)),
     }
 }
 
@@ -204,11 +223,6 @@ fn delete(entry: Entry, link: u32, rt: &mut Rtnl) -> Result<(), rt::Error> {
             address,
             mac: mac.octets(),
         }),
-        Entry::Route {
-            destination,
-            gateway,
-            source,
-            ..
-        } => rt.delete_route(route(destination, link, gateway, source)),
+        Entry::Route { .. } => route(&entry, link).map_or(Ok(()), |route| rt.delete_route(route)),
     }
 }

@@ -5,6 +5,11 @@
 //! route sends the peer's pod network there. All three follow from the peer's Node object alone: the Ethernet address
 //! is computed from the node's name, the VXLAN link's address is the first of the pod network.
 //!
+//! Where a peer's node is on the same link as this one, a route through the node itself does as well, and costs nothing
+//! around each packet: [`Mode`] says which way is taken.
+//!
+//! What really passes to each peer is found out by probes ([`probe`]): a route says so where it is less than it should be.
+//!
 //! The overlay owns its VXLAN link with all addresses, neighbours and forwarding entries on it, the routes with
 //! protocol 115, and the table `ip svcnet-overlay`. It neither makes nor changes the bridge of the pods.
 //!
@@ -13,26 +18,33 @@
 pub mod apply;
 pub mod desired;
 mod masquerade;
+mod mode;
 pub mod observe;
 pub mod plan;
+mod probe;
 mod role;
+mod status;
 pub mod view;
 
+pub use mode::{BadMode, Mode};
 pub use role::{Error, Overlay};
+pub use status::{Checksums, Facts as Told};
 
-use std::net::IpAddr;
+use std::time::Duration;
 
-use svcnet_api::types::{CidrList, IfName, Vni};
+use svcnet_api::types::{CidrList, Vni};
 use svcnet_api::wellknown::{BRIDGE_NAME, VXLAN_NAME};
+use svcnet_netlink::ethtool::Ethtool;
+use svcnet_netlink::underlay::Choice;
 use svcnet_netlink::{Rtnl, nft};
 
 /// What the operator decides.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The node's address towards its peers (`--node-ip`); otherwise one of the interface.
-    pub node_ip: Option<IpAddr>,
-    /// The interface towards the peers (`--iface`); otherwise that of the default route.
-    pub interface: Option<IfName>,
+    /// The way to the peers.
+    pub mode: Mode,
+    /// The link towards them, and the address there.
+    pub underlay: Choice,
     /// The VXLAN network identifier.
     pub vni: Vni,
     /// The VXLAN UDP port.
@@ -43,7 +55,12 @@ pub struct Config {
     pub service_cidr: CidrList,
     /// The largest packet of a pod; otherwise what the interface carries less the encapsulation.
     pub mtu: Option<u32>,
+    /// How often it is looked at what really passes to each peer.
+    pub verify_every: Duration,
 }
+
+/// The usual [`Config::verify_every`]: 33 packets a second among 1,000 nodes.
+pub const VERIFY_EVERY: Duration = Duration::from_secs(30);
 
 /// The links that the overlay works with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +83,8 @@ pub struct Kernel {
     pub rt: Rtnl,
     /// nf_tables.
     pub nft: nft::Socket,
+    /// What links compute.
+    pub ethtool: Ethtool,
 }
 
 impl Kernel {
@@ -77,6 +96,7 @@ impl Kernel {
         Ok(Self {
             rt: Rtnl::open()?,
             nft: nft::Socket::open()?,
+            ethtool: Ethtool::open().map_err(KernelError::Ethtool)?,
         })
     }
 }
@@ -90,4 +110,7 @@ pub enum KernelError {
     /// In nf_tables.
     #[error("masquerading: {0}")]
     Nft(#[from] nft::Error),
+    /// In what links compute.
+    #[error("what the VXLAN link computes: {0}")]
+    Ethtool(#[source] std::io::Error),
 }

@@ -1,11 +1,16 @@
 //! The nftables table: pod traffic that leaves the cluster takes the node's address, since nobody outside knows the
-//! way back to a pod; and pods of a node are not told to talk to each other directly.
+//! way back to a pod; pods of a node are not told to talk to each other directly; and where less passes to a peer than its
+//! links say, connections of pods begin with segments that pass. Routers on the way that drop what is too large often do not
+//! say so.
 
 use ipnet::IpNet;
 use svcnet_netlink::nft::{Chain, ChainKind, Family, Hook, PRIORITY_SRCNAT, Rule, Ruleset, Table};
 
 use crate::LINK_NAMES;
 use crate::desired::Masquerade;
+
+/// `NF_IP_PRI_MANGLE`
+const PRIORITY_MANGLE: i32 = -150;
 
 const CHAIN: &str = "postrouting";
 
@@ -30,6 +35,21 @@ fn ruleset(family: Family, masquerade: &Masquerade) -> Option<Ruleset> {
         }
         let rule = Rule::new(CHAIN).saddr(*source).masquerade();
         ruleset = ruleset.rule(rule.comment("outside they are seen as their node"));
+    }
+    if masquerade.clamp {
+        let forward = Chain::base("forward", ChainKind::Filter, Hook::Forward, PRIORITY_MANGLE);
+        ruleset = ruleset.chain(forward);
+        for source in masquerade.sources.iter().filter(of_family) {
+            for rule in [
+                Rule::new("forward").saddr(*source),
+                Rule::new("forward").daddr(*source),
+            ] {
+                ruleset = ruleset.rule(
+                    rule.clamp_mss()
+                        .comment("segments are to fit the routes there and back"),
+                );
+            }
+        }
     }
     if family == Family::Ip6 {
         // Their ports are isolated: a pod that followed a redirect would lose its neighbour. IPv4 has a kernel parameter

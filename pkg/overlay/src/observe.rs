@@ -7,23 +7,22 @@ use ipnet::IpNet;
 use svcnet_api::types::MacAddr;
 use svcnet_netlink::link::{Kind, Link};
 use svcnet_netlink::route::{PROTOCOL_SVCNET, Route, RouteFilter};
-use svcnet_netlink::underlay::{self, Choice, NoUnderlay};
+use svcnet_netlink::underlay::{self, NoUnderlay};
 use svcnet_netlink::{Rtnl, nft, rt, sysctl};
 
 use crate::desired::{Desired, Entry, Facts, Over};
-use crate::plan::{Observed, ObservedLink};
-use crate::{Config, Kernel, KernelError, LINK_NAMES, masquerade};
+use crate::plan::{Observed, ObservedLink, Stray};
+use crate::{Config, Kernel, KernelError, LINK_NAMES, Mode, masquerade};
 
 /// Reads what the overlay builds upon.
 ///
 /// # Errors
 /// When the kernel does not answer; within, when there is no link towards the peers.
 pub fn facts(config: &Config, rt: &mut Rtnl) -> Result<Result<Facts, NoUnderlay>, rt::Error> {
-    let choice = Choice {
-        address: config.node_ip,
-        interface: config.interface.as_ref().map(|i| i.as_str().to_string()),
+    let underlay = match underlay::find(rt, &config.underlay, &[LINK_NAMES.vxlan, LINK_NAMES.bridge])? {
+        Ok(underlay) => underlay,
+        Err(none) => return Ok(Err(none)),
     };
-    let found = underlay::find(rt, &choice, &[LINK_NAMES.vxlan, LINK_NAMES.bridge])?;
     let bridge = rt.link(LINK_NAMES.bridge)?.filter(|l| l.up);
     let gateways = match bridge {
         Some(bridge) => rt
@@ -33,18 +32,96 @@ pub fn facts(config: &Config, rt: &mut Rtnl) -> Result<Result<Facts, NoUnderlay>
             .collect(),
         None => Vec::new(),
     };
-    Ok(found.map(|underlay| Facts { underlay, gateways }))
+    let on_link = match config.mode {
+        Mode::Vxlan => Vec::new(),
+        Mode::Direct | Mode::Auto => {
+            let routes = rt.routes(RouteFilter {
+                protocol: None,
+                link: Some(underlay.link),
+            })?;
+            routes.iter().filter_map(on_link).collect()
+        }
+    };
+    Ok(Ok(Facts {
+        underlay,
+        on_link,
+        gateways,
+        corrupts: false,
+    }))
+}
+
+/// The network that the route says to be on its link: of an address there, or as an operator made it. A default route
+/// without a router is that of a link with one host at the other end.
+pub(crate) fn on_link(route: &Route) -> Option<IpNet> {
+    let plain = route.gateway.is_none() && route.protocol != PROTOCOL_SVCNET;
+    let net = Some(route.destination).filter(|net| plain && net.prefix_len() > 0);
+    net.filter(|net| !is_link_local(*net))
+}
+
+/// The indices of the links that entries are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Links {
+    /// The overlay's own.
+    pub vxlan: Option<u32>,
+    /// The link towards the peers.
+    pub underlay: u32,
+    /// The pods' bridge.
+    pub bridge: Option<u32>,
+}
+
+impl Links {
+    /// As they are now.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub fn read(rt: &mut Rtnl, facts: &Facts) -> Result<Self, rt::Error> {
+        let mut index = |name| Ok(rt.link(name)?.map(|l: Link| l.index));
+        Ok(Self {
+            vxlan: index(LINK_NAMES.vxlan)?,
+            underlay: facts.underlay.link,
+            bridge: index(LINK_NAMES.bridge)?,
+        })
+    }
+
+    fn over(&self, link: u32) -> Option<Over> {
+        match Some(link) {
+            link if link == self.vxlan => Some(Over::Vxlan),
+            link if link == self.bridge => Some(Over::Bridge),
+            link if link == Some(self.underlay) => Some(Over::Underlay),
+            _ => None,
+        }
+    }
+
+    /// The entry that the route is, if it has the form that [`crate::apply`] gives to entries.
+    pub fn entry(&self, route: &Route) -> Option<Entry> {
+        let entry = Entry::Route {
+            destination: route.destination,
+            over: self.over(route.link)?,
+            gateway: route.gateway,
+            source: route.source,
+            mtu: route.mtu,
+        };
+        (crate::apply::route(&entry, route.link) == Some(*route)).then_some(entry)
+    }
 }
 
 /// Reads what the overlay owns. Of the kernel parameters those that are desired.
 ///
 /// # Errors
 /// When the kernel does not answer.
-pub fn observe(kernel: &mut Kernel, desired: &Desired) -> Result<Observed, KernelError> {
-    let Kernel { rt, nft } = kernel;
+pub fn observe(
+    kernel: &mut Kernel,
+    facts: &Facts,
+    desired: &Desired,
+) -> Result<(Observed, Links), KernelError> {
+    let Kernel { rt, nft, ethtool } = kernel;
     let mut observed = Observed::default();
     let link = rt.link(LINK_NAMES.vxlan)?;
-    let bridge = rt.link(LINK_NAMES.bridge)?;
+    let links = Links {
+        vxlan: link.as_ref().map(|l| l.index),
+        underlay: facts.underlay.link,
+        bridge: rt.link(LINK_NAMES.bridge)?.map(|l| l.index),
+    };
     let mut routes = rt.routes(RouteFilter {
         protocol: Some(PROTOCOL_SVCNET),
         link: None,
@@ -60,17 +137,23 @@ pub fn observe(kernel: &mut Kernel, desired: &Desired) -> Result<Observed, Kerne
         );
         read_link(rt, link.index, &mut observed)?;
     }
-    let index = |link: &Option<Link>| link.as_ref().map(|l| l.index);
     for route in routes {
-        match as_entry(&route, index(&link), index(&bridge)) {
+        match links.entry(&route) {
             Some(entry) => _ = observed.entries.insert(entry),
-            None => observed.strays.push(route),
+            None => observed.strays.push(Stray {
+                route,
+                over_vxlan: Some(route.link) == links.vxlan,
+            }),
         }
     }
     observed.link = link.map(|l| ObservedLink {
         mac: l.mac.map(MacAddr::new),
         mtu: l.mtu,
         up: l.up,
+        // Another kind of link may not tell; it is replaced in any case.
+        checksums_before: ethtool
+            .tx_checksum(LINK_NAMES.vxlan)
+            .is_ok_and(|to_link| !to_link),
         vxlan: if let Kind::Vxlan(vxlan) = l.kind {
             Some(vxlan)
         } else {
@@ -79,7 +162,7 @@ pub fn observe(kernel: &mut Kernel, desired: &Desired) -> Result<Observed, Kerne
     });
     observed.masquerade = holds_masquerade(nft, desired)?.then(|| desired.masquerade.clone());
     observed.sysctls = read_sysctls(desired.sysctls.keys());
-    Ok(observed)
+    Ok((observed, links))
 }
 
 /// Whether the nftables table is as it should be.
@@ -127,26 +210,4 @@ fn is_link_local(net: IpNet) -> bool {
 /// Routes that come and go with an address (`RTPROT_KERNEL`).
 fn is_kernels(route: &Route) -> bool {
     route.protocol == 2
-}
-
-/// The entry that the route is, if it has the form that [`crate::apply`] gives to entries.
-fn as_entry(route: &Route, vxlan: Option<u32>, bridge: Option<u32>) -> Option<Entry> {
-    let over = match Some(route.link) {
-        link if link == vxlan => Over::Vxlan,
-        link if link == bridge => Over::Bridge,
-        _ => return None,
-    };
-    let Route {
-        destination,
-        gateway,
-        source,
-        ..
-    } = *route;
-    let entry = Entry::Route {
-        destination,
-        over,
-        gateway,
-        source,
-    };
-    (crate::apply::route(destination, route.link, gateway, source) == *route).then_some(entry)
 }

@@ -7,9 +7,9 @@ use svcnet_api::types::MacAddr;
 use svcnet_netlink::link::Vxlan;
 use svcnet_netlink::route::Route;
 
-use crate::LINK_NAMES;
-use crate::desired::{Desired, Entry, Facts, Key, Masquerade, VxlanLink, peer_entries};
+use crate::desired::{Desired, Entry, Facts, Key, Masquerade, VxlanLink, peer};
 use crate::view::{NodeNet, View};
+use crate::{Config, LINK_NAMES};
 
 /// What the kernel holds of what the overlay owns.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -19,11 +19,20 @@ pub struct Observed {
     /// What is on it, and the routes of svcnet's protocol, as far as they have the form that the overlay gives them.
     pub entries: BTreeSet<Entry>,
     /// Routes over the link or of svcnet's protocol that have another form.
-    pub strays: Vec<Route>,
+    pub strays: Vec<Stray>,
     /// Kernel parameters, those that exist.
     pub sysctls: BTreeMap<String, String>,
     /// The nftables table, if it is there and as the overlay makes it.
     pub masquerade: Option<Masquerade>,
+}
+
+/// A route that the overlay never makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stray {
+    /// The route.
+    pub route: Route,
+    /// Whether it goes when the VXLAN link goes.
+    pub over_vxlan: bool,
 }
 
 /// The link of the overlay's name, as it is.
@@ -37,6 +46,8 @@ pub struct ObservedLink {
     pub mtu: u32,
     /// Whether it is up.
     pub up: bool,
+    /// Whether checksums of what leaves by it are computed before.
+    pub checksums_before: bool,
 }
 
 /// One operation.
@@ -53,6 +64,8 @@ pub enum Op {
         /// The largest packet.
         mtu: u32,
     },
+    /// Compute checksums before packets come to the link.
+    ChecksumsBefore,
     /// Delete a route that the overlay never makes.
     DeleteStray(Route),
     /// Delete an entry.
@@ -90,7 +103,7 @@ impl fmt::Display for Op {
         match self {
             Self::DeleteLink => write!(f, "delete link {name}"),
             Self::AddLink(link) => {
-                let VxlanLink { vxlan, mac, mtu } = link;
+                let VxlanLink { vxlan, mac, mtu, .. } = link;
                 write!(f, "add link {name} vxlan id {} port {}", vxlan.vni, vxlan.port)?;
                 if let Some(local) = vxlan.local {
                     write!(f, " local {local}")?;
@@ -98,6 +111,7 @@ impl fmt::Display for Op {
                 write!(f, " mac {mac} mtu {mtu}")
             }
             Self::ChangeLink { mac, mtu } => write!(f, "change link {name} up mac {mac} mtu {mtu}"),
+            Self::ChecksumsBefore => write!(f, "change link {name} tx-checksumming off"),
             Self::DeleteStray(route) => write!(f, "delete stray route {route}"),
             Self::Delete(entry) => write!(f, "delete {entry}"),
             Self::Set(entry) => write!(f, "set {entry}"),
@@ -111,9 +125,10 @@ impl fmt::Display for Op {
                 };
                 write!(
                     f,
-                    "masquerade {} except to {}",
+                    "masquerade {} except to {}{}",
                     list(&masquerade.sources),
-                    list(&masquerade.inside)
+                    list(&masquerade.inside),
+                    if masquerade.clamp { ", clamp segments" } else { "" }
                 )
             }
         }
@@ -126,25 +141,28 @@ impl fmt::Display for Plan {
     }
 }
 
-/// What makes the kernel hold what it should.
+/// What makes the kernel hold what it should. A link that nobody needs any more goes last: until then, packets have a way.
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let mut ops = Vec::new();
-    let survives = plan_link(&desired.link, observed.link.as_ref(), &mut ops);
+    let fate = plan_link(desired.link.as_ref(), observed.link.as_ref(), &mut ops);
     // What is on a link goes with it, and so do the routes over it.
-    let stays = |entry: &&Entry| survives || !entry.is_over_vxlan();
+    let stays = |entry: &&Entry| fate != Fate::Replaced || !entry.is_over_vxlan();
     let there: BTreeSet<&Entry> = observed.entries.iter().filter(stays).collect();
     let mut alike: BTreeMap<Key, usize> = BTreeMap::new();
     for entry in &there {
         *alike.entry(entry.key()).or_default() += 1;
     }
-    if survives {
-        ops.extend(observed.strays.iter().copied().map(Op::DeleteStray));
-    }
+    let strays = observed
+        .strays
+        .iter()
+        .filter(|stray| fate == Fate::Stays || !stray.over_vxlan);
+    ops.extend(strays.map(|stray| Op::DeleteStray(stray.route)));
     for entry in there.iter().rev() {
         let key = entry.key();
         match desired.entries.get(&key) {
             // Setting replaces one entry: of several with a key, the wrong ones must go.
             Some(wanted) if *wanted == **entry || alike.get(&key) == Some(&1) => {}
+            None if fate == Fate::Goes && entry.is_over_vxlan() => {}
             _ => ops.push(Op::Delete(**entry)),
         }
     }
@@ -167,19 +185,36 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     if observed.masquerade.as_ref() != Some(&desired.masquerade) {
         ops.push(Op::Masquerade(desired.masquerade.clone()));
     }
+    if fate == Fate::Goes {
+        ops.push(Op::DeleteLink);
+    }
     Plan { ops }
 }
 
-/// Whether the link that is there stays.
-fn plan_link(desired: &VxlanLink, observed: Option<&ObservedLink>, ops: &mut Vec<Op>) -> bool {
-    let Some(link) = observed else {
-        ops.push(Op::AddLink(desired.clone()));
-        return false;
+/// What becomes of the link that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Stays,
+    /// Nothing, or nothing that is of use, was there: a new one is made.
+    Replaced,
+    /// It is there and is not to be.
+    Goes,
+}
+
+fn plan_link(desired: Option<&VxlanLink>, observed: Option<&ObservedLink>, ops: &mut Vec<Op>) -> Fate {
+    let (desired, link) = match (desired, observed) {
+        (None, None) => return Fate::Stays,
+        (None, Some(_)) => return Fate::Goes,
+        (Some(desired), None) => {
+            add_link(desired, ops);
+            return Fate::Replaced;
+        }
+        (Some(desired), Some(link)) => (desired, link),
     };
     if link.vxlan.as_ref() != Some(&desired.vxlan) {
         ops.push(Op::DeleteLink);
-        ops.push(Op::AddLink(desired.clone()));
-        return false;
+        add_link(desired, ops);
+        return Fate::Replaced;
     }
     if link.mac != Some(desired.mac) || link.mtu != desired.mtu || !link.up {
         ops.push(Op::ChangeLink {
@@ -187,8 +222,19 @@ fn plan_link(desired: &VxlanLink, observed: Option<&ObservedLink>, ops: &mut Vec
             mtu: desired.mtu,
         });
     }
+    // Off when nobody has seen harm is the operator's choice.
+    if desired.checksums_before && !link.checksums_before {
+        ops.push(Op::ChecksumsBefore);
+    }
     // A link that is down has lost its routes: they were observed as missing.
-    true
+    Fate::Stays
+}
+
+fn add_link(desired: &VxlanLink, ops: &mut Vec<Op>) {
+    ops.push(Op::AddLink(desired.clone()));
+    if desired.checksums_before {
+        ops.push(Op::ChecksumsBefore);
+    }
 }
 
 /// What a change of some entries takes, in proportion to their number.
@@ -216,22 +262,59 @@ fn plan_change(before: &BTreeMap<Key, Entry>, after: &BTreeMap<Key, Entry>) -> P
 impl Desired {
     /// Takes a peer's new state into the view and into what is desired, and says what of the kernel's state changes
     /// with it: in proportion to what the peer has, not to how many peers there are.
-    pub fn take(&mut self, view: &mut View, facts: &Facts, name: &str, next: Option<NodeNet>) -> Plan {
+    pub fn take(
+        &mut self,
+        config: &Config,
+        view: &mut View,
+        facts: &Facts,
+        name: &str,
+        next: Option<NodeNet>,
+    ) -> Plan {
         let affected = view.affected(name, next.as_ref());
+        self.change(config, view, facts, &affected, |view| view.set(name, next))
+    }
+
+    /// The same with what was seen to pass to the peer.
+    pub fn take_path(
+        &mut self,
+        config: &Config,
+        view: &mut View,
+        facts: &Facts,
+        name: &str,
+        path: Option<u32>,
+    ) -> Plan {
+        let affected = [name.to_string()].into();
+        self.change(config, view, facts, &affected, |view| view.set_path(name, path))
+    }
+
+    fn change(
+        &mut self,
+        config: &Config,
+        view: &mut View,
+        facts: &Facts,
+        affected: &BTreeSet<String>,
+        change: impl FnOnce(&mut View),
+    ) -> Plan {
         let entries = |view: &View| -> BTreeMap<Key, Entry> {
             let peers = affected.iter().filter(|n| *n != view.own_name());
             let nets = peers.filter_map(|n| view.node(n).map(|net| (n, net)));
-            let found = nets.filter_map(|(n, net)| peer_entries(view, facts, n, net).ok());
-            found.flatten().map(|entry| (entry.key(), entry)).collect()
+            let found = nets.flat_map(|(n, net)| peer(config, view, facts, n, net).entries);
+            found.map(|entry| (entry.key(), entry)).collect()
         };
         let before = entries(view);
-        view.set(name, next);
+        change(view);
         let after = entries(view);
         for key in before.keys() {
             self.entries.remove(key);
         }
         self.entries.extend(&after);
-        plan_change(&before, &after)
+        let mut plan = plan_change(&before, &after);
+        let clamp = self.has_limits();
+        if clamp != self.masquerade.clamp {
+            self.masquerade.clamp = clamp;
+            plan.ops.push(Op::Masquerade(self.masquerade.clone()));
+        }
+        plan
     }
 }
 

@@ -1,23 +1,33 @@
 //! The loop: nodes change, the kernel's state is changed by others, and now and then everything is looked at.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
+use svcnet_api::types::MacAddr;
 use svcnet_netlink::monitor::{Event, Group, Happened, Monitor};
+use svcnet_netlink::route::PROTOCOL_SVCNET;
 use svcnet_netlink::rt;
-use svcnet_netlink::underlay::NoUnderlay;
+use svcnet_netlink::sysctls::Sysctls;
+use svcnet_netlink::underlay::{NoUnderlay, vxlan_overhead};
 use svcnet_runtime::backoff::Backoff;
 use svcnet_runtime::{Change, Component, Context, Scope};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::desired::{Desired, Entry, Facts, Key, Over, Waiting, desired, peer_entries};
-use crate::plan::{Plan, plan};
+use crate::desired::{
+    Desired, Entry, Facts, Key, Over, Unreachable, Waiting, desired, peer, peer_address, vxlan_address,
+    vxlan_mac, vxlan_mtu,
+};
+use crate::observe::Links;
+use crate::plan::{Op, Plan, plan};
+use crate::probe::{Encapsulated, Finding, Prober, Target, Way};
+use crate::status::{self, Checksums};
 use crate::view::{NodeNet, View};
-use crate::{Config, Kernel, KernelError, LINK_NAMES, apply, observe};
+use crate::{Config, Kernel, KernelError, LINK_NAMES, Mode, apply, observe};
 
 /// Changes by others come in bursts: they are answered together.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -89,6 +99,9 @@ impl Overlay {
                 component: ctx.health.component("overlay"),
                 current: None,
                 backoff: Backoff::default(),
+                sysctls: Sysctls::new(&ctx.run_dir, "overlay"),
+                probes: Probes::default(),
+                told: status::Facts::default(),
             },
         })
     }
@@ -126,7 +139,13 @@ impl Overlay {
                         next_pass = next_pass.min(Instant::now() + SETTLE);
                     }
                 }
+                finding = self.state.probes.next() => {
+                    if self.state.found(finding) == Follow::Pass {
+                        next_pass = Instant::now();
+                    }
+                }
                 _ = table_look.tick() => {
+                    self.state.look_around();
                     if !self.state.holds_table() {
                         next_pass = Instant::now();
                     }
@@ -154,8 +173,62 @@ struct State {
     kernel: Kernel,
     component: Component,
     /// What the kernel was last told to hold, and what that was based on.
-    current: Option<(Facts, Desired)>,
+    current: Option<Current>,
     backoff: Backoff,
+    sysctls: Sysctls,
+    probes: Probes,
+    told: status::Facts,
+}
+
+struct Current {
+    facts: Facts,
+    desired: Desired,
+    links: Links,
+}
+
+/// What looks at what passes to the peers.
+#[derive(Default)]
+struct Probes {
+    /// From which link and address.
+    prober: Option<(u32, std::net::IpAddr, Prober)>,
+    checksums: Checksums,
+    /// Peers, ways or sizes have changed since they were told.
+    stale: bool,
+    /// That there are none has been said.
+    failed: bool,
+}
+
+impl Probes {
+    async fn next(&mut self) -> Finding {
+        match &mut self.prober {
+            Some((_, _, prober)) => prober.next().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// From where packets leave now. What was found out elsewhere does not count.
+    fn look_from(&mut self, facts: &Facts, every: Duration) {
+        let (link, address) = (facts.underlay.link, facts.underlay.address);
+        self.stale = true;
+        if self
+            .prober
+            .as_ref()
+            .is_some_and(|(l, a, _)| (*l, *a) == (link, address))
+        {
+            return;
+        }
+        if self.prober.take().is_some() {
+            self.checksums = Checksums::Untested;
+        }
+        match Prober::start(address, every) {
+            Ok(prober) => self.prober = Some((link, address, prober)),
+            Err(error) if !self.failed => {
+                self.failed = true;
+                tracing::warn!(%error, "what passes to other nodes is not looked at: it takes root (CAP_NET_RAW)");
+            }
+            Err(_) => {}
+        }
+    }
 }
 
 impl State {
@@ -200,27 +273,176 @@ impl State {
         if self.view.node(name) == next.as_ref() {
             return Follow::Done; // heartbeats and conditions
         }
+        self.probes.stale = true;
         let current = self.current.as_mut().filter(|_| name != self.view.own_name());
-        let Some((facts, desired)) = current else {
+        let Some(current) = current else {
             self.view.set(name, next);
             return Follow::Pass;
         };
-        let change = desired.take(&mut self.view, facts, name, next);
-        if let Some(reason) = self
-            .view
-            .node(name)
-            .and_then(|n| peer_entries(&self.view, facts, name, n).err())
-        {
-            tracing::debug!(node = %name, %reason, "a node has no route over the overlay");
+        let Current { facts, desired, .. } = current;
+        let change = desired.take(&self.config, &mut self.view, facts, name, next);
+        self.carry_out(&change)
+    }
+
+    /// Takes what was found out about the way to a peer.
+    fn found(&mut self, finding: Finding) -> Follow {
+        match finding {
+            Finding::Path { name, path } => {
+                let Some(Current { facts, desired, .. }) = &mut self.current else {
+                    return Follow::Done;
+                };
+                if self.view.path(&name) == path || self.view.node(&name).is_none() {
+                    return Follow::Done;
+                }
+                match path {
+                    Some(bytes) => tracing::warn!(
+                        node = %name, bytes, expected = facts.underlay.mtu,
+                        "less passes to a node than the links say: packets are cut or refused before, and TCP is told"
+                    ),
+                    None => tracing::info!(node = %name, "all passes to a node again that should"),
+                }
+                let change = desired.take_path(&self.config, &mut self.view, facts, &name, path);
+                self.carry_out(&change)
+            }
+            Finding::Checksums(checksums) => {
+                self.probes.checksums = checksums;
+                if checksums == Checksums::Corrupted {
+                    tracing::warn!(
+                        link = LINK_NAMES.vxlan,
+                        "checksums that are left to the link arrive wrong at other nodes: they are computed before \
+                         (tx-checksumming off), which costs throughput"
+                    );
+                    return Follow::Pass;
+                }
+                tracing::debug!(?checksums, "checksums over VXLAN");
+                Follow::Done
+            }
         }
-        let failed = !apply_and_tell(&change, &mut self.kernel).is_empty();
+    }
+
+    fn carry_out(&mut self, change: &Plan) -> Follow {
+        let Some(current) = &self.current else {
+            return Follow::Pass;
+        };
+        let underlay = current.facts.underlay.link;
+        let failed = !apply_and_tell(change, &mut self.kernel, underlay, &self.sysctls).is_empty();
         self.count_peers();
         if failed { Follow::Pass } else { Follow::Done }
     }
 
+    /// Tells the probes where to look, and `/status` and the log how the peers are reached, when that has changed. Once a
+    /// second at most, whatever the number of changes.
+    fn look_around(&mut self) {
+        let Some(Current { facts, .. }) = &self.current else {
+            return;
+        };
+        let mut told = status::Facts {
+            mode: self.config.mode.to_string(),
+            link: facts.underlay.name.clone(),
+            address: Some(facts.underlay.address),
+            mtu: facts.underlay.mtu,
+            checksums: self.probes.checksums,
+            encapsulated: 0,
+            direct: 0,
+            ..self.told.clone()
+        };
+        if std::mem::take(&mut self.probes.stale) {
+            self.look_at_peers(&mut told);
+        } else {
+            (told.encapsulated, told.direct) = (self.told.encapsulated, self.told.direct);
+        }
+        told.limited = self
+            .view
+            .paths()
+            .map(|(name, path)| (name.to_string(), path))
+            .collect();
+        if told != self.told {
+            self.component.tell(&told);
+            self.told = told;
+        }
+    }
+
+    fn look_at_peers(&self, told: &mut status::Facts) {
+        let Some(Current { facts, .. }) = &self.current else {
+            return;
+        };
+        let (mut targets, mut unreachable) = (BTreeMap::new(), BTreeMap::new());
+        for name in self.view.peers() {
+            let Some(net) = self.view.node(name) else { continue };
+            let peer = peer(&self.config, &self.view, facts, name, net);
+            if let Some(reason) = peer.unreachable {
+                let text = reason.to_string();
+                match reason {
+                    _ if self.told.unreachable.get(name) == Some(&text) => {}
+                    Unreachable::NotOnLink(_) => {
+                        tracing::warn!(node = %name, reason = %text, "no way to pods of a node")
+                    }
+                    // So every node begins.
+                    _ => tracing::debug!(node = %name, reason = %text, "no way to pods of a node"),
+                }
+                unreachable.insert(name.to_string(), text);
+            }
+            if let Some(target) = self.target(facts, name, net, &peer.entries) {
+                match target.way {
+                    Way::Encapsulated(_) => told.encapsulated += 1,
+                    Way::Direct { .. } => told.direct += 1,
+                }
+                targets.insert(name.to_string(), target);
+            }
+        }
+        told.unreachable = unreachable;
+        if let Some((_, _, prober)) = &self.probes.prober {
+            prober.aim(targets);
+        }
+    }
+
+    /// How packets for a peer's pods go.
+    fn target(&self, facts: &Facts, name: &str, net: &NodeNet, entries: &[Entry]) -> Option<Target> {
+        let direct = entries.iter().find_map(|entry| match entry {
+            Entry::Route {
+                over: Over::Underlay,
+                gateway,
+                ..
+            } => *gateway,
+            _ => None,
+        });
+        if let Some(to) = direct {
+            let from = facts.underlay.address;
+            return Some(Target {
+                way: Way::Direct { from, to },
+                size: facts.underlay.mtu,
+            });
+        }
+        let node = peer_address(facts, net)?;
+        let own = self.view.own()?;
+        let to = entries.iter().find_map(|entry| match entry {
+            Entry::Neighbour { address, .. } => Some(*address),
+            _ => None,
+        })?;
+        let same_family = own.pod_cidrs.iter().map(|cidr| vxlan_address(*cidr));
+        let from = same_family
+            .into_iter()
+            .find(|from| from.is_ipv4() == to.is_ipv4())?;
+        Some(Target {
+            way: Way::Encapsulated(Encapsulated {
+                nodes: (facts.underlay.address, node),
+                port: self.config.port,
+                vni: self.config.vni,
+                macs: (vxlan_mac(self.view.own_name()), vxlan_mac(name)),
+                ends: (from, to),
+            }),
+            size: vxlan_mtu(&self.config, facts) + vxlan_overhead(node),
+        })
+    }
+
     /// Whether an event contradicts what the kernel was told, or may change what it is to be told.
     fn concerns(&self, event: &Event) -> bool {
-        let Some((facts, desired)) = &self.current else {
+        let Some(Current {
+            facts,
+            desired,
+            links,
+        }) = &self.current
+        else {
             // Waiting for something: only links and addresses can end that.
             return matches!(event, Event::Link(..) | Event::Address(..) | Event::Lost);
         };
@@ -237,45 +459,48 @@ impl State {
             Event::Link(_, link) => {
                 [LINK_NAMES.vxlan, LINK_NAMES.bridge, &facts.underlay.name].contains(&link.name.as_str())
             }
-            Event::Neighbour(happened, _, address) => {
-                // Of other links too: that the address is one of ours is rare enough.
-                *happened == Happened::Deleted && desired.entries.contains_key(&Key::Neighbour(*address))
+            Event::Neighbour(_, link, _, _) if Some(*link) != links.vxlan => false,
+            Event::Neighbour(Happened::Set, _, address, Some(mac)) => {
+                let mac = MacAddr::new(*mac);
+                contradicts(
+                    Happened::Set,
+                    Entry::Neighbour {
+                        address: *address,
+                        mac,
+                    },
+                )
             }
+            Event::Neighbour(_, _, address, _) => desired.entries.contains_key(&Key::Neighbour(*address)),
+            Event::Fdb(_, e) if Some(e.link) != links.vxlan => false,
             Event::Fdb(happened, e) => contradicts(
                 *happened,
                 Entry::Fdb {
-                    mac: svcnet_api::types::MacAddr::new(e.mac),
+                    mac: MacAddr::new(e.mac),
                     destination: e.destination,
                 },
             ),
-            Event::Route(happened, r) => {
-                let ours = desired.entries.get(&Key::Route(r.destination));
-                let over = if matches!(
-                    ours,
-                    Some(Entry::Route {
-                        over: Over::Bridge,
-                        ..
-                    })
-                ) {
-                    Over::Bridge
-                } else {
-                    Over::Vxlan
-                };
-                let entry = Entry::Route {
-                    destination: r.destination,
-                    over,
-                    gateway: r.gateway,
-                    source: r.source,
-                };
-                (ours.is_some() || r.protocol == svcnet_netlink::route::PROTOCOL_SVCNET)
-                    && contradicts(*happened, entry)
+            Event::Route(happened, route) => {
+                let on_link = observe::on_link(route).filter(|_| route.link == links.underlay);
+                let moves_peers = on_link.is_some_and(|net| {
+                    self.config.mode != Mode::Vxlan
+                        && facts.on_link.contains(&net) != (*happened == Happened::Set)
+                });
+                let ours = route.protocol == PROTOCOL_SVCNET
+                    || desired.entries.contains_key(&Key::Route(route.destination));
+                moves_peers
+                    || ours
+                        && match links.entry(route) {
+                            Some(entry) => contradicts(*happened, entry),
+                            // Of a form that is never made: somebody has put it in place of ours, or it is none of ours.
+                            None => *happened == Happened::Set,
+                        }
             }
         }
     }
 
     /// Whether the nftables table is as it was made; also when that can not be told.
     fn holds_table(&mut self) -> bool {
-        let Some((_, desired)) = &self.current else {
+        let Some(Current { desired, .. }) = &self.current else {
             return true;
         };
         observe::holds_masquerade(&mut self.kernel.nft, desired).unwrap_or(true)
@@ -309,11 +534,30 @@ impl State {
 
     fn try_pass(&mut self) -> Result<(), Unready> {
         let facts = observe::facts(&self.config, &mut self.kernel.rt)?.map_err(Unready::NoUnderlay)?;
+        self.probes.look_from(&facts, self.config.verify_every);
+        let facts = Facts {
+            corrupts: self.probes.checksums == Checksums::Corrupted,
+            ..facts
+        };
         let desired = desired(&self.config, &self.view, &facts).map_err(Unready::Waiting)?;
-        let observed = observe::observe(&mut self.kernel, &desired)?;
+        let (observed, links) = observe::observe(&mut self.kernel, &facts, &desired)?;
         let plan = plan(&desired, &observed);
-        self.current = Some((facts, desired));
-        let errors = apply_and_tell(&plan, &mut self.kernel);
+        let underlay = facts.underlay.link;
+        let errors = apply_and_tell(&plan, &mut self.kernel, underlay, &self.sysctls);
+        let remade = plan
+            .ops
+            .iter()
+            .any(|op| matches!(op, Op::AddLink(_) | Op::DeleteLink));
+        let links = if remade {
+            Links::read(&mut self.kernel.rt, &facts)?
+        } else {
+            links
+        };
+        self.current = Some(Current {
+            facts,
+            desired,
+            links,
+        });
         match errors.as_slice() {
             [] => Ok(()),
             [first, rest @ ..] => {
@@ -332,12 +576,12 @@ impl State {
     }
 }
 
-fn apply_and_tell(plan: &Plan, kernel: &mut Kernel) -> Vec<apply::Error> {
+fn apply_and_tell(plan: &Plan, kernel: &mut Kernel, underlay: u32, sysctls: &Sysctls) -> Vec<apply::Error> {
     if plan.is_empty() {
         return Vec::new();
     }
     let start = Instant::now();
-    let errors = apply::apply(plan, kernel);
+    let errors = apply::apply(plan, kernel, underlay, sysctls);
     for op in &plan.ops {
         tracing::debug!(%op, "applied");
     }

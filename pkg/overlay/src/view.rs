@@ -1,4 +1,4 @@
-//! What the overlay knows of the cluster: each node's address and pod networks.
+//! What the overlay knows of the cluster: each node's address and pod networks, and what passes on the way there.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -45,6 +45,7 @@ pub struct View {
     /// Networks of each ServiceCIDR.
     service_cidrs: BTreeMap<String, Vec<IpNet>>,
     claims: HashMap<PodCidr, BTreeSet<String>>,
+    paths: BTreeMap<String, u32>,
 }
 
 impl View {
@@ -55,6 +56,7 @@ impl View {
             nodes: BTreeMap::new(),
             service_cidrs: BTreeMap::new(),
             claims: HashMap::new(),
+            paths: BTreeMap::new(),
         }
     }
 
@@ -101,6 +103,24 @@ impl View {
         self.nodes.get(name)
     }
 
+    /// The largest packet, in bytes, that was seen to pass to a node, if that is less than the links say.
+    pub fn path(&self, name: &str) -> Option<u32> {
+        self.paths.get(name).copied()
+    }
+
+    /// All of them, by node.
+    pub fn paths(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.paths.iter().map(|(name, path)| (name.as_str(), *path))
+    }
+
+    /// Takes what was seen to pass to a node.
+    pub fn set_path(&mut self, name: &str, path: Option<u32>) {
+        match path {
+            Some(path) => _ = self.paths.insert(name.to_string(), path),
+            None => _ = self.paths.remove(name),
+        }
+    }
+
     /// The node that a pod network belongs to. Two Nodes that claim the same one are a mistake, on which all nodes
     /// must still agree: this node keeps what is its own, otherwise the first by name has it.
     pub fn owner(&self, cidr: PodCidr) -> Option<&str> {
@@ -136,7 +156,10 @@ impl View {
                 }
                 self.nodes.insert(name.to_string(), next)
             }
-            None => self.nodes.remove(name),
+            None => {
+                self.paths.remove(name);
+                self.nodes.remove(name)
+            }
         };
         let kept = self.nodes.get(name);
         for cidr in former.into_iter().flat_map(|f| f.pod_cidrs) {
@@ -159,5 +182,6 @@ impl View {
         for (name, node) in nodes {
             self.set(&name, Some(node));
         }
+        self.paths.retain(|name, _| self.nodes.contains_key(name));
     }
 }

@@ -6,241 +6,23 @@
     reason = "a test fails by panicking"
 )]
 
-use std::process::Command;
+mod world;
+
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Node;
-use serde_json::{Value, json};
-use svcnet_netlink::Rtnl;
-use svcnet_netlink::addr::Address;
-use svcnet_netlink::link::{Change as LinkChange, Port, VethEnd};
-use svcnet_netlink::netns::{NetNs, OwnedNetNs};
+use serde_json::json;
+use svcnet_netlink::link::{Change as LinkChange, Port};
 use svcnet_netlink::route::{PROTOCOL_SVCNET, Route, RouteFilter};
-use svcnet_overlay::{Config, Overlay};
-use svcnet_runtime::{Change, Context, Health, Informers};
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-
-const DEADLINE: Duration = Duration::from_secs(30);
-
-fn node(number: u8, address: &str, with_cidr: bool) -> Arc<Node> {
-    let mut node = json!({
-        "metadata": { "name": format!("n{number}") },
-        "spec": {},
-        "status": { "addresses": [
-            { "type": "Hostname", "address": format!("n{number}") },
-            { "type": "InternalIP", "address": address },
-        ] },
-    });
-    if with_cidr {
-        node["spec"] = json!({ "podCIDRs": [format!("10.244.{number}.0/24")] });
-    }
-    Arc::new(serde_json::from_value(node).unwrap())
-}
-
-/// An overlay that runs in a namespace, on a thread of its own.
-struct Running {
-    nodes: mpsc::Sender<Change<Node>>,
-    health: Health,
-    shutdown: CancellationToken,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Running {
-    fn start(ns: &NetNs, number: u8) -> Self {
-        let (nodes, receiver) = mpsc::channel(16);
-        let (health, shutdown) = (Health::default(), CancellationToken::new());
-        let ns = NetNs::open_path(ns.path()).unwrap();
-        let (its_health, its_shutdown) = (health.clone(), shutdown.clone());
-        let thread = thread::spawn(move || {
-            ns.enter_this_thread().unwrap();
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async {
-                let nowhere = kube::Config::new("http://127.0.0.1:9".parse().unwrap());
-                let client = kube::Client::try_from(nowhere).unwrap();
-                let context = Context {
-                    node_name: format!("n{number}"),
-                    informers: Informers::new(client.clone(), None, its_shutdown.clone()),
-                    client,
-                    health: its_health,
-                    shutdown: its_shutdown,
-                    data_dir: "/nonexistent".into(),
-                    run_dir: "/nonexistent".into(),
-                };
-                let config = Config {
-                    node_ip: None,
-                    interface: None,
-                    vni: svcnet_api::types::Vni::new(1).unwrap(),
-                    port: 8472,
-                    cluster_cidr: "10.244.0.0/16,fd00:10:244::/48".parse().unwrap(),
-                    service_cidr: "10.96.0.0/12,fd00:10:96::/112".parse().unwrap(),
-                    mtu: None,
-                };
-                Overlay::fed(config, &context, receiver)
-                    .unwrap()
-                    .run()
-                    .await
-                    .unwrap();
-            });
-        });
-        Self {
-            nodes,
-            health,
-            shutdown,
-            thread: Some(thread),
-        }
-    }
-
-    fn is_ready(&self) -> bool {
-        self.health.report().1.contains("[+]overlay ok")
-    }
-
-    fn tell(&self, change: Change<Node>) {
-        self.nodes.blocking_send(change).unwrap();
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.shutdown.cancel();
-        let _ = self.thread.take().map(JoinHandle::join);
-    }
-}
-
-struct Machine {
-    ns: OwnedNetNs,
-    rt: Rtnl,
-}
-
-impl Machine {
-    fn new(name: &str) -> Self {
-        let ns = OwnedNetNs::unique(&format!("svcnet-ov-{name}")).unwrap();
-        let mut rt = Rtnl::open_in(&ns).unwrap();
-        rt.set_loopback_up().unwrap();
-        Self { ns, rt }
-    }
-
-    fn address(&mut self, link: &str, net: &str) {
-        let index = self.rt.link(link).unwrap().unwrap().index;
-        self.rt.change_link(index, &LinkChange::up()).unwrap();
-        self.rt
-            .replace_address(Address {
-                link: index,
-                net: net.parse().unwrap(),
-            })
-            .unwrap();
-    }
-
-    fn run(&self, words: &str) -> (bool, String) {
-        let mut parts = words.split(' ');
-        let output = self
-            .ns
-            .run(|| Command::new(parts.next().unwrap()).args(parts).output().unwrap())
-            .unwrap();
-        (
-            output.status.success(),
-            String::from_utf8_lossy(&output.stdout).into_owned(),
-        )
-    }
-
-    fn json(&self, words: &str) -> Value {
-        let (good, text) = self.run(words);
-        assert!(good, "{words}: {text}");
-        serde_json::from_str(&text).unwrap_or(Value::Null)
-    }
-
-    /// The bridge with a pod on it, as the CNI daemon would make them.
-    fn with_pod(&mut self, number: u8) -> Self {
-        self.rt.add_bridge("svcnet0", None, None).unwrap();
-        self.address("svcnet0", &format!("10.244.{number}.1/24"));
-        let mut pod = Self::new("pod");
-        let bridge = self.rt.link("svcnet0").unwrap().map(|l| l.index);
-        connect(self, "pod", &mut pod, "eth0", bridge, Some(1450));
-        pod.address("eth0", &format!("10.244.{number}.2/32"));
-        let link = pod.rt.link("eth0").unwrap().unwrap().index;
-        let gateway: std::net::IpAddr = [10, 244, number, 1].into();
-        pod.rt
-            .replace_route(Route::via("0.0.0.0/0".parse().unwrap(), gateway, link))
-            .unwrap();
-        pod
-    }
-}
-
-fn connect(a: &mut Machine, near: &str, b: &mut Machine, far: &str, master: Option<u32>, mtu: Option<u32>) {
-    let near = VethEnd {
-        name: near,
-        mac: None,
-        master,
-        netns: None,
-    };
-    let far_end = VethEnd {
-        name: far,
-        mac: None,
-        master: None,
-        netns: Some(&b.ns),
-    };
-    a.rt.add_veth(near, far_end, mtu).unwrap();
-    let index = b.rt.link(far).unwrap().unwrap().index;
-    b.rt.change_link(index, &LinkChange::up()).unwrap();
-}
-
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let give_up = Instant::now() + DEADLINE;
-    while !condition() {
-        assert!(Instant::now() < give_up, "not within {DEADLINE:?}: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn pings(from: &Machine, to: &str) -> bool {
-    from.run(&format!("ping -c 1 -W 1 {to}")).0
-}
-
-/// Two nodes with a pod each and running overlays that know both.
-struct Pair {
-    a: Machine,
-    /// Lives as long as the test.
-    _b: Machine,
-    pod_a: Machine,
-    pod_b: Machine,
-    overlay_a: Running,
-    overlay_b: Running,
-}
-
-fn pair() -> Pair {
-    let (mut a, mut b) = (Machine::new("a"), Machine::new("b"));
-    connect(&mut a, "eth0", &mut b, "eth0", None, None);
-    a.address("eth0", "172.30.0.11/24");
-    b.address("eth0", "172.30.0.12/24");
-    let (overlay_a, overlay_b) = (Running::start(&a.ns, 1), Running::start(&b.ns, 2));
-    let (pod_a, pod_b) = (a.with_pod(1), b.with_pod(2));
-    let nodes = vec![node(1, "172.30.0.11", true), node(2, "172.30.0.12", true)];
-    overlay_a.tell(Change::Reset(nodes.clone()));
-    overlay_b.tell(Change::Reset(nodes));
-    let pair = Pair {
-        a,
-        _b: b,
-        pod_a,
-        pod_b,
-        overlay_a,
-        overlay_b,
-    };
-    eventually("both overlays are ready", || {
-        pair.overlay_a.is_ready() && pair.overlay_b.is_ready()
-    });
-    pair
-}
+use svcnet_runtime::Change;
+use world::{Machine, Running, connect, eventually, node, pair, pings};
 
 #[test]
 fn pods_of_two_nodes_reach_each_other_and_full_packets_pass() {
     let pair = pair();
     eventually("pod to pod", || pings(&pair.pod_a, "10.244.2.2"));
     eventually("node to pod", || pings(&pair.a, "10.244.2.2"));
+    eventually("and the other way", || pings(&pair.b, "10.244.1.2"));
     assert!(
         pair.pod_b.run("ping -c 1 -W 5 -M do -s 1422 10.244.1.2").0,
         "1450 bytes pass unfragmented"
@@ -248,6 +30,9 @@ fn pods_of_two_nodes_reach_each_other_and_full_packets_pass() {
 
     let link = pair.a.json("ip -j -d link show svcnet.1");
     assert_eq!(link[0]["mtu"], 1450);
+    eventually("it tells of itself", || {
+        pair.overlay_a.told()["encapsulated"] == 1
+    });
     assert_eq!(link[0]["linkinfo"]["info_data"]["learning"], false);
     assert_eq!(link[0]["linkinfo"]["info_data"]["port"], 8472);
     let route = pair.a.json("ip -j route get 10.96.0.10");
@@ -275,6 +60,9 @@ fn what_others_break_is_repaired() {
         "ip link set svcnet.1 mtu 1300",
         "ip link del svcnet.1",
         "ip neigh del 10.244.2.0 dev svcnet.1",
+        "ip neigh replace 10.244.2.0 lladdr 02:00:00:00:00:01 dev svcnet.1",
+        "bridge fdb replace 06:80:a9:3d:2e:9b dev svcnet.1 dst 172.30.0.99 self permanent",
+        "ip route replace 10.244.2.0/24 via 10.244.2.0 dev svcnet.1 onlink mtu 600 proto 115",
         "bridge fdb del 06:80:a9:3d:2e:9b dev svcnet.1 dst 172.30.0.12",
         "ip addr del 10.244.1.0/32 dev svcnet.1",
         "ip route del 10.96.0.0/12",
@@ -287,7 +75,11 @@ fn what_others_break_is_repaired() {
             let routes = pair.a.run("ip route").1;
             let fdb = pair.a.run("bridge fdb show dev svcnet.1").1;
             let addresses = pair.a.run("ip addr show svcnet.1").1;
-            routes.contains("10.244.2.0/24 via 10.244.2.0 dev svcnet.1")
+            let neighbours = pair.a.run("ip neigh show dev svcnet.1").1;
+            neighbours.contains("10.244.2.0 lladdr 06:80:a9:3d:2e:9b PERMANENT")
+                && !routes.contains("mtu 600")
+                && !fdb.contains("172.30.0.99")
+                && routes.contains("10.244.2.0/24 via 10.244.2.0 dev svcnet.1")
                 && routes.contains("10.96.0.0/12 dev svcnet0")
                 && fdb.contains("06:80:a9:3d:2e:9b dst 172.30.0.12")
                 && addresses.contains("mtu 1450")

@@ -1,172 +1,26 @@
 //! Kernel parameters that a mode needs, and what they were before.
-//!
-//! What is changed is written down in a file first, so that a later process, or `svcnet cleanup`, can put it back.
 
-use std::collections::BTreeMap;
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::ops::Deref;
+use std::path::Path;
 
-use svcnet_netlink::sysctl;
+use svcnet_netlink::sysctls;
+pub use svcnet_netlink::sysctls::Error;
 
-/// Name of the file below `--run-dir`.
-const FILE_NAME: &str = "proxy-sysctls.json";
-
-/// Held while the file is read and written: relays put parameters back from threads of their own.
-static FILE: Mutex<()> = Mutex::new(());
-
-/// Why a parameter could not be set or put back.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The kernel refused.
-    #[error(transparent)]
-    Kernel(#[from] sysctl::Error),
-    /// What was before could not be written down.
-    #[error("write {path}: {source}")]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-}
-
-/// The parameters that were changed. Cheap to clone.
+/// The parameters that the proxy has changed, written down in `RUN-DIR/proxy-sysctls.json`. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Sysctls {
-    path: PathBuf,
-}
+pub struct Sysctls(sysctls::Sysctls);
 
 impl Sysctls {
     /// Those that are written down below that directory.
     pub fn new(run_dir: &Path) -> Self {
-        Self {
-            path: run_dir.join(FILE_NAME),
-        }
-    }
-
-    /// Where they are written down.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// What parameters were before. A file that is damaged says nothing.
-    pub fn former(&self) -> BTreeMap<String, String> {
-        let text = std::fs::read(&self.path).unwrap_or_default();
-        serde_json::from_slice(&text).unwrap_or_default()
-    }
-
-    /// Sets a parameter, and remembers what it was.
-    ///
-    /// # Errors
-    /// When the kernel refuses, or what was before can not be written down.
-    pub fn set(&self, name: &str, value: &str) -> Result<(), Error> {
-        let _alone = FILE.lock().unwrap_or_else(PoisonError::into_inner);
-        let is = sysctl::read(name)?;
-        if is == value {
-            return Ok(());
-        }
-        let mut former = self.former();
-        if !former.contains_key(name) {
-            former.insert(name.into(), is);
-            self.write(&former)?;
-        }
-        sysctl::set(name, value)?;
-        Ok(())
-    }
-
-    /// Writes down what something else was before it is changed, if that is not known yet.
-    ///
-    /// # Errors
-    /// When the file can not be written.
-    pub(crate) fn note(&self, name: &str, value: &str) -> Result<(), Error> {
-        let _alone = FILE.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut former = self.former();
-        if former.contains_key(name) {
-            return Ok(());
-        }
-        former.insert(name.into(), value.into());
-        self.write(&former)
-    }
-
-    /// Strikes out what was written down.
-    ///
-    /// # Errors
-    /// When the file can not be written.
-    pub(crate) fn strike(&self, name: &str) -> Result<(), Error> {
-        let _alone = FILE.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut former = self.former();
-        match former.remove(name) {
-            Some(_) => self.write(&former),
-            None => Ok(()),
-        }
-    }
-
-    /// Puts parameters back to what they were, and says whether any was changed.
-    ///
-    /// # Errors
-    /// When the kernel refuses, or the file can not be written.
-    pub fn restore(&self, names: &[&str]) -> Result<bool, Error> {
-        let _alone = FILE.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut former = self.former();
-        let mut changed = false;
-        for name in names {
-            if let Some(value) = former.remove(*name) {
-                changed |= sysctl::set(name, &value)?.is_some();
-                self.write(&former)?;
-            }
-        }
-        Ok(changed)
-    }
-
-    fn write(&self, former: &BTreeMap<String, String>) -> Result<(), Error> {
-        let written = if former.is_empty() {
-            std::fs::remove_file(&self.path)
-        } else {
-            let text = serde_json::to_vec(former).unwrap_or_default();
-            let dir = self.path.parent().map_or(Ok(()), std::fs::create_dir_all);
-            // Whole or not at all: a process may be killed at any moment.
-            let next = self.path.with_extension("next");
-            dir.and_then(|()| std::fs::write(&next, text))
-                .and_then(|()| std::fs::rename(&next, &self.path))
-        };
-        written.map_err(|source| Error::Write {
-            path: self.path.clone(),
-            source,
-        })
+        Self(sysctls::Sysctls::new(run_dir, "proxy"))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use svcnet_netlink::netns::OwnedNetNs;
+impl Deref for Sysctls {
+    type Target = sysctls::Sysctls;
 
-    use super::*;
-
-    #[test]
-    fn what_was_before_comes_back() {
-        let netns = OwnedNetNs::unique("svcnet-sys").unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let (ignore, announce) = ("net/ipv4/conf/all/arp_ignore", "net/ipv4/conf/all/arp_announce");
-        netns
-            .run(|| {
-                sysctl::set(ignore, "8").unwrap();
-                sysctl::set(announce, "0").unwrap();
-                let sysctls = Sysctls::new(&dir.path().join("run"));
-                sysctls.set(ignore, "1").unwrap();
-                sysctls.set(ignore, "2").unwrap();
-                sysctls.set(announce, "0").unwrap();
-                assert_eq!(sysctls.former().len(), 1, "what was so already is not ours");
-                // Another process finds what the first has done.
-                assert!(
-                    Sysctls::new(&dir.path().join("run"))
-                        .restore(&[ignore, announce])
-                        .unwrap()
-                );
-                assert_eq!(sysctl::read(ignore).unwrap(), "8");
-                assert!(!sysctls.path().exists());
-                assert!(!sysctls.restore(&[ignore]).unwrap());
-            })
-            .unwrap();
+    fn deref(&self) -> &Self::Target {
+        &self.0
     }
 }

@@ -227,8 +227,10 @@ impl Confirmer<'_> {
 
     fn path(&self, endpoint: &Endpoint, path: &PathSeen, seen: &Seen) -> Result<Step, NotReached> {
         let to = endpoint.at.ip();
+        // Straight to the endpoint's node is as good, and needs no link of ours (overlay modes direct and auto).
+        let straight = matches!(&path.way, WaySeen::Along(hop) if self.is_node_of(endpoint, hop.next));
         // A missing or lowered link takes its routes along: it is the cause, and they are not.
-        if let Some(wanted) = &path.wanted {
+        if let Some(wanted) = path.wanted.as_ref().filter(|_| !straight) {
             match &wanted.link {
                 None => {
                     return Err(NotReached::LinkMissing {
@@ -255,15 +257,12 @@ impl Confirmer<'_> {
                 format!("to {endpoint}: not found out: {why}"),
             )),
             WaySeen::Along(hop) => {
-                if let Some(link) = wanted.filter(|link| *link != hop.link.name) {
-                    // Straight to the endpoint's node is as good (host-gw).
-                    if !self.is_node_of(endpoint, hop.next) {
-                        return Err(NotReached::RouteAstray {
-                            to,
-                            route: route_text(to, hop),
-                            link,
-                        });
-                    }
+                if let Some(link) = wanted.filter(|link| *link != hop.link.name && !straight) {
+                    return Err(NotReached::RouteAstray {
+                        to,
+                        route: route_text(to, hop),
+                        link,
+                    });
                 }
                 let how = self.hop(endpoint, hop)?;
                 let text = format!("to {endpoint}: {}{how}", route_text(to, hop));

@@ -9,6 +9,7 @@ mod dns;
 mod etcd;
 mod lab;
 mod memory;
+mod overlay;
 mod path;
 mod peer;
 mod policy;
@@ -88,6 +89,18 @@ enum What {
         /// How often.
         #[arg(long, default_value_t = 5)]
         runs: usize,
+    },
+    /// Pod to pod on two nodes, against links made by hand: throughput and round trips, over VXLAN and direct.
+    Overlay {
+        /// Rounds; each measures all, one after the other.
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        /// How long a stream takes.
+        #[arg(long, default_value_t = 2.0)]
+        seconds: f64,
+        /// Round trips a round and way.
+        #[arg(long, default_value_t = 20_000)]
+        trips: u32,
     },
     /// Connections and throughput through a ClusterIP against straight to the pod, with one service loaded and with many.
     Path {
@@ -185,6 +198,7 @@ fn main() -> anyhow::Result<()> {
             seconds,
         } => dns::measure(runs, services, seconds),
         What::Lab { runs } => lab::measure(runs),
+        What::Overlay { runs, seconds, trips } => overlay::measure(runs, seconds, trips),
         What::Path {
             runs,
             connections,

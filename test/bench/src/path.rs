@@ -152,7 +152,7 @@ impl Path {
     /// Bits a second, straight to the pod.
     pub(crate) fn stream(&self, seconds: f64) -> Result<f64> {
         self.client
-            .run(|| stream(STRAIGHT, Duration::from_secs_f64(seconds)))?
+            .run(|| stream_to(STRAIGHT, Duration::from_secs_f64(seconds)))?
     }
 
     /// A round of connections each way.
@@ -168,7 +168,7 @@ impl Path {
         for (rate, address) in [(&mut rates.vip, VIP), (&mut rates.straight, STRAIGHT)] {
             rate.push(
                 self.client
-                    .run(|| stream(address, Duration::from_secs_f64(seconds)))??,
+                    .run(|| stream_to(address, Duration::from_secs_f64(seconds)))??,
             );
         }
         Ok(())
@@ -208,7 +208,7 @@ pub(crate) fn ip(netns: &OwnedNetNs, arguments: &str) -> Result<()> {
 }
 
 /// Both services of the pod, on threads that end with the process.
-fn serve() -> Result<()> {
+pub(crate) fn serve() -> Result<()> {
     for (port, answer) in [(ECHO, echo as fn(TcpStream) -> _), (SINK, sink)] {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
         std::thread::spawn(move || {
@@ -251,8 +251,22 @@ fn connect_often(address: Ipv4Addr, connections: u32) -> Result<f64> {
     Ok(f64::from(connections) / begun.elapsed().as_secs_f64())
 }
 
+/// Questions and answers of a byte on one connection, per second.
+pub(crate) fn round_trips(address: Ipv4Addr, count: u32) -> Result<f64> {
+    let target = SocketAddr::new(address.into(), ECHO);
+    let mut stream = TcpStream::connect_timeout(&target, PATIENCE).context("connecting")?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    let begun = Instant::now();
+    for _ in 0..count {
+        stream.write_all(&[7])?;
+        stream.read_exact(&mut [0])?;
+    }
+    Ok(f64::from(count) / begun.elapsed().as_secs_f64())
+}
+
 /// Bits per second of one stream, all of it received.
-fn stream(address: Ipv4Addr, time: Duration) -> Result<f64> {
+pub(crate) fn stream_to(address: Ipv4Addr, time: Duration) -> Result<f64> {
     let target = SocketAddr::new(address.into(), SINK);
     let mut stream = TcpStream::connect_timeout(&target, PATIENCE).context("connecting")?;
     stream.set_read_timeout(Some(PATIENCE))?;

@@ -48,7 +48,7 @@ pub(crate) struct AgentFlags {
 #[derive(Debug, Clone)]
 pub(crate) struct Agent {
     disabled: Vec<String>,
-    network: Network,
+    pub(crate) network: Network,
     proxying: Proxying,
     upstreams: Option<Vec<SocketAddr>>,
     announcing: Announcing,
@@ -56,7 +56,8 @@ pub(crate) struct Agent {
 }
 
 impl AgentFlags {
-    pub(crate) fn parse(&self, problems: &mut Problems<'_>) -> Agent {
+    /// `given` is what `--node-ip` says.
+    pub(crate) fn parse(&self, given: Option<NodeIps>, problems: &mut Problems<'_>) -> Agent {
         let mut disabled: Vec<String> = problems.parse_list("disable", &self.disable);
         disabled.retain(|role| {
             let known = ROLES.contains(&role.as_str());
@@ -70,7 +71,7 @@ impl AgentFlags {
         });
         Agent {
             disabled,
-            network: self.network.parse(problems),
+            network: self.network.parse(given, problems),
             proxying: self.proxy.parse(problems),
             upstreams: self.dns.parse(problems),
             announcing: self.announcer.parse(problems),
@@ -130,8 +131,11 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<()> {
     let logging = args.process.logging(&mut problems);
     let ops = args.ops.address(OPS_PORT, &mut problems);
     let name = args.node.name(&mut problems);
-    let ips = args.node.ips_or_found(&mut problems);
-    let agent = args.agent.parse(&mut problems);
+    let given_ips = args.node.ips(&mut problems);
+    let agent = args.agent.parse(given_ips, &mut problems);
+    let ips = args
+        .node
+        .ips_or_found(given_ips, &agent.network.underlay, &mut problems);
     let register = args
         .register_node
         .as_deref()
@@ -233,10 +237,10 @@ pub(crate) fn start(
 ) -> anyhow::Result<()> {
     if register {
         let ips = node_ips.context("a node that is to be registered needs an address (--node-ip)")?;
-        role::start_node(process, ctx, ips)?;
+        role::start_node(process, ctx, ips, &agent.network)?;
     }
     if agent.runs("overlay") {
-        role::start_overlay(process, ctx, cluster, &agent.network, node_ips)?;
+        role::start_overlay(process, ctx, cluster, &agent.network)?;
     }
     let gate = if agent.runs("policy") {
         Some(role::start_policy(process, ctx, cluster)?)
@@ -244,15 +248,7 @@ pub(crate) fn start(
         None
     };
     if agent.runs("cni") {
-        role::start_cni(
-            process,
-            ctx,
-            cluster,
-            &agent.network,
-            node_ips,
-            &agent.runtimes,
-            gate,
-        )?;
+        role::start_cni(process, ctx, cluster, &agent.network, &agent.runtimes, gate)?;
     }
     // What the node's own DNS server answers needs no translation, and must get none.
     let own: &[IpAddr] = if agent.runs("dns") { &cluster.dns } else { &[] };
@@ -264,7 +260,9 @@ pub(crate) fn start(
         role::start_dns(process, ctx, cluster, agent.upstreams.clone())?;
     }
     if agent.runs("announcer") {
-        role::start_announcer(process, ctx, &agent.announcing, node_ips)?;
+        // An address that was found may become another: then the Node says it.
+        let given = node_ips.filter(|_| !register || agent.network.underlay.address.is_some());
+        role::start_announcer(process, ctx, &agent.announcing, given)?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use svcnet_api::types::{NodeIps, NodePortRange, nth_host};
 use svcnet_api::wellknown::{API_PORT, DEFAULT_KUBECONFIG, DEFAULT_NODE_PORT_RANGE};
 use svcnet_apiserver::{ApiServer, AuditConfig, CERTIFICATES_LAST, Config, Limits};
 use svcnet_controller::alloc::ServiceAllocator;
+use svcnet_netlink::underlay::Choice;
 
 use super::datastore::{Datastore, DatastoreFlags};
 use super::flags::{Cluster, ClusterFlags, NodeFlags, ProcessFlags};
@@ -198,7 +199,10 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<()> {
     let name = args.node.name(&mut problems);
     let api = args.api.parse(&mut problems);
     let cluster = args.cluster.parse(&mut problems);
-    let ips = args.node.ips_or_found(&mut problems);
+    let given_ips = args.node.ips(&mut problems);
+    let ips = args
+        .node
+        .ips_or_found(given_ips, &Choice::default(), &mut problems);
     problems.check()?;
     let (Some(cluster), Some(node_ip)) = (cluster, ips.map(NodeIps::primary)) else {
         return Ok(());

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use svcnet_api::wellknown::{DEFAULT_DATA_DIR, DEFAULT_RUN_DIR};
+use svcnet_api::wellknown::{DEFAULT_DATA_DIR, DEFAULT_KUBECONFIG, DEFAULT_RUN_DIR};
 
 use crate::cleanup::{self, Extent};
 use crate::settings::{Given, Problems};
@@ -10,7 +10,7 @@ use crate::settings::{Given, Problems};
 /// Remove from this host all that svcnet made in its network, and nothing else
 ///
 /// Its links with their addresses and routes, its nftables tables, the cluster DNS address on lo, its sockets, its plugin and
-/// network configuration for container runtimes; kernel parameters of the proxy are as they were before. Not state and
+/// network configuration for container runtimes; kernel parameters are as they were before. Not state and
 /// settings: --data takes the state too.
 ///
 /// Stop svcnet first. What was never made, or is gone already, is no error.
@@ -31,7 +31,10 @@ pub(crate) struct Args {
     /// Where they look for plugins: ours goes from there
     #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
     cni_bin_dir: PathBuf,
-    /// Remove the state as well: the store, certificates, address leases
+    /// Where the server has written the administrator's kubeconfig
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_KUBECONFIG)]
+    kubeconfig_out: PathBuf,
+    /// Remove the state as well: the store, certificates, address leases, the administrator's kubeconfig
     #[arg(long)]
     data: bool,
     /// Print what would be removed, and remove nothing
@@ -45,6 +48,7 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<()> {
         cluster_dns: problems.parse_list("cluster-dns", &args.cluster_dns),
         run_dir: args.run_dir.clone(),
         data_dir: args.data.then(|| args.data_dir.clone()),
+        kubeconfig: args.data.then(|| args.kubeconfig_out.clone()),
         cni_conf_dir: args.cni_conf_dir.clone(),
         cni_bin_dir: args.cni_bin_dir.clone(),
     };

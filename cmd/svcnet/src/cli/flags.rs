@@ -122,23 +122,37 @@ impl NodeFlags {
         problems.parse("node-ip", self.node_ip.as_deref()?)
     }
 
-    /// As given, or as found out.
-    pub(crate) fn ips_or_found(&self, problems: &mut Problems<'_>) -> Option<NodeIps> {
+    /// As given, or as found out on the link that is meant.
+    pub(crate) fn ips_or_found(
+        &self,
+        given: Option<NodeIps>,
+        choice: &Choice,
+        problems: &mut Problems<'_>,
+    ) -> Option<NodeIps> {
         if self.node_ip.is_some() {
-            return self.ips(problems);
+            return given;
         }
         let ours = [
             svcnet_api::wellknown::BRIDGE_NAME,
             svcnet_api::wellknown::VXLAN_NAME,
         ];
         let found = Rtnl::open()
-            .and_then(|mut rtnl| underlay::find(&mut rtnl, &Choice::default(), &ours))
+            .and_then(|mut rtnl| underlay::find(&mut rtnl, choice, &ours))
             .map_err(|error| error.to_string())
             .and_then(|found| found.map_err(|none| none.to_string()));
         match found {
             Ok(underlay) => Some(underlay.address.into()),
             Err(why) => {
-                problems.add("node-ip", format_args!("can not be found out: {why}"));
+                let flag = match choice {
+                    Choice { reach: Some(_), .. } => "iface-can-reach",
+                    Choice { pattern: Some(_), .. } => "iface-regex",
+                    Choice { interfaces, .. } if !interfaces.is_empty() => "iface",
+                    _ => "node-ip",
+                };
+                problems.add(
+                    flag,
+                    format_args!("this node's address can not be found out: {why}"),
+                );
                 None
             }
         }

@@ -11,6 +11,7 @@ mod datastore;
 pub(crate) mod flags;
 mod inspect;
 pub(crate) mod lab;
+mod network;
 pub(crate) mod pod;
 mod policy;
 pub(crate) mod role;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use clap::Args;
 use ipnet::IpNet;
 use svcnet_announcer::{Announcer, LinkPattern};
-use svcnet_api::types::{IfName, NodeIps, Vni};
-use svcnet_api::wellknown::{VXLAN_PORT, VXLAN_VNI};
+use svcnet_api::types::{NodeIps, Vni};
+use svcnet_api::wellknown::VXLAN_VNI;
 use svcnet_cni::CniDaemon;
 use svcnet_cni::isolation::{Isolation, Subject};
 use svcnet_dns::Dns;
@@ -24,6 +24,7 @@ use svcnet_runtime::Context;
 use super::beside::Instead;
 use super::flags::{Cluster, ClusterFlags, KubeconfigFlags, NodeFlags, OpsFlags, ProcessFlags};
 use super::inspect::Look;
+pub(crate) use super::network::{Network, NetworkFlags};
 use crate::process::{self, Logging, Process};
 use crate::settings::{Given, Problems};
 
@@ -32,51 +33,6 @@ const DNS_OPS_PORT: u16 = 9153;
 const ANNOUNCER_OPS_PORT: u16 = 7472;
 const OVERLAY_OPS_PORT: u16 = 10251;
 const DNS_PORT: u16 = 53;
-
-/// Flags of the pod network: overlay and CNI.
-#[derive(Debug, Args)]
-pub(crate) struct NetworkFlags {
-    /// The link towards the other nodes [default: that of --node-ip, else of the default route]
-    #[arg(long, value_name = "LINK", help_heading = "Pod network")]
-    iface: Option<String>,
-    /// UDP port of the overlay
-    #[arg(long, value_name = "PORT", help_heading = "Pod network", default_value_t = VXLAN_PORT.to_string())]
-    vxlan_port: String,
-    /// Network identifier of the overlay (VNI)
-    #[arg(long, value_name = "NUMBER", help_heading = "Pod network", default_value_t = VXLAN_VNI.to_string())]
-    vxlan_vni: String,
-    /// The largest packet of a pod [default: what the link towards the other nodes carries, less the encapsulation]
-    #[arg(long, value_name = "BYTES", help_heading = "Pod network")]
-    mtu: Option<String>,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct Network {
-    iface: Option<IfName>,
-    port: u16,
-    vni: Option<Vni>,
-    mtu: Option<u32>,
-}
-
-impl NetworkFlags {
-    pub(crate) fn parse(&self, problems: &mut Problems<'_>) -> Network {
-        let iface = self.iface.as_deref();
-        let vni: Option<u32> = problems.parse("vxlan-vni", &self.vxlan_vni);
-        let vni = vni.and_then(|number| {
-            Vni::new(number)
-                .map_err(|error| problems.add("vxlan-vni", error))
-                .ok()
-        });
-        Network {
-            iface: iface.and_then(|iface| problems.parse("iface", iface)),
-            port: problems
-                .parse("vxlan-port", &self.vxlan_port)
-                .unwrap_or(VXLAN_PORT),
-            vni,
-            mtu: self.mtu.as_deref().and_then(|mtu| problems.parse("mtu", mtu)),
-        }
-    }
-}
 
 /// Where container runtimes look for the CNI plugin.
 #[derive(Debug, Clone, Args)]
@@ -239,16 +195,16 @@ pub(crate) fn start_overlay(
     ctx: &Context,
     cluster: &Cluster,
     network: &Network,
-    node_ips: Option<NodeIps>,
 ) -> anyhow::Result<()> {
     let config = svcnet_overlay::Config {
-        node_ip: node_ips.map(NodeIps::primary),
-        interface: network.iface.clone(),
+        mode: network.mode,
+        underlay: network.underlay.clone(),
         vni: network.vni.unwrap_or(Vni::new(VXLAN_VNI)?),
         port: network.port,
         cluster_cidr: cluster.cluster_cidr.clone(),
         service_cidr: cluster.service_cidr.clone(),
         mtu: network.mtu,
+        verify_every: svcnet_overlay::VERIFY_EVERY,
     };
     process.spawn("overlay", Overlay::new(config, ctx)?.run());
     Ok(())
@@ -260,14 +216,13 @@ pub(crate) fn start_cni(
     ctx: &Context,
     cluster: &Cluster,
     network: &Network,
-    node_ips: Option<NodeIps>,
     runtimes: &Runtimes,
     gate: Option<Gate>,
 ) -> anyhow::Result<()> {
     let isolation = gate.map(|gate| -> Arc<dyn Isolation> { Arc::new(PolicyGate(gate)) });
     let config = svcnet_cni::Config {
-        node_ip: node_ips.map(NodeIps::primary),
-        interface: network.iface.clone(),
+        underlay: network.underlay.clone(),
+        direct: !network.mode.encapsulates(),
         mtu: network.mtu,
         cluster_dns: cluster.dns.clone(),
         cluster_domain: cluster.domain.clone(),
@@ -327,9 +282,16 @@ fn attachment(subject: Subject<'_>) -> svcnet_policy::gate::Attachment {
 }
 
 /// Starts the keeping of the Node object and its Lease.
-pub(crate) fn start_node(process: &mut Process, ctx: &Context, node_ips: NodeIps) -> anyhow::Result<()> {
+pub(crate) fn start_node(
+    process: &mut Process,
+    ctx: &Context,
+    node_ips: NodeIps,
+    network: &Network,
+) -> anyhow::Result<()> {
+    let found = Some(&network.underlay).filter(|choice| choice.address.is_none());
     let config = svcnet_node::Config {
         node_ips: node_ips.iter().collect(),
+        follow: found.cloned(),
         machine: Machine::this(),
     };
     process.spawn("node", NodeRole::new(config, ctx)?.run());
@@ -441,10 +403,11 @@ impl Alone {
     }
 }
 
-/// The overlay alone: pods of different nodes reach each other over VXLAN.
+/// The overlay alone: pods of different nodes reach each other, over VXLAN or directly.
 ///
 /// For each node that the API knows, a route, a neighbour and a forwarding entry lead to its pods; nothing is learnt from
-/// traffic. It owns the link svcnet.1 with all that is on it, its routes, and the nftables table ip svcnet-overlay, and
+/// traffic. With --overlay direct, or auto where the node is on the same link, a route through the node itself does.
+/// It owns the link svcnet.1 with all that is on it, its routes, and the nftables table ip svcnet-overlay, and
 /// repairs them when somebody else changes them.
 #[derive(Debug, Args)]
 pub(crate) struct OverlayArgs {
@@ -459,11 +422,11 @@ pub(crate) struct OverlayArgs {
 pub(crate) fn overlay(args: &OverlayArgs, given: &Given) -> anyhow::Result<()> {
     let mut problems = Problems::new(given);
     let cluster = args.cluster.parse(&mut problems);
-    let network = args.network.parse(&mut problems);
     let ips = args.alone.node.ips(&mut problems);
+    let network = args.network.parse(ips, &mut problems);
     args.alone
         .start(OVERLAY_OPS_PORT, problems, |process, ctx| match &cluster {
-            Some(cluster) => start_overlay(process, ctx, cluster, &network, ips),
+            Some(cluster) => start_overlay(process, ctx, cluster, &network),
             None => Ok(()),
         })
 }

@@ -61,8 +61,11 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<()> {
     let api = args.api.parse(&mut problems);
     let cluster = args.cluster.parse(&mut problems);
     let disabled = problems.parse::<bool>("disable-agent", &args.disable_agent);
-    let agent = args.agent.parse(&mut problems);
-    let ips = args.node.ips_or_found(&mut problems);
+    let given_ips = args.node.ips(&mut problems);
+    let agent = args.agent.parse(given_ips, &mut problems);
+    let ips = args
+        .node
+        .ips_or_found(given_ips, &agent.network.underlay, &mut problems);
     problems.check()?;
     let (Some(cluster), Some(ips)) = (cluster, ips) else {
         return Ok(());

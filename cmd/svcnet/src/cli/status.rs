@@ -12,6 +12,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ListParams};
 use svcnet_api::wellknown::LABEL_SERVICE_NAME;
+use svcnet_overlay::{Checksums, Told};
 use svcnet_proxy::inspect::{self, Facts};
 use svcnet_runtime::{connect, ops};
 use svcnet_why::look::Here;
@@ -36,6 +37,8 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     let mut well = address.is_none_or(|address| print_local(&mut out, address));
     let local = address.and_then(|address| ops::status(address).ok());
+    let overlay = local.as_ref().and_then(|status| status.get("overlay"));
+    let overlay = overlay.and_then(|part| serde_json::from_value(part.facts.clone()).ok());
     let local = local.and_then(Here::of_agent);
     let data_dir = local
         .as_ref()
@@ -44,6 +47,9 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    if let Some(told) = &overlay {
+        well &= print_overlay(&mut out, told)?;
+    }
     match runtime.block_on(Cluster::read(&kubeconfig)) {
         Ok(cluster) => {
             if let Some((_, facts)) = &local {
@@ -73,6 +79,46 @@ fn print_local(out: &mut impl Write, address: SocketAddr) -> bool {
     // That nobody reads is no reason to stop looking.
     _ = writeln!(out, "This host: {line}");
     well
+}
+
+/// This host's overlay: how the other nodes are reached, and what is not as it should be.
+fn print_overlay(out: &mut impl Write, told: &Told) -> io::Result<bool> {
+    let Told {
+        mode,
+        link,
+        mtu,
+        encapsulated,
+        direct,
+        ..
+    } = told;
+    let address = told
+        .address
+        .map(|address| format!("{address}, "))
+        .unwrap_or_default();
+    let checksums = match told.checksums {
+        Checksums::Untested => "not tested",
+        Checksums::Right => "right",
+        Checksums::Corrupted => "WRONG when left to the link, so computed before (slower)",
+        Checksums::Off => "computed before, as it was found",
+    };
+    write!(
+        out,
+        "Overlay: {mode} over {link} ({address}mtu {mtu}), {encapsulated} peers encapsulated, {direct} direct"
+    )?;
+    if *encapsulated > 0 {
+        write!(out, "; checksums in VXLAN: {checksums}")?;
+    }
+    writeln!(out)?;
+    for (node, bytes) in &told.limited {
+        writeln!(
+            out,
+            "  to {node} pass {bytes} bytes at most: packets are cut before, and TCP is told"
+        )?;
+    }
+    for (node, why) in &told.unreachable {
+        writeln!(out, "  NO WAY to pods of {node}: {why}")?;
+    }
+    Ok(told.unreachable.is_empty())
 }
 
 /// This host's proxy: what it does, and whether the kernel holds it.

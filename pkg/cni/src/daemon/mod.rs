@@ -21,7 +21,8 @@ use k8s_openapi::api::core::v1::Node;
 use svcnet_api::types::PodCidr;
 use svcnet_api::wellknown::{BRIDGE_NAME, VXLAN_NAME};
 use svcnet_netlink::monitor::{Event, Group, Happened, Monitor};
-use svcnet_netlink::underlay::{self, Choice, NoUnderlay};
+use svcnet_netlink::sysctls::Sysctls;
+use svcnet_netlink::underlay::{self, NoUnderlay};
 use svcnet_netlink::{Rtnl, rt};
 use svcnet_runtime::backoff::Backoff;
 use svcnet_runtime::{Change, Component, Context, Scope};
@@ -128,6 +129,7 @@ impl CniDaemon {
             backoff: Backoff::default(),
             own: None,
             underlay: None,
+            sysctls: Sysctls::new(&ctx.run_dir, "cni"),
             server: Arc::clone(&server),
         };
         Ok(Self {
@@ -259,6 +261,7 @@ struct Keeper {
     backoff: Backoff,
     own: Option<OwnNode>,
     underlay: Option<String>,
+    sysctls: Sysctls,
     server: Arc<Server>,
 }
 
@@ -365,7 +368,7 @@ impl Keeper {
         let observed = bridge::observe(&mut self.rt, &desired)?;
         let ops = bridge::plan(&desired, &observed);
         if !ops.is_empty() {
-            bridge::apply(&mut self.rt, &ops)?;
+            bridge::apply(&mut self.rt, &ops, &self.sysctls)?;
             for op in &ops {
                 tracing::debug!(%op, "applied");
             }
@@ -381,16 +384,15 @@ impl Keeper {
     }
 
     fn mtu(&mut self) -> Result<u32, Unready> {
-        let interface = self.config.interface.as_ref().map(|i| i.as_str().to_string());
-        let choice = Choice {
-            address: self.config.node_ip,
-            interface,
-        };
-        let found = underlay::find(&mut self.rt, &choice, &[BRIDGE_NAME, VXLAN_NAME]);
+        let found = underlay::find(&mut self.rt, &self.config.underlay, &[BRIDGE_NAME, VXLAN_NAME]);
         match (found?, self.config.mtu) {
             (Ok(underlay), wanted) => {
                 self.underlay = Some(underlay.name.clone());
-                Ok(underlay.pod_mtu(wanted))
+                Ok(if self.config.direct {
+                    wanted.unwrap_or(underlay.mtu)
+                } else {
+                    underlay.pod_mtu(wanted)
+                })
             }
             (Err(_), Some(wanted)) => Ok(wanted),
             (Err(reason), None) => Err(Unready::NoUnderlay(reason)),

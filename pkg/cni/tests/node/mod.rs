@@ -319,7 +319,10 @@ impl Node {
                     run_dir: dir.join("run"),
                 };
                 let config = Config {
-                    node_ip: Some("172.30.0.11".parse().unwrap()),
+                    underlay: svcnet_netlink::underlay::Choice {
+                        address: Some("172.30.0.11".parse().unwrap()),
+                        ..Default::default()
+                    },
                     cluster_dns: vec!["10.96.0.10".parse().unwrap()],
                     cluster_domain: "cluster.local".into(),
                     cni_conf_dir: Some(dir.join("net.d")),

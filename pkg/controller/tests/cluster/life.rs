@@ -41,6 +41,7 @@ async fn start_role(cluster: &Cluster) -> CancellationToken {
     let context = cluster.agent_context(stop.clone()).await;
     let config = Config {
         node_ips: vec!["192.0.2.11".parse().unwrap()],
+        follow: None,
         machine: Machine::this(),
     };
     let role = NodeRole::new(config, &context).unwrap();

@@ -305,6 +305,22 @@ pub enum Expr {
     },
     /// Counts packets and bytes.
     Counter,
+    /// Loads the largest TCP segment that both ways of the connection carry (`rt mtu` after a match on TCP), of two bytes in
+    /// host byte order.
+    RouteMss {
+        /// Destination.
+        reg: Reg,
+    },
+    /// Lowers the option of a TCP header that says the largest segment; it never raises it.
+    LowerMss {
+        /// Source, of two bytes in network byte order.
+        reg: Reg,
+    },
+    /// Swaps the bytes of numbers of two bytes between host and network order.
+    Swap16 {
+        /// The register, in place.
+        reg: Reg,
+    },
 }
 
 impl Expr {
@@ -336,6 +352,9 @@ impl Expr {
             Self::Fib { .. } => "fib",
             Self::Dynset { .. } => "dynset",
             Self::Counter => "counter",
+            Self::RouteMss { .. } => "rt",
+            Self::LowerMss { .. } => "exthdr",
+            Self::Swap16 { .. } => "byteorder",
         }
     }
 
@@ -454,6 +473,30 @@ impl Expr {
             }
             Self::Counter => {
                 w.be64(1, 0).be64(2, 0);
+            }
+            _ => self.segment_body(w),
+        }
+    }
+
+    /// What works on the size of TCP segments.
+    fn segment_body(&self, w: &mut Writer<'_>) {
+        match self {
+            // NFT_RT_TCPMSS
+            Self::RouteMss { reg } => {
+                w.be32(1, reg.number()).be32(2, 3);
+            }
+            // TCPOPT_MAXSEG, its two bytes behind kind and length, NFT_EXTHDR_OP_TCPOPT
+            Self::LowerMss { reg } => {
+                w.raw(2, &[2])
+                    .be32(3, 2)
+                    .be32(4, 2)
+                    .be32(6, 1)
+                    .be32(7, reg.number());
+            }
+            // NFT_BYTEORDER_HTON
+            Self::Swap16 { reg } => {
+                w.be32(1, reg.number()).be32(2, reg.number()).be32(3, 1);
+                w.be32(4, 2).be32(5, 2);
             }
             _ => {}
         }

@@ -28,6 +28,7 @@ mod object;
 mod pods;
 mod rule;
 mod ruleset;
+mod segments;
 mod socket;
 mod userdata;
 mod watch;

@@ -2,6 +2,7 @@
 //! of the kernel. The socket hands over only frames of its protocol that were meant for this host.
 
 pub mod arp;
+pub mod echo;
 pub mod ndp;
 mod socket;
 
