@@ -271,9 +271,9 @@ impl Ipvs {
         self.carry_out(&plan, &suspects)
     }
 
-    /// Removes endpoints whose last connection has ended.
+    /// Removes endpoints whose last connection has ended, and what else was kept for packets on their way.
     fn remove_drained(&mut self) -> Result<Report, Error> {
-        let mut plan = Plan::default();
+        let mut plan = self.state.tidy();
         for at in self.state.draining().collect::<Vec<_>>() {
             let observed = self.kernel.balancer.destinations(Identity::Address(at))?;
             plan.ops.extend(self.state.drained(at, &observed));
@@ -401,7 +401,11 @@ impl Backend for Ipvs {
 
     fn tidy(&mut self) -> Result<Report, backend::Error> {
         match self.verify_at {
-            Some(at) if at <= Instant::now() => Ok(self.verify()?),
+            Some(at) if at <= Instant::now() => {
+                let left = self.state.tidy();
+                self.carry_out(&left, &Suspects::default())?;
+                Ok(self.verify()?)
+            }
             _ => Ok(self.remove_drained()?),
         }
     }
