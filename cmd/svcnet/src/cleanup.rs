@@ -145,7 +145,12 @@ pub(crate) fn plan(extent: &Extent) -> anyhow::Result<Plan> {
         .into_iter()
         .filter(|address| extent.cluster_dns.contains(&address.net.addr()));
     plan.0.extend(dns.map(Operation::Address));
-    for purpose in [LocalFor::Relays, LocalFor::Loopback, LocalFor::HostPorts] {
+    for purpose in [
+        LocalFor::Relays,
+        LocalFor::Loopback,
+        LocalFor::HostPorts,
+        LocalFor::LoopbackByIpvs,
+    ] {
         let addresses = rtnl.local_addresses(purpose)?;
         plan.0
             .extend(addresses.into_iter().map(|ip| Operation::Local(purpose, ip)));
@@ -253,6 +258,7 @@ mod tests {
     use std::process::Command;
 
     use svcnet_netlink::netns::OwnedNetNs;
+    use svcnet_proxy::Mode;
 
     use super::*;
 
@@ -287,7 +293,7 @@ mod tests {
                 assert!(made.success());
                 Rtnl::open().unwrap().add_local_address(LocalFor::Relays, [10, 96, 0, 9].into(), None).unwrap();
                 let sysctls = Sysctls::new(dir.path());
-                sysctls.set("net/ipv4/conf/all/arp_ignore", "1").unwrap();
+                sysctls.set(Mode::Ipvs, "net/ipv4/conf/all/arp_ignore", "1").unwrap();
                 let planned = plan(&extent).unwrap();
                 let text = planned.to_string();
                 let golden = "set net.ipv4.conf.all.arp_ignore to 0 again\ndelete nftables table ip svcnet\ndelete nftables table ip svcnet-overlay\n\

@@ -1,13 +1,17 @@
 //! Kernel parameters that a mode needs, and what they were before.
 //!
-//! What is changed is written down in a file first, so that a later process, or `svcnet cleanup`, can put it back.
+//! What is changed is written down in a file first, so that a later process, or `svcnet cleanup`, can put it back. Two
+//! modes can need the same at a time: relays outlive userspace mode while connections go through them. The last one that
+//! needs a parameter puts it back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use svcnet_netlink::sysctl;
+
+use crate::backend::Mode;
 
 /// Name of the file below `--run-dir`.
 const FILE_NAME: &str = "proxy-sysctls.json";
@@ -35,13 +39,18 @@ pub enum Error {
 #[derive(Debug, Clone)]
 pub struct Sysctls {
     path: PathBuf,
+    needs: Arc<Mutex<Needs>>,
 }
+
+/// Who needs which parameter, as far as this process is concerned.
+type Needs = HashSet<(String, Mode)>;
 
 impl Sysctls {
     /// Those that are written down below that directory.
     pub fn new(run_dir: &Path) -> Self {
         Self {
             path: run_dir.join(FILE_NAME),
+            needs: Arc::default(),
         }
     }
 
@@ -56,11 +65,37 @@ impl Sysctls {
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
-    /// Sets a parameter, and remembers what it was.
+    /// Notes whether a mode needs parameters to be as they are, whoever has set them.
+    pub(crate) fn need(&self, by: Mode, names: impl IntoIterator<Item = &'static str>, needed: bool) {
+        let mut needs = self.needs.lock().unwrap_or_else(PoisonError::into_inner);
+        for name in names {
+            if needed {
+                needs.insert((name.into(), by));
+            } else {
+                needs.remove(&(name.into(), by));
+            }
+        }
+    }
+
+    fn is_needed(&self, name: &str) -> bool {
+        let needs = self.needs.lock().unwrap_or_else(PoisonError::into_inner);
+        needs.iter().any(|(needed, _)| needed == name)
+    }
+
+    /// Those that were changed and that nobody needs any more.
+    pub(crate) fn needless(&self, names: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
+        let former = self.former();
+        names
+            .filter(|name| former.contains_key(*name) && !self.is_needed(name))
+            .collect()
+    }
+
+    /// Sets a parameter for a mode that needs it, and remembers what it was.
     ///
     /// # Errors
     /// When the kernel refuses, or what was before can not be written down.
-    pub fn set(&self, name: &str, value: &str) -> Result<(), Error> {
+    pub fn set(&self, by: Mode, name: &'static str, value: &str) -> Result<(), Error> {
+        self.need(by, [name], true);
         let _alone = FILE.lock().unwrap_or_else(PoisonError::into_inner);
         let is = sysctl::read(name)?;
         if is == value {
@@ -102,15 +137,17 @@ impl Sysctls {
         }
     }
 
-    /// Puts parameters back to what they were, and says whether any was changed.
+    /// A mode does not need parameters any more: those that no other one needs are put back to what they were. Says
+    /// whether any was changed.
     ///
     /// # Errors
     /// When the kernel refuses, or the file can not be written.
-    pub fn restore(&self, names: &[&str]) -> Result<bool, Error> {
+    pub fn restore(&self, by: Mode, names: &[&'static str]) -> Result<bool, Error> {
         let _alone = FILE.lock().unwrap_or_else(PoisonError::into_inner);
+        self.need(by, names.iter().copied(), false);
         let mut former = self.former();
         let mut changed = false;
-        for name in names {
+        for name in names.iter().filter(|name| !self.is_needed(name)) {
             if let Some(value) = former.remove(*name) {
                 changed |= sysctl::set(name, &value)?.is_some();
                 self.write(&former)?;
@@ -153,19 +190,42 @@ mod tests {
                 sysctl::set(ignore, "8").unwrap();
                 sysctl::set(announce, "0").unwrap();
                 let sysctls = Sysctls::new(&dir.path().join("run"));
-                sysctls.set(ignore, "1").unwrap();
-                sysctls.set(ignore, "2").unwrap();
-                sysctls.set(announce, "0").unwrap();
+                sysctls.set(Mode::Ipvs, ignore, "1").unwrap();
+                sysctls.set(Mode::Ipvs, ignore, "2").unwrap();
+                sysctls.set(Mode::Ipvs, announce, "0").unwrap();
                 assert_eq!(sysctls.former().len(), 1, "what was so already is not ours");
                 // Another process finds what the first has done.
                 assert!(
                     Sysctls::new(&dir.path().join("run"))
-                        .restore(&[ignore, announce])
+                        .restore(Mode::Nftables, &[ignore, announce])
                         .unwrap()
                 );
                 assert_eq!(sysctl::read(ignore).unwrap(), "8");
                 assert!(!sysctls.path().exists());
-                assert!(!sysctls.restore(&[ignore]).unwrap());
+                assert!(!sysctls.restore(Mode::Ipvs, &[ignore]).unwrap());
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn the_last_one_that_needs_it_puts_it_back() {
+        let netns = OwnedNetNs::unique("svcnet-sys").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let ignore = "net/ipv4/conf/all/arp_ignore";
+        netns
+            .run(|| {
+                let sysctls = Sysctls::new(dir.path());
+                sysctls.set(Mode::Userspace, ignore, "1").unwrap();
+                // It is so already, and needed all the same.
+                sysctls.need(Mode::Ipvs, [ignore], true);
+                let relays = sysctls.clone();
+                assert!(!relays.restore(Mode::Userspace, &[ignore]).unwrap());
+                assert_eq!(sysctl::read(ignore).unwrap(), "1");
+                assert_eq!(sysctls.needless([ignore].into_iter()), [""; 0]);
+                sysctls.need(Mode::Ipvs, [ignore], false);
+                assert_eq!(sysctls.needless([ignore].into_iter()), [ignore]);
+                assert!(sysctls.restore(Mode::Ipvs, &[ignore]).unwrap());
+                assert_eq!(sysctl::read(ignore).unwrap(), "0");
             })
             .unwrap();
     }
