@@ -10,7 +10,7 @@
 mod world;
 
 use serde_json::{Value, json};
-use world::{A, B, C, World, annotated, names, node_ports, run, service, slice};
+use world::{A, B, C, NODE, World, annotated, ask, names, node_ports, run, service, slice};
 
 const VIP: &str = "10.96.1.1:80";
 
@@ -167,16 +167,16 @@ fn no_packet_goes_on_with_our_priority() {
     let (services, slices) = assortment();
     world.apply_all(services, slices);
     let probe = "table ip probe {
-        counter ours {}
-        counter all {}
+        counter priorities {}
+        counter translated {}
         chain post {
             type filter hook postrouting priority 200
-            ct status dnat counter name all
-            meta priority & f000:0 == 5000:0 counter name ours
+            ct status dnat counter name translated
+            meta priority & f000:0 == 5000:0 counter name priorities
         }
         chain input {
             type filter hook input priority 200
-            meta priority & f000:0 == 5000:0 counter name ours
+            meta priority & f000:0 == 5000:0 counter name priorities
         }
     }";
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -195,8 +195,8 @@ fn no_packet_goes_on_with_our_priority() {
         let listed = run(&world.node, "nft", &["list", "counter", "ip", "probe", counter]);
         !listed.contains("packets 0 ")
     };
-    assert!(packets("all"), "packets came by");
-    assert!(!packets("ours"), "none with our priority");
+    assert!(packets("translated"), "packets came by");
+    assert!(!packets("priorities"), "none with our priority");
 }
 
 /// An operator saves the ruleset of the host and loads it at boot: ours must not be what stops it. (Except for the

@@ -139,8 +139,8 @@ impl Userspace {
     /// A backend over these relays; does nothing yet.
     pub fn open(relays: &Arc<Relays>) -> Self {
         tracing::warn!(
-            "services are relayed on sockets: slower than in the kernel, pods see this node's address instead of their \
-             clients', and connections end with this process"
+            "services are relayed on sockets: slower than in the kernel, pods and NetworkPolicies see this node's \
+             address instead of their clients', and connections end with this process"
         );
         let inner = Arc::new(Mutex::new(Inner {
             desired: Desired::default(),
