@@ -149,7 +149,12 @@ pub(crate) fn plan(extent: &Extent) -> anyhow::Result<Plan> {
         .into_iter()
         .filter(|address| extent.cluster_dns.contains(&address.net.addr()));
     plan.0.extend(dns.map(Operation::Address));
-    for purpose in [LocalFor::Relays, LocalFor::Loopback, LocalFor::HostPorts] {
+    for purpose in [
+        LocalFor::Relays,
+        LocalFor::Loopback,
+        LocalFor::HostPorts,
+        LocalFor::LoopbackByIpvs,
+    ] {
         let addresses = rtnl.local_addresses(purpose)?;
         plan.0
             .extend(addresses.into_iter().map(|ip| Operation::Local(purpose, ip)));
@@ -286,6 +291,7 @@ mod tests {
     use std::process::Command;
 
     use svcnet_netlink::netns::OwnedNetNs;
+    use svcnet_proxy::Mode;
 
     use super::*;
 

@@ -25,6 +25,8 @@ const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 
+/// The client's SYN was seen, and no answer (`TCP_CONNTRACK_SYN_SENT`).
+const TCP_SYN_SENT: u8 = 1;
 /// First of the states in which a TCP connection carries no more data (`TCP_CONNTRACK_LAST_ACK`; then TIME_WAIT, CLOSE).
 const TCP_LAST_ACK: u8 = 6;
 
@@ -57,6 +59,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Whether it is a TCP connection that nobody has answered yet.
+    pub fn is_unanswered(&self) -> bool {
+        self.tcp_state == Some(TCP_SYN_SENT)
+    }
+
     /// Whether data may still come: a TCP connection that both sides have closed stays in the table for a while.
     pub fn is_live(&self) -> bool {
         self.tcp_state.is_none_or(|state| state < TCP_LAST_ACK)

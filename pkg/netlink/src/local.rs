@@ -29,6 +29,8 @@ pub enum LocalFor {
     Loopback,
     /// The same for host ports.
     HostPorts,
+    /// The same beside IPVS, and for 127.0.0.1 too.
+    LoopbackByIpvs,
 }
 
 impl LocalFor {
@@ -37,6 +39,7 @@ impl LocalFor {
             Self::Relays => PROTOCOL_SVCNET,
             Self::Loopback => PROTOCOL_SVCNET + 1,
             Self::HostPorts => PROTOCOL_SVCNET + 2,
+            Self::LoopbackByIpvs => PROTOCOL_SVCNET + 3,
         })
     }
 }

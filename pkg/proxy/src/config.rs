@@ -66,7 +66,6 @@ impl Config {
     pub(crate) fn tuning(&self) -> Tuning {
         Tuning {
             strict_arp: self.strict_arp,
-            strict_arp_stays: false,
             timeouts: self.ipvs_timeouts,
         }
     }

@@ -14,6 +14,7 @@ mod engine;
 #[cfg(test)]
 mod fake;
 mod health;
+mod idle;
 pub mod inspect;
 pub mod ipvs;
 mod local;

@@ -129,7 +129,8 @@ fn maglev_table(world: &World) -> Vec<String> {
                 .next()
                 .unwrap()
                 .trim_end_matches([' ', '}', '\n', '\t']);
-            (place.parse().unwrap(), endpoint.to_string())
+            let index = place.rsplit(':').next().unwrap();
+            (usize::from_str_radix(index, 16).unwrap(), endpoint.to_string())
         })
         .collect();
     places.sort();

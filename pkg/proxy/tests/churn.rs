@@ -25,7 +25,7 @@ use svcnet_netlink::netns::OwnedNetNs;
 use world::{A, B, C, NODE, PATIENCE, World, ask_on, names, service, slice};
 
 const VIP: &str = "10.96.1.1:80";
-const ROUNDS: usize = 500;
+const ROUNDS: usize = 300;
 /// The ports that a client leaves from, each once: conntrack sends a connection from a port that it remembers the way of
 /// the former one.
 const PORTS: std::ops::Range<u16> = 1024..65_000;
@@ -128,10 +128,10 @@ fn churn(mut after: impl FnMut(&mut World, usize)) -> World {
     world.service(web());
     world.slice(slice("web", choice(0).1));
     let progress = Arc::new(Progress::default());
-    // From the node itself, and through it. Not from the pods, which are the endpoints: one that reaches itself while it
-    // ceases to be an endpoint may find its way back gone.
+    // From the node itself, through it, and from endpoints, who may reach themselves while they cease to be ones.
     world::ip(&world.client, &format!("route add 10.96.0.0/12 via {NODE}"));
-    let clients = [&world.node, &world.client].map(|ns| Client::start(ns, &progress));
+    let sources = [&world.node, &world.client, &world.a, &world.b];
+    let clients = sources.map(|ns| Client::start(ns, &progress));
     for round in 1..=ROUNDS {
         progress.begun.store(round, Ordering::SeqCst);
         world.slice(slice("web", choice(round).1));

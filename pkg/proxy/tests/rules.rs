@@ -340,7 +340,7 @@ fn hundreds_of_endpoints_in_several_slices_and_several_services_on_one_endpoint(
         }
     }
     let listing = world.listing();
-    assert!(listing.contains("numgen random mod 249 map"), "all of them");
+    assert!(listing.contains("numgen random mod 249 offset"), "all of them");
     let less = world.slice(part("web", "y", &second[1..]));
     assert!(less.operations <= 12, "{less:?}");
 }

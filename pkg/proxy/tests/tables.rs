@@ -10,7 +10,7 @@
 mod world;
 
 use serde_json::{Value, json};
-use world::{A, B, C, World, annotated, names, node_ports, run, service, slice};
+use world::{A, B, C, NODE, World, annotated, ask, names, node_ports, run, service, slice};
 
 const VIP: &str = "10.96.1.1:80";
 
@@ -141,12 +141,15 @@ fn all_of_it_prints() {
         "comment \"svcnet proxy #",
         "10.96.1.1 . tcp . 80 comment \"default/web:http\" : 5000:3",
         "comment \"default/web:http\" : 10.244.1.5 . 8080",
-        "meta priority set none dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @endpoints",
-        "numgen random mod 1 offset 32768 map @port-endpoints",
+        "dnat ip to ip daddr . meta l4proto . th dport . meta priority map @endpoints",
+        "meta priority set numgen random mod 3 offset 1342177280 goto endpoint",
+        "meta priority set numgen random mod 1 offset 1342210048 goto port-local-endpoint",
+        "meta priority set 5000:8000 dnat ip to meta l4proto . th dport . meta priority map @port-endpoints",
+        "ct state new meta priority & f000:0 == 5000:0 meta priority set none",
         "update @affinity { ip saddr . ct original ip daddr . meta l4proto . ct original proto-dst timeout 3h",
-        "th dport . numgen inc mod 3 map @endpoints",
-        "ip daddr . meta l4proto . th dport . jhash ip saddr mod 3 seed 0x73766373 map @endpoints",
-        "ip6 daddr . meta l4proto . th dport . jhash ip6 saddr mod 2 seed 0x73766373 map @endpoints",
+        "meta priority set numgen inc mod 3 offset 1342177280 goto endpoint",
+        "meta priority set jhash ip saddr mod 3 seed 0x73766373 offset 1342177280 goto endpoint",
+        "meta priority set jhash ip6 saddr mod 2 seed 0x73766373 offset 1342177280 goto endpoint",
         "jhash ip saddr mod 1021 seed 0x73766373",
         "ip6 saddr set fd73:7663:6e65::1 meta priority set none comment \"node ports on ::1\"",
         "ip daddr 10.96.0.0/12 fib daddr type != local drop comment \"no service has that address\"",
@@ -155,6 +158,45 @@ fn all_of_it_prints() {
     ] {
         assert!(listing.contains(line), "{line:?} is not in\n{listing}");
     }
+}
+
+/// The scratch value of the lookups does not leave the host, nor reach queues and tables behind ours.
+#[test]
+fn no_packet_goes_on_with_our_priority() {
+    let mut world = World::new();
+    let (services, slices) = assortment();
+    world.apply_all(services, slices);
+    let probe = "table ip probe {
+        counter priorities {}
+        counter translated {}
+        chain post {
+            type filter hook postrouting priority 200
+            ct status dnat counter name translated
+            meta priority & f000:0 == 5000:0 counter name priorities
+        }
+        chain input {
+            type filter hook input priority 200
+            meta priority & f000:0 == 5000:0 counter name priorities
+        }
+    }";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), probe).unwrap();
+    run(&world.node, "nft", &["-f", file.path().to_str().unwrap()]);
+    for from in [&world.a, &world.node] {
+        for n in 1..=8 {
+            // With and without endpoints, with clients that stay and without.
+            let _ = ask(from, &format!("10.96.1.{n}:80"));
+        }
+    }
+    for _ in 0..2 {
+        let _ = ask(&world.client, &format!("{NODE}:30080"));
+    }
+    let packets = |counter| {
+        let listed = run(&world.node, "nft", &["list", "counter", "ip", "probe", counter]);
+        !listed.contains("packets 0 ")
+    };
+    assert!(packets("translated"), "packets came by");
+    assert!(!packets("priorities"), "none with our priority");
 }
 
 /// An operator saves the ruleset of the host and loads it at boot: ours must not be what stops it. (Except for the

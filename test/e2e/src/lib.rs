@@ -107,6 +107,13 @@ pub fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// The proxy mode that labs of this run are to have, where a test does not say it: `SVCNET_E2E_PROXY_MODE`.
+pub fn proxy_mode() -> Option<String> {
+    std::env::var("SVCNET_E2E_PROXY_MODE")
+        .ok()
+        .filter(|mode| !mode.is_empty())
+}
+
 impl Lab {
     /// Brings up a lab of its own name; `args` are further arguments of `svcnet lab up`.
     ///
@@ -114,6 +121,24 @@ impl Lab {
     /// When it does not come up.
     #[track_caller]
     pub fn up(args: &[&str]) -> Self {
+        match proxy_mode() {
+            Some(mode) => Self::up_in(&mode, args),
+            None => Self::up_as(args),
+        }
+    }
+
+    /// The same with a proxy mode on all nodes.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[track_caller]
+    pub fn up_in(mode: &str, args: &[&str]) -> Self {
+        let mode = ["server", "agent"].map(|kind| format!("--{kind}-arg=--proxy-mode={mode}"));
+        Self::up_as(&[args, &mode.each_ref().map(String::as_str)].concat())
+    }
+
+    #[track_caller]
+    fn up_as(args: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!(
             "t{}x{}",

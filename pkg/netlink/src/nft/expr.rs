@@ -157,12 +157,12 @@ pub enum Expr {
         /// Destination.
         reg: Reg,
     },
-    /// Writes an address into the IP header; the checksum above follows. For IPv6, whose header has none of its own.
+    /// Writes an address into the IP header; the checksums follow, the one above and that of IPv4's header.
     PayloadSet {
+        /// Of the address.
+        family: Family,
         /// First byte.
         offset: u32,
-        /// Number of bytes.
-        len: u32,
         /// Source.
         reg: Reg,
     },
@@ -376,10 +376,15 @@ impl Expr {
                     .be32(3, *offset)
                     .be32(4, *len);
             }
-            Self::PayloadSet { offset, len, reg } => {
-                // NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_CSUM_NONE, NFT_PAYLOAD_L4CSUM_PSEUDOHDR
-                w.be32(2, 1).be32(3, *offset).be32(4, *len);
-                w.be32(5, reg.number()).be32(6, 0).be32(7, 0).be32(8, 1);
+            Self::PayloadSet { family, offset, reg } => {
+                // NFT_PAYLOAD_CSUM_INET at its offset, or NFT_PAYLOAD_CSUM_NONE
+                let (len, [checksum, at]) = match family {
+                    Family::Ip => (4, [1, 10]),
+                    Family::Ip6 => (16, [0, 0]),
+                };
+                // NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_L4CSUM_PSEUDOHDR
+                w.be32(2, 1).be32(3, *offset).be32(4, len);
+                w.be32(5, reg.number()).be32(6, checksum).be32(7, at).be32(8, 1);
             }
             Self::Meta { key, reg } => {
                 w.be32(1, reg.number()).be32(2, *key as u32);

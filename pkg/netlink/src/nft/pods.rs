@@ -56,6 +56,10 @@ impl Field {
             Self::ArpSaddrEther => (bytes(Header::Network, 8, 6), 2),
             Self::ArpSaddrIp => (bytes(Header::Network, 14, 4), 1),
             Self::NdTarget => (bytes(Header::Transport, 8, 16), 4),
+            Self::Priority => {
+                let key = MetaKey::Priority;
+                (Expr::Meta { key, reg }, 1)
+            }
             // What is left of the enumeration is loaded where it is declared.
             _ => {
                 let key = MetaKey::IifName;

@@ -1,7 +1,7 @@
 //! Rules spelled as in `nft`: each method is a match or a statement, in the order that `nft` itself would compile them
 //! to, so that `nft list ruleset` turns them back into the same words.
 
-use std::net::Ipv6Addr;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -45,6 +45,8 @@ pub enum Field {
     ArpSaddrIp,
     /// Whom a neighbour advertisement speaks for, `@th,64,128`.
     NdTarget,
+    /// `meta priority`
+    Priority,
     /// `numgen random mod N`
     RandomBelow(u32),
     /// A number that is chosen in some way from `offset` on.
@@ -315,28 +317,30 @@ impl Rule {
         })
     }
 
-    /// `ip6 saddr set ADDRESS`
+    /// `ip saddr set ADDRESS`, or `ip6`
     #[must_use]
-    pub fn set_saddr(self, address: Ipv6Addr) -> Self {
-        self.set_address(8, address)
+    pub fn set_saddr(self, address: impl Into<IpAddr>) -> Self {
+        self.set_address([12, 8], address.into())
     }
 
-    /// `ip6 daddr set ADDRESS`
+    /// `ip daddr set ADDRESS`, or `ip6`
     #[must_use]
-    pub fn set_daddr(self, address: Ipv6Addr) -> Self {
-        self.set_address(24, address)
+    pub fn set_daddr(self, address: impl Into<IpAddr>) -> Self {
+        self.set_address([16, 24], address.into())
     }
 
-    fn set_address(self, offset: u32, address: Ipv6Addr) -> Self {
-        self.expr(Expr::Immediate {
-            reg: Reg::W0,
-            data: address.octets().to_vec(),
-        })
-        .expr(Expr::PayloadSet {
-            offset,
-            len: 16,
-            reg: Reg::W0,
-        })
+    /// Writes it into the header, where it lies at the first offset in IPv4 and at the second in IPv6.
+    fn set_address(self, offsets: [u32; 2], address: IpAddr) -> Self {
+        let (data, family) = match address {
+            IpAddr::V4(ip) => (ip.octets().to_vec(), Family::Ip),
+            IpAddr::V6(ip) => (ip.octets().to_vec(), Family::Ip6),
+        };
+        self.expr(Expr::Immediate { reg: Reg::W0, data })
+            .expr(Expr::PayloadSet {
+                family,
+                offset: offsets[usize::from(family == Family::Ip6)],
+                reg: Reg::W0,
+            })
     }
 
     /// `iifname NAME`
@@ -546,11 +550,44 @@ impl Rule {
     /// `meta priority set none`
     #[must_use]
     pub fn clear_priority(self) -> Self {
+        self.set_priority_to(0)
+    }
+
+    /// `meta priority set NUMBER`
+    #[must_use]
+    pub fn set_priority_to(self, number: u32) -> Self {
         self.expr(Expr::Immediate {
             reg: Reg::W0,
-            data: vec![0; 4],
+            data: number.to_ne_bytes().to_vec(),
         })
         .expr(Expr::MetaSet {
+            key: MetaKey::Priority,
+            reg: Reg::W0,
+        })
+    }
+
+    /// `meta priority & MASK == NUMBER`
+    #[must_use]
+    pub fn priority_masked(self, mask: u32, number: u32) -> Self {
+        self.expr(Expr::Meta {
+            key: MetaKey::Priority,
+            reg: Reg::W0,
+        })
+        .expr(Expr::Mask {
+            reg: Reg::W0,
+            mask: mask.to_ne_bytes().to_vec(),
+        })
+        .expr(Expr::Cmp {
+            reg: Reg::W0,
+            op: CmpOp::Eq,
+            data: number.to_ne_bytes().to_vec(),
+        })
+    }
+
+    /// `meta priority set FIELD`, of a field that is one word.
+    #[must_use]
+    pub fn set_priority(self, family: Family, field: Field) -> Self {
+        self.load(family, &[field]).expr(Expr::MetaSet {
             key: MetaKey::Priority,
             reg: Reg::W0,
         })

@@ -11,6 +11,7 @@ use svcnet_netlink::{Rtnl, rt, sysctl};
 use super::layout::{self, Networks};
 use super::plan::{Elements, Plan};
 use super::{Error, LINK};
+use crate::backend::Mode;
 use crate::sysctls::Sysctls;
 
 /// The ways to the kernel.
@@ -30,12 +31,12 @@ impl Kernel {
     ) -> Result<usize, Error> {
         for (name, value) in &plan.sysctls {
             match sysctls {
-                Some(sysctls) => sysctls.set(name, value)?,
+                Some(sysctls) => sysctls.set(Mode::Ipvs, name, value)?,
                 None => drop(sysctl::set(name, value)?),
             }
         }
         if let (Some(sysctls), false) = (sysctls, plan.restore.is_empty()) {
-            sysctls.restore(&plan.restore)?;
+            sysctls.restore(Mode::Ipvs, &plan.restore)?;
         }
         if let Some(timeouts) = plan.timeouts {
             timeouts.apply(&mut self.balancer, sysctls)?;

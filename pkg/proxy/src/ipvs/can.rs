@@ -6,7 +6,7 @@ use svcnet_netlink::ipvs::{self as kernel, Flags, Identity, Op, Service};
 use svcnet_netlink::nft::{self, Batch, Family, Socket, Table};
 use svcnet_netlink::sysctl;
 
-use super::{Error, LINK, SYSCTLS, layout, observe};
+use super::{Error, LINK, SYSCTLS, layout, loopback, observe};
 
 /// Link that is made and removed again to see whether the kernel has such.
 const PROBE_LINK: &str = "svcnet-probe";
@@ -115,6 +115,7 @@ pub fn cleanup() -> Result<bool, Error> {
     for family in [Family::Ip, Family::Ip6] {
         any |= tables.remove(&layout::table(family))?;
     }
+    loopback::clean_up(&mut links);
     Ok(any)
 }
 

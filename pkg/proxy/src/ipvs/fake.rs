@@ -215,7 +215,7 @@ impl Fake {
 
     /// What the periodic look does.
     pub(super) fn tidy(&mut self, state: &mut State) -> Plan {
-        let mut plan = Plan::default();
+        let mut plan = state.tidy();
         for of in state.draining().collect::<Vec<_>>() {
             let held = self.services.get(&of).map(|held| held.destinations.values());
             let observed: Vec<_> = held

@@ -2,6 +2,7 @@
 //! asks where clients come from; and the addresses that it needs on a link open the host's own ports to everyone.
 //!
 //! ```text
+//! output (before conntrack), input:  loopback addresses, away and back
 //! prerouting, output (before IPVS):  restrict, refuse
 //! postrouting (before srcnat):       hairpins, this node's own, what comes back only through this node: masquerade
 //! ```
@@ -15,6 +16,7 @@ use svcnet_netlink::nft::{
     Table, Verdict,
 };
 
+use super::loopback;
 use super::slot::{BOUND, HAIRPIN, List, SOURCES};
 use crate::model::Protocol;
 
@@ -27,7 +29,7 @@ const AFTER_OTHERS: i32 = PRIORITY_DSTNAT + 20;
 /// Chain that answers in the way of each protocol that there is nothing here.
 const TURN_AWAY: &str = "turn-away";
 /// Fields of a frontend.
-const KEY: &[Field] = &[Field::Daddr, Field::L4Proto, Field::Dport];
+pub(super) const KEY: &[Field] = &[Field::Daddr, Field::L4Proto, Field::Dport];
 /// The same, of the connection's first packet as its sender made it.
 const ORIGINAL_KEY: &[Field] = &[Field::OriginalDaddr, Field::L4Proto, Field::OriginalDport];
 
@@ -73,7 +75,8 @@ pub(crate) fn ruleset(family: Family, networks: &Networks) -> Ruleset {
         .chain(Chain::regular("refuse"))
         .chain(Chain::regular("outside"))
         .chain(Chain::regular(TURN_AWAY));
-    let ruleset = judge(sets(ruleset, family), family, networks);
+    let ruleset = loopback::guard(loopback::rules(sets(ruleset, family), family), family);
+    let ruleset = judge(ruleset, family, networks);
     masquerade(turn_away(ruleset, family), family, networks)
 }
 

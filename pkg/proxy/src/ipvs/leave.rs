@@ -65,7 +65,8 @@ fn plan(balancer: &Balancer, listed: &BTreeSet<Virtual>, open: &BTreeSet<Virtual
     let mut plan = Plan::default();
     for (at, held) in balancer.services.iter().filter(|(at, _)| is_ours(at)) {
         let identity = Identity::Address(*at);
-        if is_of_datagrams(at) || !open.contains(at) {
+        // Without our rules, nothing stands for a loopback address any more, and a client's next packet ends the connection.
+        if is_of_datagrams(at) || at.ip.is_loopback() || !open.contains(at) {
             plan.ops.push(Op::DeleteService(identity));
             continue;
         }

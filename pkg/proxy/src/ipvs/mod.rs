@@ -2,12 +2,12 @@
 //!
 //! A dummy link (`kube-ipvs0`, down and without ARP, as kube-proxy makes it) holds every service address, so that packets
 //! to it are this host's and pass IPVS. Each frontend is a virtual service whose destinations are reached by address
-//! translation; a node port is one for each address of the node. `layout.rs` says what our tables do beside that,
+//! translation; a node port is one for each address of the node. `layout.rs` says what our tables do beside that, `loopback.rs` what it
+//! takes to have node ports on 127.0.0.1,
 //! `desired.rs` how frontends become virtual services, `can.rs` finds out what this host can do, `plan.rs` decides, `observe.rs` and `apply.rs` talk to the
 //! kernel, `stale.rs` clears what a change leaves in conntrack.
 //!
 //! What the kernel's load balancer can not do, other than the tables of `../nftables`:
-//! - node ports do not answer on loopback addresses (IPVS does not send on what comes from there);
 //! - with policy `Local`, pods and this node go to local endpoints where there are some, as everyone does;
 //! - a Service that goes takes its connections along. A switch to nftables mode does not (`leave.rs`); one to userspace
 //!   mode does, for IPVS takes packets before they come to a socket.
@@ -21,6 +21,7 @@ mod desired;
 mod layout;
 mod leave;
 mod look;
+mod loopback;
 mod observe;
 mod plan;
 mod schedule;
@@ -271,9 +272,9 @@ impl Ipvs {
         self.carry_out(&plan, &suspects)
     }
 
-    /// Removes endpoints whose last connection has ended.
+    /// Removes endpoints whose last connection has ended, and what else was kept for packets on their way.
     fn remove_drained(&mut self) -> Result<Report, Error> {
-        let mut plan = Plan::default();
+        let mut plan = self.state.tidy();
         for at in self.state.draining().collect::<Vec<_>>() {
             let observed = self.kernel.balancer.destinations(Identity::Address(at))?;
             plan.ops.extend(self.state.drained(at, &observed));
@@ -345,11 +346,13 @@ impl Backend for Ipvs {
         }
         let mut state = State::new(frontends.into_iter(), host);
         let (mut plan, suspects) = state.converge(&balancer, tables, &self.state);
+        self.claim_sysctls();
         plan.sysctls = self.wrong_sysctls()?;
         plan.restore = self.needless_sysctls();
         plan.timeouts = self.wrong_timeouts()?;
         self.state = state;
         tracing::debug!(plan = %Shortened(&plan), "converge");
+        loopback::prepare(&mut self.kernel.links, &self.families);
         let report = self.carry_out(&plan, &suspects)?;
         self.verify_at = Some(Instant::now() + VERIFY);
         Ok(report)
@@ -401,7 +404,11 @@ impl Backend for Ipvs {
 
     fn tidy(&mut self) -> Result<Report, backend::Error> {
         match self.verify_at {
-            Some(at) if at <= Instant::now() => Ok(self.verify()?),
+            Some(at) if at <= Instant::now() => {
+                let left = self.state.tidy();
+                self.carry_out(&left, &Suspects::default())?;
+                Ok(self.verify()?)
+            }
             _ => Ok(self.remove_drained()?),
         }
     }

@@ -12,6 +12,7 @@ use svcnet_netlink::{Rtnl, rt};
 use super::LINK;
 use super::desired::Host;
 use super::layout::{self, Networks};
+use super::loopback;
 use super::plan::{Balancer, Held, Tables};
 use super::schedule::Lacking;
 use super::slot::{self, BOUND, HAIRPIN, List, SOURCES, Slot};
@@ -62,8 +63,7 @@ pub(super) fn host(
 ) -> Host {
     let answers = |ip: &IpAddr| {
         let of_a_service = networks.services.iter().any(|net| net.contains(ip));
-        // IPVS does not send on what comes from a loopback address.
-        !ip.is_loopback()
+        loopback::can_answer(*ip)
             && !of_a_service
             && node_ports_on.is_none_or(|networks| networks.iter().any(|net| net.contains(ip)))
     };

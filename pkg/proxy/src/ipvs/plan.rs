@@ -23,6 +23,7 @@ use super::schedule::Lacking;
 use super::slot::{List, Slot};
 use super::stale::Suspects;
 use super::tuning::SetTimeouts;
+use crate::idle::Idle;
 use crate::model::{Frontend, FrontendKey};
 
 /// Operations, in the order of their fields.
@@ -245,6 +246,7 @@ pub struct State {
     frontends: HashMap<FrontendKey, Frontend>,
     shared: HashMap<Slot, u32>,
     draining: BTreeMap<Virtual, BTreeSet<SocketAddr>>,
+    idle_hairpins: Idle<IpAddr>,
 }
 
 impl State {
@@ -376,7 +378,12 @@ impl State {
         for slot in self.shared.keys() {
             want(*slot, &nameless);
         }
-        deletes.extend(tables.elements.into_keys());
+        for slot in tables.elements.into_keys() {
+            match slot {
+                Slot::Hairpin(ip) => self.idle_hairpins.put(ip),
+                slot => deletes.push(slot),
+            }
+        }
         plan.place(deletes, adds, self);
         (plan, suspects)
     }
@@ -417,9 +424,11 @@ impl State {
         }
         plan.ops.append(&mut gone);
         for (slot, was) in shared {
-            match (was, self.shared.contains_key(&slot)) {
-                (false, true) => adds.push((slot, "".into())),
-                (true, false) => deletes.push(slot),
+            match (was, self.shared.contains_key(&slot), slot) {
+                (false, true, Slot::Hairpin(ip)) if self.idle_hairpins.take_back(&ip) => {}
+                (true, false, Slot::Hairpin(ip)) => self.idle_hairpins.put(ip),
+                (false, true, _) => adds.push((slot, "".into())),
+                (true, false, _) => deletes.push(slot),
                 _ => continue,
             }
             if let Slot::Bound(ip) = slot {
@@ -429,6 +438,15 @@ impl State {
         }
         plan.place(deletes, adds, self);
         (plan, suspects)
+    }
+
+    /// The plan that removes the hairpins which nobody has used since the last one: IPVS may have sent a packet back to
+    /// the pod that it is from, and it is masqueraded only behind that.
+    pub fn tidy(&mut self) -> Plan {
+        let mut plan = Plan::default();
+        let hairpins = self.idle_hairpins.tidy().into_iter();
+        plan.after.deletes = hairpins.map(Slot::Hairpin).collect();
+        plan
     }
 
     /// What is to be done for endpoints of a virtual service that drained, by what the kernel holds now.

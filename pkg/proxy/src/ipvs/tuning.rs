@@ -12,6 +12,7 @@ use svcnet_netlink::ipvs as kernel;
 use svcnet_netlink::sysctl;
 
 use super::{Error, Ipvs, STRICT_ARP, SYSCTLS};
+use crate::backend::Mode;
 use crate::sysctls::Sysctls;
 
 /// Under which name the timeouts are written down.
@@ -105,8 +106,6 @@ fn go_duration(text: &str) -> Option<Duration> {
 pub struct Tuning {
     /// Keep links from answering ARP for addresses of others.
     pub strict_arp: bool,
-    /// Who else needs that, so that it stays (relays of an earlier userspace mode).
-    pub strict_arp_stays: bool,
     /// How long idle connections are kept.
     pub timeouts: Timeouts,
 }
@@ -199,15 +198,23 @@ impl Ipvs {
 
     /// The kernel parameters that are to be as they were.
     pub(super) fn needless_sysctls(&self) -> Vec<&'static str> {
-        let Some(sysctls) = &self.sysctls else {
-            return Vec::new();
-        };
-        if self.tuning.strict_arp || self.tuning.strict_arp_stays {
-            return Vec::new();
+        match &self.sysctls {
+            Some(sysctls) if !self.tuning.strict_arp => {
+                sysctls.needless(STRICT_ARP.iter().map(|(name, _)| *name))
+            }
+            _ => Vec::new(),
         }
-        let former = sysctls.former();
-        let names = STRICT_ARP.iter().map(|(name, _)| *name);
-        names.filter(|name| former.contains_key(*name)).collect()
+    }
+
+    /// Tells others that need the same what this mode needs.
+    pub(super) fn claim_sysctls(&self) {
+        if let Some(sysctls) = &self.sysctls {
+            sysctls.need(
+                Mode::Ipvs,
+                STRICT_ARP.map(|(name, _)| name),
+                self.tuning.strict_arp,
+            );
+        }
     }
 
     /// The timeouts to set, if they are not as they should be.

@@ -67,16 +67,15 @@ impl Openers {
     fn tuning(&self) -> Tuning {
         Tuning {
             strict_arp: self.strict_arp,
-            strict_arp_stays: self.relays.is_some(),
             timeouts: self.timeouts,
         }
     }
 
     fn route_loopback(&self) {
         let result = if self.on_loopback {
-            self.sysctls.set(ROUTE_LOCALNET, "1")
+            self.sysctls.set(Mode::Nftables, ROUTE_LOCALNET, "1")
         } else {
-            self.sysctls.restore(&[ROUTE_LOCALNET]).map(drop)
+            self.sysctls.restore(Mode::Nftables, &[ROUTE_LOCALNET]).map(drop)
         };
         if let Err(error) = result {
             tracing::warn!(
@@ -91,7 +90,7 @@ impl Openers {
         if (mode, used) == (Mode::Ipvs, Mode::Nftables) {
             return self.leave_ipvs(engine);
         }
-        let any = self.clear_now(mode, used, engine)?;
+        let any = self.clear_now(mode, engine)?;
         Ok(if any { Left::Gone } else { Left::Nothing })
     }
 
@@ -105,11 +104,11 @@ impl Openers {
         if let Left::Waits(_) = left {
             return Ok(left);
         }
-        let restored = restore_ipvs(&self.sysctls, Mode::Nftables)?;
+        let restored = restore_ipvs(&self.sysctls)?;
         Ok(if restored { Left::Gone } else { left })
     }
 
-    fn clear_now(&self, mode: Mode, used: Mode, engine: &Engine) -> Result<bool, String> {
+    fn clear_now(&self, mode: Mode, engine: &Engine) -> Result<bool, String> {
         match mode {
             Mode::Nftables => {
                 let cleared = clear_nftables(&self.sysctls)?;
@@ -119,7 +118,7 @@ impl Openers {
                 }
                 Ok(cleared)
             }
-            Mode::Ipvs => clear_ipvs(&self.sysctls, used),
+            Mode::Ipvs => clear_ipvs(&self.sysctls),
             // While there are relays, they look after their addresses themselves.
             Mode::Userspace if self.relays.is_some() => Ok(false),
             Mode::Userspace => userspace::cleanup(&self.sysctls).map_err(|error| error.to_string()),
@@ -131,27 +130,24 @@ impl Openers {
 fn clear_nftables(sysctls: &Sysctls) -> Result<bool, String> {
     // While the rule that keeps others from loopback is still there.
     let restored = sysctls
-        .restore(&[ROUTE_LOCALNET])
+        .restore(Mode::Nftables, &[ROUTE_LOCALNET])
         .map_err(|error| error.to_string())?;
     Ok(nftables::cleanup().map_err(|error| error.to_string())? || restored)
 }
 
 /// Removes what the ipvs mode has made, and says whether there was anything.
-fn clear_ipvs(sysctls: &Sysctls, used: Mode) -> Result<bool, String> {
+fn clear_ipvs(sysctls: &Sysctls) -> Result<bool, String> {
     let cleared = ipvs::cleanup().map_err(|error| error.to_string())?;
-    let restored = restore_ipvs(sysctls, used)?;
+    let restored = restore_ipvs(sysctls)?;
     Ok(cleared || restored)
 }
 
 /// Puts back what the ipvs mode has set, and says whether there was anything.
-fn restore_ipvs(sysctls: &Sysctls, used: Mode) -> Result<bool, String> {
-    // Relays want strict ARP, too.
-    let strict_arp = ipvs::STRICT_ARP.map(|(name, _)| name);
-    let names = ipvs::SYSCTLS.map(|(name, _)| name).into_iter();
-    let names: Vec<&str> = names
-        .chain(strict_arp.into_iter().filter(|_| used != Mode::Userspace))
-        .collect();
-    let mut restored = sysctls.restore(&names).map_err(|error| error.to_string())?;
+fn restore_ipvs(sysctls: &Sysctls) -> Result<bool, String> {
+    let names = ipvs::SYSCTLS.iter().chain(&ipvs::STRICT_ARP);
+    let names: Vec<&'static str> = names.map(|(name, _)| *name).collect();
+    let restored = sysctls.restore(Mode::Ipvs, &names);
+    let mut restored = restored.map_err(|error| error.to_string())?;
     restored |= ipvs::restore_timeouts(sysctls).map_err(|error| error.to_string())?;
     Ok(restored)
 }
@@ -165,7 +161,7 @@ pub fn cleanup(sysctls: &Sysctls) -> Result<Vec<Mode>, String> {
     for mode in Mode::ALL {
         let result = match mode {
             Mode::Nftables => clear_nftables(sysctls),
-            Mode::Ipvs => clear_ipvs(sysctls, mode),
+            Mode::Ipvs => clear_ipvs(sysctls),
             Mode::Userspace => userspace::cleanup(sysctls).map_err(|error| error.to_string()),
         };
         match result {

@@ -3,24 +3,25 @@
 //! ```text
 //! prerouting, output -> services:   meta priority set KEY map @services;  meta priority vmap @dispatch
 //!                                   (to an address of this node) -> node-ports, the same with @ports
-//! n3 (shape: three endpoints):      dnat to KEY . numgen random mod 3 map @endpoints
+//! n3 (shape: three endpoints):      meta priority set numgen random mod 3 -> endpoint
+//! endpoint:                         dnat to KEY . meta priority map @endpoints
 //! postrouting (before srcnat):      hairpins, and what comes back only through this node: masquerade
 //! refuse (after dnat):              frontends without endpoints
 //! ```
 //!
-//! The packet's priority carries the shape from the first lookup to the second, and is cleared before the packet goes
-//! on: `meta mark` belongs to the operator. Only the first packet of a connection passes the nat chains.
+//! The packet's priority carries the shape from the first lookup to the second and the index of the endpoint to the third, and
+//! is cleared behind them (`refuse-…`): `meta mark` belongs to the operator. Only the first packet of a connection passes the nat chains.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use svcnet_netlink::nft::{
     Chain, ChainKind, DataType, Family, Field, Hook, MapOf, PRIORITY_DSTNAT, PRIORITY_SRCNAT, Rule, Ruleset,
-    Set, Table, TypeOf,
+    Set, Table,
 };
 
 use super::loopback;
-use super::shape::{AFFINITY_MAP, Place, policy_gone};
+use super::shape::{AFFINITY_MAP, Place, Pool, STICKY, clear, policy_gone, stay_with, to_endpoint};
 use crate::model::Protocol;
 
 /// Name of our tables.
@@ -41,8 +42,6 @@ pub(crate) const SOURCES: &str = "sources";
 pub(crate) const RECORD: &str = "record";
 /// How many clients can stay with an endpoint; beyond that they are balanced anew each time.
 const AFFINITY_CLIENTS_MAX: u32 = 131_072;
-/// Bound of the index in `typeof`, for printing alone.
-const INDEX: TypeOf = TypeOf::NumgenRandom(65_536);
 
 /// What the static part depends on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -146,9 +145,13 @@ pub(crate) fn ruleset(family: Family, networks: &Networks) -> Ruleset {
         .chain(Chain::regular(REFUSE))
         .chain(Chain::regular("services"))
         .chain(Chain::regular("node-ports"))
+        .chain(Chain::regular(STICKY))
         .open_chain(Chain::regular(RECORD));
     for place in Place::ALL {
         ruleset = sets(ruleset, family, place).chain(Chain::regular(place.outside_chain()));
+        for pool in Pool::ALL {
+            ruleset = ruleset.chain(Chain::regular(place.endpoint_chain(pool)));
+        }
     }
     ruleset = ruleset.set(Set::of(HAIRPIN, pair(family)).comment("local endpoints, each with itself"));
     ruleset = ruleset.set(
@@ -221,7 +224,14 @@ fn translate(mut ruleset: Ruleset, family: Family, networks: &Networks) -> Rules
                     .comment("the chain of the shape"),
             )
             .rule(policy_gone(place, family));
+        for rule in Pool::ALL
+            .into_iter()
+            .flat_map(|pool| to_endpoint(place, family, pool))
+        {
+            ruleset = ruleset.rule(rule);
+        }
     }
+    ruleset = ruleset.rule(stay_with(family).comment("clients that stay"));
     for answering in networks.answering(family) {
         let rule = answering(Rule::new("services")).goto("node-ports");
         ruleset = ruleset.rule(rule.comment("addresses of this node"));
@@ -289,6 +299,9 @@ fn masquerade(mut ruleset: Ruleset, family: Family, networks: &Networks) -> Rule
 }
 
 fn refuse(mut ruleset: Ruleset, family: Family, networks: &Networks) -> Ruleset {
+    for chain in ["refuse-prerouting", "refuse-output"] {
+        ruleset = ruleset.rule(clear(Rule::new(chain)));
+    }
     if family == Family::Ip {
         let loopback = IpNet::V4(Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8));
         let rule = Rule::new("refuse-prerouting")
@@ -354,16 +367,15 @@ fn refuse(mut ruleset: Ruleset, family: Family, networks: &Networks) -> Ruleset 
 /// The sets of a place. What they are keyed by: [`Place::key`].
 fn sets(ruleset: Ruleset, family: Family, place: Place) -> Ruleset {
     let key = frontend_key(family, place);
-    let (endpoint_key, endpoint_key_typeof) = endpoint_key(family, place);
-    let endpoints = Set::map(place.endpoints(), endpoint_key, MapOf::Data(endpoint(family)));
+    let endpoints = Set::map(
+        place.endpoints(),
+        endpoint_key(family, place),
+        MapOf::Data(endpoint(family)),
+    );
     let shape = MapOf::Data(&[DataType::ClassId]);
     ruleset
         .set(Set::map(place.services(), key, shape).comment("frontend : shape"))
-        .set(
-            endpoints
-                .type_of(endpoint_key_typeof, endpoint_typeof(family))
-                .comment("frontend . index : endpoint"),
-        )
+        .set(endpoints.comment("frontend . index : endpoint"))
         .set(Set::map(place.external(), key, shape).comment("frontend : shape from outside"))
         .set(Set::of(place.refused(), key).comment("frontends without endpoints"))
         .set(Set::of(place.masquerade(), key).comment("frontends for all sources but pods"))
@@ -455,20 +467,14 @@ fn frontend_key(family: Family, place: Place) -> &'static [DataType] {
     }
 }
 
-fn endpoint_key(family: Family, place: Place) -> (&'static [DataType], &'static [TypeOf]) {
+/// The index is of the type that a packet's priority has.
+fn endpoint_key(family: Family, place: Place) -> &'static [DataType] {
     match (place, family) {
-        (Place::Address, Family::Ip) => (
-            &[DataType::Ipv4, DataType::Proto, DataType::Port, DataType::Integer],
-            &[TypeOf::IpDaddr, TypeOf::L4Proto, TypeOf::ThDport, INDEX],
-        ),
-        (Place::Address, Family::Ip6) => (
-            &[DataType::Ipv6, DataType::Proto, DataType::Port, DataType::Integer],
-            &[TypeOf::Ip6Daddr, TypeOf::L4Proto, TypeOf::ThDport, INDEX],
-        ),
-        (Place::NodePort, _) => (
-            &[DataType::Proto, DataType::Port, DataType::Integer],
-            &[TypeOf::L4Proto, TypeOf::ThDport, INDEX],
-        ),
+        (Place::Address, Family::Ip) => &[DataType::Ipv4, DataType::Proto, DataType::Port, DataType::ClassId],
+        (Place::Address, Family::Ip6) => {
+            &[DataType::Ipv6, DataType::Proto, DataType::Port, DataType::ClassId]
+        }
+        (Place::NodePort, _) => &[DataType::Proto, DataType::Port, DataType::ClassId],
     }
 }
 
@@ -476,13 +482,6 @@ fn endpoint(family: Family) -> &'static [DataType] {
     match family {
         Family::Ip => &[DataType::Ipv4, DataType::Port],
         Family::Ip6 => &[DataType::Ipv6, DataType::Port],
-    }
-}
-
-fn endpoint_typeof(family: Family) -> &'static [TypeOf] {
-    match family {
-        Family::Ip => &[TypeOf::IpDaddr, TypeOf::ThDport],
-        Family::Ip6 => &[TypeOf::Ip6Daddr, TypeOf::ThDport],
     }
 }
 

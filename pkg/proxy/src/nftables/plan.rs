@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use svcnet_netlink::nft::{Family, comment_kept};
@@ -18,6 +18,7 @@ use svcnet_netlink::nft::{Family, comment_kept};
 use super::choice::{self, Choice};
 use super::shape::{ENDPOINTS_MAX, LOCAL_POOL, Place, Shape};
 use super::slot::{List, Slot, Value};
+use crate::idle::Idle;
 use crate::model::{Endpoint, Fate, Frontend, FrontendKey, Masquerade};
 
 /// A shape in the tables of a family.
@@ -144,7 +145,8 @@ pub struct State {
     /// In boxes, so that the table can grow in a moment: at 100,000 frontends, a change would wait for it.
     held: HashMap<FrontendKey, Box<Frontend>>,
     counts: Counts,
-    idle: BTreeMap<ShapeAt, Idle>,
+    idle_shapes: Idle<ShapeAt>,
+    idle_hairpins: Idle<IpAddr>,
 }
 
 /// How many frontends use each thing that they share.
@@ -153,15 +155,6 @@ struct Counts {
     shapes: BTreeMap<ShapeAt, u32>,
     stays: BTreeMap<(Family, u32), u32>,
     slots: BTreeMap<Slot, u32>,
-}
-
-/// How long nobody has used a shape.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Idle {
-    /// Since after the last [`tidy`].
-    Freshly,
-    /// Since before it.
-    Long,
 }
 
 impl State {
@@ -177,7 +170,7 @@ impl State {
 
     /// Whether [`tidy`] may find something, now or the next time.
     pub(crate) fn is_untidy(&self) -> bool {
-        !self.idle.is_empty()
+        !self.idle_shapes.is_empty() || !self.idle_hairpins.is_empty()
     }
 
     /// Every element, in no order.
@@ -276,8 +269,8 @@ pub(crate) fn change(
     }
     for (shape, before) in shared.shapes {
         match (before, state.counts.shapes.contains_key(&shape)) {
-            (false, true) if state.idle.remove(&shape).is_none() => drop(plan.new_shapes.insert(shape)),
-            (true, false) => drop(state.idle.insert(shape, Idle::Freshly)),
+            (false, true) if !state.idle_shapes.take_back(&shape) => drop(plan.new_shapes.insert(shape)),
+            (true, false) => state.idle_shapes.put(shape),
             _ => {}
         }
     }
@@ -289,9 +282,11 @@ pub(crate) fn change(
         }
     }
     for (slot, before) in shared.slots {
-        match (before, state.counts.slots.contains_key(&slot)) {
-            (false, true) => plan.adds.push((slot, Value::Member, "".into())),
-            (true, false) => plan.deletes.push(slot),
+        match (before, state.counts.slots.contains_key(&slot), slot) {
+            (false, true, Slot::Hairpin(ip)) if state.idle_hairpins.take_back(&ip) => {}
+            (false, true, _) => plan.adds.push((slot, Value::Member, "".into())),
+            (true, false, Slot::Hairpin(ip)) => state.idle_hairpins.put(ip),
+            (true, false, _) => plan.deletes.push(slot),
             _ => {}
         }
     }
@@ -332,11 +327,15 @@ pub(crate) fn converge(
     for slot in state.counts.slots.keys() {
         want(&mut observed, &mut plan, *slot, Value::Member, &nameless);
     }
-    plan.deletes.extend(observed.elements.into_keys());
+    for slot in observed.elements.into_keys() {
+        match slot {
+            Slot::Hairpin(ip) => state.idle_hairpins.put(ip),
+            slot => plan.deletes.push(slot),
+        }
+    }
     let wanted: BTreeSet<ShapeAt> = state.counts.shapes.keys().copied().collect();
     plan.new_shapes = wanted.difference(&observed.shapes).copied().collect();
-    let idle = observed.shapes.difference(&wanted);
-    state.idle = idle.map(|shape| (*shape, Idle::Freshly)).collect();
+    state.idle_shapes = observed.shapes.difference(&wanted).copied().collect();
     for (family, seconds) in state
         .counts
         .stays
@@ -366,15 +365,14 @@ pub(crate) fn converge(
     (state, plan, gone)
 }
 
-/// The plan that removes the shapes which nobody has used since the last one. A packet may have found a shape just before
-/// its last frontend went, and is on its way to it: so a shape stays until no such packet can be left.
+/// The plan that removes what nobody has used since the last one. A packet may have found a shape just before its last
+/// frontend went, and is on its way to it; or it was sent back to the pod that it is from, and is masqueraded only behind
+/// all that. So both stay until no such packet can be left.
 pub(crate) fn tidy(state: &mut State) -> Plan {
-    let (old, fresh): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut state.idle)
-        .into_iter()
-        .partition(|(_, idle)| *idle == Idle::Long);
-    state.idle = fresh.into_keys().map(|shape| (shape, Idle::Long)).collect();
+    let hairpins = state.idle_hairpins.tidy().into_iter();
     Plan {
-        old_shapes: old.into_keys().collect(),
+        deletes: hairpins.map(Slot::Hairpin).collect(),
+        old_shapes: state.idle_shapes.tidy().into_iter().collect(),
         ..Plan::default()
     }
 }

@@ -244,14 +244,16 @@ impl Model {
         }
     }
 
-    /// The same, whatever the order of endpoints within a frontend, and without the shapes that only wait to be tidied up.
+    /// The same, whatever the order of endpoints within a frontend, and without what only waits to be tidied up.
     fn without_order(&self, state: &State) -> (BTreeSet<ShapeAt>, BTreeSet<(Family, u32)>, BTreeSet<String>) {
-        let words = self.elements.iter().map(|(slot, (value, name))| match slot {
+        let is_idle = |slot: &Slot| matches!(slot, Slot::Hairpin(ip) if state.idle_hairpins.contains(ip));
+        let used = self.elements.iter().filter(|(slot, _)| !is_idle(slot));
+        let words = used.map(|(slot, (value, name))| match slot {
             Slot::Endpoint(key, index) => format!("{key} {} {value} {name}", index / LOCAL_POOL),
             slot => format!("{slot} {value} {name}"),
         });
-        let idle = |shape: &ShapeAt| state.idle.contains_key(shape);
-        let shapes = self.shapes.iter().filter(|shape| !idle(shape)).copied();
+        let shapes = self.shapes.iter().copied();
+        let shapes = shapes.filter(|shape| !state.idle_shapes.contains(shape));
         (shapes.collect(), self.stays.clone(), words.collect())
     }
 }
@@ -324,6 +326,11 @@ proptest! {
             model.carry_out(&tidy(&mut state));
         }
         prop_assert_eq!(&model.shapes, &scratch.shapes, "what nobody uses goes when it is quiet");
+        let hairpins = |model: &Model| -> Vec<Slot> {
+            let slots = model.elements.keys().copied();
+            slots.filter(|slot| matches!(slot, Slot::Hairpin(_))).collect()
+        };
+        prop_assert_eq!(hairpins(&model), hairpins(&scratch), "so do hairpins");
         let (_, again, _) = converge(model.observed(), all());
         prop_assert!(again.is_empty(), "the fixed point: {}", again);
     }
@@ -375,5 +382,14 @@ fn a_plan_reads_like_what_it_does() {
     );
     assert_eq!(tidy(&mut state).to_string(), "- ip chain n2\n");
     let plan = change(&mut state, [(key(0), None)]);
-    assert_eq!(plan.deletes.len(), 6, "{plan}");
+    assert_eq!(plan.deletes.len(), 5, "{plan}");
+    assert_eq!(
+        tidy(&mut state).to_string(),
+        "",
+        "a packet may be on its way back to where it came from"
+    );
+    assert_eq!(
+        tidy(&mut state).to_string(),
+        "- hairpin 10.244.0.3\n- ip chain n3\n"
+    );
 }

@@ -3,6 +3,10 @@
 //! A frontend's element in the map `services` (or `ports`) holds the code of its shape; the small verdict map
 //! `dispatch` (or `port-dispatch`) sends a code to the chain of that shape. There is a chain for each endpoint count
 //! that occurs, not for each service.
+//!
+//! Such a chain chooses the index of an endpoint and looks nothing up itself: for a new rule that looks into a map, the
+//! kernel walks all of the map (`nf_tables_bind_set`). With 300,000 endpoints, the first Service of a count that no other
+//! had took 150 ms. So the priority carries the index on to a rule that is always there.
 
 use std::fmt;
 
@@ -29,6 +33,27 @@ const _: () = assert!((LANES as u32) << LANE_SHIFT == 1 << 28);
 pub(crate) const LOCAL_POOL: u32 = 1 << 15;
 /// A frontend uses no more endpoints than this.
 pub(crate) const ENDPOINTS_MAX: usize = LOCAL_POOL as usize - 1;
+
+/// Which of the endpoints of a frontend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pool {
+    /// Everyone's.
+    All,
+    /// Those for clients from outside, under policy `Local`.
+    Local,
+}
+
+impl Pool {
+    pub(crate) const ALL: [Self; 2] = [Self::All, Self::Local];
+
+    /// Index of its first endpoint.
+    fn first(self) -> u32 {
+        match self {
+            Self::All => 0,
+            Self::Local => LOCAL_POOL,
+        }
+    }
+}
 
 /// Whether a frontend is an address or a port of each node; each has its own maps, since keys differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -120,6 +145,16 @@ impl Place {
         match self {
             Self::Address => "from-outside",
             Self::NodePort => "port-from-outside",
+        }
+    }
+
+    /// Where it is sent to the endpoint whose index the priority holds; for `Local` of the pool for those outside.
+    pub(crate) fn endpoint_chain(self, pool: Pool) -> &'static str {
+        match (self, pool) {
+            (Self::Address, Pool::All) => "endpoint",
+            (Self::Address, Pool::Local) => "local-endpoint",
+            (Self::NodePort, Pool::All) => "port-endpoint",
+            (Self::NodePort, Pool::Local) => "port-local-endpoint",
         }
     }
 
@@ -250,10 +285,14 @@ impl Shape {
             return Vec::new();
         };
         let rule = || Rule::new(chain.clone());
-        let stay = |affinity: bool| {
-            // The key holds the address even for node ports: one map serves both.
-            let key = [Field::Saddr, Field::Daddr, Field::L4Proto, Field::Dport];
-            affinity.then(|| rule().clear_priority().dnat_map(family, &key, AFFINITY_MAP))
+        let stay = |affinity: bool| affinity.then(|| rule().jump(STICKY));
+        let choose = |rule: Rule, pool: Pool, count: u16, choice: Choice| {
+            let index = Field::Choice {
+                by: choice.chosen_by(),
+                modulus: u32::from(count),
+                offset: index_code(pool.first()),
+            };
+            rule.set_priority(family, index).goto(place.endpoint_chain(pool))
         };
         match self {
             Self::Balance {
@@ -262,7 +301,7 @@ impl Shape {
                 choice,
             } => stay(affinity)
                 .into_iter()
-                .chain(pick(place, family, 0, (count, choice), rule))
+                .chain([choose(rule(), Pool::All, count, choice)])
                 .collect(),
             Self::Policy {
                 count,
@@ -271,57 +310,75 @@ impl Shape {
             } => {
                 let mut rules: Vec<Rule> = stay(affinity).into_iter().collect();
                 let of_family = |net: &&IpNet| Family::of(net.addr()) == family;
-                for net in pod_networks.iter().filter(of_family) {
-                    rules.extend(pick(place, family, 0, (count, choice), || rule().saddr(*net)));
-                }
-                rules.extend(pick(place, family, 0, (count, choice), || {
-                    rule().from_this_host()
-                }));
+                let pods = pod_networks.iter().filter(of_family);
+                rules.extend(pods.map(|net| choose(rule().saddr(*net), Pool::All, count, choice)));
+                rules.push(choose(rule().from_this_host(), Pool::All, count, choice));
                 rules.push(rule().goto(place.outside_chain()));
                 rules
             }
-            Self::Local { count, choice } => pick(place, family, LOCAL_POOL, (count, choice), rule).into(),
+            Self::Local { count, choice } => vec![choose(rule(), Pool::Local, count, choice)],
             Self::Drop | Self::LocalDrop => Vec::new(),
         }
     }
 }
 
-/// Rules that send a packet to one of `count` endpoints, whose indexes begin at `pool`.
+/// Rules that send a packet to the endpoint whose index was chosen.
 ///
 /// A packet that found the shape before a change may look for its endpoint after it, when that index is gone: each lookup
 /// sees the newest generation of the sets. The first index is there as long as there is any endpoint.
-fn pick(
-    place: Place,
-    family: Family,
-    pool: u32,
-    (count, choice): (u16, Choice),
-    rule: impl Fn() -> Rule,
-) -> [Rule; 2] {
-    let to = |count, choice: Choice| {
-        let index = Field::Choice {
-            by: choice.chosen_by(),
-            modulus: count,
-            offset: pool,
-        };
-        rule()
-            .clear_priority()
-            .dnat_map(family, &[place.key(), &[index]].concat(), place.endpoints())
-    };
+pub(crate) fn to_endpoint(place: Place, family: Family, pool: Pool) -> [Rule; 2] {
+    let rule = || Rule::new(place.endpoint_chain(pool));
     [
-        to(u32::from(count), choice),
-        to(1, Choice::Random).comment("endpoints went in between the lookups"),
+        found(rule(), place, family).comment("the endpoint that was chosen"),
+        to_first(rule(), place, family, pool).comment("endpoints went in between the lookups"),
     ]
 }
 
-/// What a packet from outside comes to that found policy `Local` before a change and looks on after it, when the policy
-/// is gone: see [`pick`].
-pub(crate) fn policy_gone(place: Place, family: Family) -> Rule {
-    let [_, first] = pick(place, family, 0, (1, Choice::Random), || {
-        Rule::new(place.outside_chain())
-    });
-    first.comment("the policy went in between the lookups")
+fn to_first(rule: Rule, place: Place, family: Family, pool: Pool) -> Rule {
+    found(rule.set_priority_to(index_code(pool.first())), place, family)
 }
 
+fn found(rule: Rule, place: Place, family: Family) -> Rule {
+    rule.dnat_map(
+        family,
+        &[place.key(), &[Field::Priority]].concat(),
+        place.endpoints(),
+    )
+}
+
+/// The number that stands for the index of an endpoint, as the priority carries it and maps are keyed by it.
+pub(crate) const fn index_code(index: u32) -> u32 {
+    MAGIC | index
+}
+
+/// The index of that number.
+pub(crate) const fn index_of(code: u32) -> u32 {
+    code & !MAGIC_MASK
+}
+
+/// What clears the priority when everything has been looked up. Not before, for a rule that goes on to an endpoint ends
+/// there; so it belongs into a chain behind.
+pub(crate) fn clear(rule: Rule) -> Rule {
+    let ours = rule.ct_new().priority_masked(MAGIC_MASK, MAGIC);
+    ours.clear_priority().comment("all is looked up")
+}
+
+/// What a packet from outside comes to that found policy `Local` before a change and looks on after it, when the policy
+/// is gone: see [`to_endpoint`].
+pub(crate) fn policy_gone(place: Place, family: Family) -> Rule {
+    to_first(Rule::new(place.outside_chain()), place, family, Pool::All)
+        .comment("the policy went in between the lookups")
+}
+
+/// The rule that sends a client to the endpoint that it stays with, if there is one.
+pub(crate) fn stay_with(family: Family) -> Rule {
+    // The key holds the address even for node ports: one map serves both.
+    let key = [Field::Saddr, Field::Daddr, Field::L4Proto, Field::Dport];
+    Rule::new(STICKY).dnat_map(family, &key, AFFINITY_MAP)
+}
+
+/// Chain of that rule.
+pub(crate) const STICKY: &str = "sticky";
 /// Which client stays with which endpoint.
 pub(crate) const AFFINITY_MAP: &str = "affinity";
 
@@ -349,6 +406,35 @@ impl fmt::Display for Shape {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// For a rule that looks into a map the kernel walks all of it.
+    #[test]
+    fn chains_that_come_and_go_look_nothing_up() {
+        let (count, affinity) = (3, true);
+        let pods = ["10.244.0.0/16".parse().unwrap()];
+        for choice in [Choice::Random, Choice::Turn { lane: 1 }, Choice::Source] {
+            let shapes = [
+                Shape::Balance {
+                    count,
+                    affinity,
+                    choice,
+                },
+                Shape::Policy {
+                    count,
+                    affinity,
+                    choice,
+                },
+                Shape::Local { count, choice },
+            ];
+            for shape in shapes {
+                let rules = shape.rules(Place::Address, Family::Ip, &pods);
+                assert!(!rules.is_empty());
+                assert!(!format!("{rules:?}").contains("Lookup"), "{rules:#?}");
+            }
+        }
+        let static_rule = to_endpoint(Place::Address, Family::Ip, Pool::All);
+        assert!(format!("{static_rule:?}").contains("Lookup"), "it would be seen");
+    }
 
     #[test]
     fn codes_come_back_and_strangers_are_not_ours() {

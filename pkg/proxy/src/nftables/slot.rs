@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use svcnet_netlink::nft::{Concat, Family, Fields, ObservedElement};
 
 use super::layout::{CLUSTER_IPS, HAIRPIN, RESTRICTED, SOURCES, stay_set};
-use super::shape::{Place, Shape};
+use super::shape::{Place, Shape, index_code, index_of};
 use crate::model::{FrontendKey, Protocol};
 
 /// A list that has one element for a frontend.
@@ -145,7 +145,7 @@ impl Slot {
     pub(crate) fn key(self) -> Concat {
         match self {
             Self::Frontend(_, key) => key.concat(),
-            Self::Endpoint(key, index) => key.concat().number(index),
+            Self::Endpoint(key, index) => key.concat().number(index_code(index)),
             Self::Hairpin(ip) => Concat::new().ip(ip).ip(ip),
             Self::ClusterIp(ip) => Concat::new().ip(ip),
             Self::Source(key, net) => key.concat().ip(net.network()),
@@ -208,7 +208,7 @@ pub(crate) fn read_endpoint(
 ) -> Option<(Slot, Value)> {
     let mut fields = Fields(element.key);
     let key = FrontendKey::read(&mut fields, family, place)?;
-    let index = fields.number()?;
+    let index = index_of(fields.number()?);
     Some((
         Slot::Endpoint(key, index),
         Value::Endpoint(read_address(element.value?, family)?),

@@ -5,7 +5,11 @@
 //! an endpoint that its client may not have any more, or went to nobody and could go to somebody; endpoints that only
 //! take no new connections keep theirs.
 //!
-//! Both are looked for after the commit, so that nothing new can take the old way; and only where a change can have
+//! And after a look at everything, TCP connections that nobody has answered and that were not translated: the kernel decides
+//! about translation with the first packet of a connection, and keeps to it when that is sent again. So who tried to connect
+//! while the table was gone would find nobody for two minutes, if another table has rules for translation.
+//!
+//! All are looked for after the commit, so that nothing new can take the old way; and only where a change can have
 //! left something, because looking costs in proportion to the connections there are.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -125,6 +129,9 @@ impl Suspects {
                     cleared += self.clear_connections(socket, &scene)?;
                 }
             }
+            if self.everything {
+                cleared += clear_untranslated(socket, links, state, family)?;
+            }
             cleared += self.clear_stays(socket, family)?;
         }
         Ok(cleared)
@@ -228,6 +235,40 @@ impl Suspects {
             })?;
         Some(gone.contains(&read_address(value?, family)?))
     }
+}
+
+/// Deletes what the kernel decided about TCP connections to our frontends before it had our rules, and that nobody has
+/// answered: the client's next try is translated.
+fn clear_untranslated(
+    socket: &mut Socket,
+    links: &mut Rtnl,
+    state: &State,
+    family: Family,
+) -> Result<usize, Error> {
+    let ours = node_addresses(links).unwrap_or_default();
+    let protocol = Protocol::Tcp;
+    let serves = |key: FrontendKey| {
+        let frontend = state.frontend(&key);
+        frontend.is_some_and(|frontend| frontend.endpoints().next().is_some())
+    };
+    let goes_nowhere = |entry: &Entry| {
+        let to = entry.original.destination;
+        let (ip, port) = (to.ip(), to.port());
+        let by_port = FrontendKey::NodePort {
+            family,
+            protocol,
+            port,
+        };
+        entry.is_unanswered()
+            && entry.reply.source == to
+            && (serves(FrontendKey::Address { ip, protocol, port })
+                || ((ip.is_loopback() || ours.contains(&ip)) && serves(by_port)))
+    };
+    let mut cleared = 0;
+    for entry in conntrack::list(socket, family, protocol.number(), goes_nowhere)? {
+        cleared += usize::from(conntrack::delete(socket, &entry)?);
+    }
+    Ok(cleared)
 }
 
 /// Deletes what the kernel remembers of translated connections to these frontends, of protocols that would go on by it

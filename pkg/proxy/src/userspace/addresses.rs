@@ -11,6 +11,7 @@ use svcnet_netlink::local::LocalFor;
 use svcnet_netlink::{Rtnl, rt};
 
 use super::SYSCTLS;
+use crate::backend::Mode;
 use crate::sysctls::Sysctls;
 
 #[derive(Debug, Default)]
@@ -31,7 +32,9 @@ impl Inner {
         self.rtnl.delete_local_address(LocalFor::Relays, ip)?;
         self.places.remove(&ip);
         if self.places.is_empty()
-            && let Err(error) = self.sysctls.restore(&SYSCTLS.map(|(name, _)| name))
+            && let Err(error) = self
+                .sysctls
+                .restore(Mode::Userspace, &SYSCTLS.map(|(name, _)| name))
         {
             tracing::warn!(error = &error as &dyn std::error::Error, "strict ARP stays");
         }
@@ -69,7 +72,7 @@ impl Addresses {
         if inner.places.is_empty() {
             // Before anybody can ask for the first of them.
             for (name, value) in SYSCTLS {
-                if let Err(error) = inner.sysctls.set(name, value) {
+                if let Err(error) = inner.sysctls.set(Mode::Userspace, name, value) {
                     tracing::debug!(%error, "strict ARP");
                 }
             }

@@ -39,7 +39,7 @@ use svcnet_netlink::{Rtnl, rt};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
-use crate::backend::{self, Backend, Report};
+use crate::backend::{self, Backend, Mode, Report};
 use crate::model::{Frontend, FrontendKey};
 use crate::node_ports::NodePortAddresses;
 use crate::scheduler::Scheduler;
@@ -139,8 +139,8 @@ impl Userspace {
     /// A backend over these relays; does nothing yet.
     pub fn open(relays: &Arc<Relays>) -> Self {
         tracing::warn!(
-            "services are relayed on sockets: slower than in the kernel, pods see this node's address instead of their \
-             clients', and connections end with this process"
+            "services are relayed on sockets: slower than in the kernel, pods and NetworkPolicies see this node's \
+             address instead of their clients', and connections end with this process"
         );
         let inner = Arc::new(Mutex::new(Inner {
             desired: Desired::default(),
@@ -324,6 +324,6 @@ pub fn cleanup(sysctls: &Sysctls) -> Result<bool, Error> {
     for ip in &addresses {
         rtnl.delete_local_address(LocalFor::Relays, *ip)?;
     }
-    let restored = sysctls.restore(&SYSCTLS.map(|(name, _)| name))?;
+    let restored = sysctls.restore(Mode::Userspace, &SYSCTLS.map(|(name, _)| name))?;
     Ok(restored || !addresses.is_empty())
 }

@@ -9,6 +9,7 @@
 
 mod beside;
 mod handover;
+mod loopback;
 mod sctp;
 mod tuning;
 #[path = "../world/mod.rs"]

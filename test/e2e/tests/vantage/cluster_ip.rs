@@ -25,7 +25,15 @@ spec: {ipFamilyPolicy: RequireDualStack, selector: {app: nobody}, ports: [{port:
 
 #[test]
 fn cluster_addresses() {
-    let stage = Stage::up(&[]);
+    play(&Stage::up(&[]));
+}
+
+#[test]
+fn cluster_addresses_by_relays() {
+    play(&Stage::up_in("userspace", &[]));
+}
+
+fn play(stage: &Stage) {
     stage.lab.apply(SERVICES);
     // Pods are seen as they are, but for the one that reaches itself; others as the node that they came through.
     stage.check(

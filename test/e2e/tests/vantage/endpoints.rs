@@ -96,8 +96,10 @@ fn terminating_endpoints() {
         client   | n2 | web2 kept
         client   | n3 | web3 kept
         client   | n1 | dropped
-        near     | n2 | web3 kept
-        n2       | n2 | web3 by n2
+        near     | n2 | web3 kept  | not ipvs
+        n2       | n2 | web3 by n2 | not ipvs
+        near     | n2 | web2 kept  | ipvs
+        n2       | n2 | web2 by n2 | ipvs
         ",
     );
     stage.check(

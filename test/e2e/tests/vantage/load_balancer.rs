@@ -88,10 +88,13 @@ fn load_balancer_addresses() {
         client   | lb@n1 | dropped
         client   | lb@n2 | web2 kept
         client   | lb@n3 | web3 kept
-        near far | lb    | web2 kept, web3 kept
-        web2     | lb    | web2 by n2, web3 kept
+        far      | lb    | web2 kept, web3 kept
+        near     | lb    | web2 kept, web3 kept   | not ipvs
+        near     | lb    | web2 kept              | ipvs
+        web2     | lb    | web2 by n2, web3 kept  | not ipvs
         n1       | lb    | web2 by n1, web3 by n1
-        n2       | lb    | web2 by n2, web3 by n2
+        n2       | lb    | web2 by n2, web3 by n2 | not ipvs
+        n2       | lb    | web2 by n2             | ipvs
         ",
     );
     stage.check(
@@ -183,15 +186,19 @@ fn addresses_that_are_configured() {
         client   | ext@n1 | dropped
         client   | ext@n2 | web2 kept
         client   | ext@n3 | web3 kept
-        near far | ext    | web2 kept, web3 kept
+        far      | ext    | web2 kept, web3 kept
+        near     | ext    | web2 kept, web3 kept   | not ipvs
+        near     | ext    | web2 kept              | ipvs
         n1       | ext    | web2 by n1, web3 by n1
-        n2       | ext    | web2 by n2, web3 by n2
+        n2       | ext    | web2 by n2, web3 by n2 | not ipvs
+        n2       | ext    | web2 by n2             | ipvs
         client   | n2     | web2 kept
         client   | n1     | refused
         client   | n3     | refused
         n1       | n1     | refused
         n1       | lo     | web2 by n1, web3 by n1
-        n2       | lo     | web2 by n2, web3 by n2
+        n2       | lo     | web2 by n2, web3 by n2 | not ipvs
+        n2       | lo     | web2 by n2             | ipvs
         ",
     );
     stage.check(

@@ -14,6 +14,7 @@ mod load_balancer;
 mod node_port;
 mod probe;
 mod protocols;
+mod sctp;
 mod stage;
 mod table;
 mod topology;

@@ -36,7 +36,15 @@ spec:
 
 #[test]
 fn node_ports() {
-    let stage = Stage::up(&[]);
+    play(&Stage::up(&[]));
+}
+
+#[test]
+fn node_ports_by_relays() {
+    play(&Stage::up_in("userspace", &[]));
+}
+
+fn play(stage: &Stage) {
     stage.lab.apply(SERVICES);
     // A pod that asks another node leaves the cluster's network, and is seen as its node from there on.
     stage.check(
@@ -56,24 +64,30 @@ fn node_ports() {
         n2       | lo | web2 by n2, web3 by n2
         ",
     );
-    // Who comes from outside is seen as he is, and served only where an endpoint is; pods and nodes go anywhere.
+    // Who comes from outside is seen as he is, and served only where an endpoint is; pods and nodes go anywhere. IPVS has one
+    // list of endpoints for all: where some are local, everyone goes to those.
     stage.check(
         "here",
         "
         client   | n1 | dropped
         client   | n2 | web2 kept
         client   | n3 | web3 kept
-        near     | n2 | web2 kept, web3 kept
+        near     | n2 | web2 kept, web3 kept  | not ipvs
+        near     | n2 | web2 kept             | ipvs
         far      | n1 | web2 kept, web3 kept
-        web2     | n2 | web2 by n2, web3 kept
+        web2     | n2 | web2 by n2, web3 kept | not ipvs
+        web2     | n2 | web2 by n2            | ipvs
         near     | n1 | dropped
-        near     | n3 | web3 by n2
+        near     | n3 | web3 by n2            | not userspace
+        near     | n3 | web3 by n3            | userspace
         n1       | n1 | web2 by n1, web3 by n1
-        n2       | n2 | web2 by n2, web3 by n2
+        n2       | n2 | web2 by n2, web3 by n2 | not ipvs
+        n2       | n2 | web2 by n2             | ipvs
         n1       | n2 | web2 kept
         n2       | n1 | dropped
         n1       | lo | web2 by n1, web3 by n1
-        n2       | lo | web2 by n2, web3 by n2
+        n2       | lo | web2 by n2, web3 by n2 | not ipvs
+        n2       | lo | web2 by n2             | ipvs
         ",
     );
     for service in ["nobody", "nobody-here"] {

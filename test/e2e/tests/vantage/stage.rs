@@ -53,9 +53,31 @@ impl Family {
     }
 }
 
+/// How the nodes' proxies work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Nftables,
+    Ipvs,
+    Userspace,
+}
+
+impl Mode {
+    pub(crate) const ALL: [(&str, Self); 3] = [
+        ("nftables", Self::Nftables),
+        ("ipvs", Self::Ipvs),
+        ("userspace", Self::Userspace),
+    ];
+
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        let found = Self::ALL.into_iter().find(|(mode, _)| *mode == name);
+        found.map(|(_, mode)| mode)
+    }
+}
+
 /// A dual-stack lab with the pods above.
 pub(crate) struct Stage {
     pub(crate) lab: Lab,
+    pub(crate) mode: Mode,
     /// Addresses by which a member is seen by others: a pod's and the client's own, all that a node has.
     addresses: BTreeMap<String, Vec<IpAddr>>,
 }
@@ -70,9 +92,15 @@ pub(crate) struct Service {
 }
 
 impl Stage {
-    /// Brings the lab up; `args` are further arguments of `lab up`.
+    /// Brings the lab up, in the mode that the environment asks for; `args` are further arguments of `lab up`.
     pub(crate) fn up(args: &[&str]) -> Self {
-        let lab = Lab::up(&[&["--dual-stack"], args].concat());
+        let asked = svcnet_e2e::proxy_mode();
+        Self::up_in(asked.as_deref().unwrap_or("nftables"), args)
+    }
+
+    pub(crate) fn up_in(mode: &str, args: &[&str]) -> Self {
+        let lab = Lab::up_in(mode, &[&["--dual-stack"], args].concat());
+        let mode = Mode::named(mode).unwrap();
         for (pod, node) in [("web2", "n2"), ("web3", "n3")] {
             let ports = ["--container-port", "80", "--container-port", "80/udp"];
             lab.pod_with(pod, node, "app=web", &ports);
@@ -82,6 +110,7 @@ impl Stage {
         lab.apply(POOL);
         let mut stage = Self {
             lab,
+            mode,
             addresses: BTreeMap::new(),
         };
         for pod in ["web2", "web3", "near", "far"] {

@@ -1,7 +1,8 @@
 //! Tables of what must happen, and how they are checked.
 //!
-//! A line is `FROM … | TARGET | OUTCOME`, for each vantage in the first column, and holds for both families unless it
-//! ends with `| v4` or `| v6`. The outcome is `refused` (at once), `dropped` (silence), or who answers: `web2 kept, web3
+//! A line is `FROM … | TARGET | OUTCOME`, for each vantage in the first column, and holds for both families and in all proxy
+//! modes unless a last column says for which: `| v4`, `| ipvs`, `| v6 not ipvs`. Relays have no source but the node's own,
+//! so in userspace mode `kept` means any node. The outcome is `refused` (at once), `dropped` (silence), or who answers: `web2 kept, web3
 //! by n1` means that connections are spread over both, that web2 sees the address of the one who asks and web3 one of
 //! node n1 (of one of several: `by n1 n2`). With `any:` before it, one of them is enough. Somebody else's answer is wrong, always.
 
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use svcnet_netlink::netns::NetNs;
 
 use crate::probe::{self, Outcome, Transport};
-use crate::stage::{Family, Service, Stage};
+use crate::stage::{Family, Mode, NODES, Service, Stage};
 
 /// Until a change that was just made is in force on every node.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -84,12 +85,12 @@ impl Stage {
 
     fn cases(&self, transport: Transport, name: &str, service: &Service, line: &str) -> Vec<Case> {
         let columns: Vec<&str> = line.split('|').map(str::trim).collect();
-        let (vantages, target, outcome, families) = match columns[..] {
-            [vantages, target, outcome] => (vantages, target, outcome, Family::ALL.to_vec()),
-            [vantages, target, outcome, "v4"] => (vantages, target, outcome, vec![Family::V4]),
-            [vantages, target, outcome, "v6"] => (vantages, target, outcome, vec![Family::V6]),
+        let (vantages, target, outcome, only) = match columns[..] {
+            [vantages, target, outcome] => (vantages, target, outcome, ""),
+            [vantages, target, outcome, only] => (vantages, target, outcome, only),
             _ => panic!("not a row: {line:?}"),
         };
+        let families = self.families(only);
         let mut cases = Vec::new();
         for vantage in vantages.split_whitespace() {
             for family in &families {
@@ -109,7 +110,23 @@ impl Stage {
         cases
     }
 
-    fn expected(&self, vantage: &str, family: Family, outcome: &str) -> Expected {
+    /// The families that a row is for, by its last column; none when it is for other modes.
+    fn families(&self, only: &str) -> Vec<Family> {
+        let (mut families, mut wanted) = (Family::ALL.to_vec(), true);
+        let mut words = only.split_whitespace();
+        while let Some(word) = words.next() {
+            match word {
+                "v4" => families = vec![Family::V4],
+                "v6" => families = vec![Family::V6],
+                "not" => wanted &= words.next().and_then(Mode::named).unwrap() != self.mode,
+                mode => wanted &= Mode::named(mode).unwrap() == self.mode,
+            }
+        }
+        families.retain(|_| wanted);
+        families
+    }
+
+    pub(crate) fn expected(&self, vantage: &str, family: Family, outcome: &str) -> Expected {
         let (outcome, all) = match outcome.strip_prefix("any:") {
             Some(outcome) => (outcome, false),
             None => (outcome, true),
@@ -129,6 +146,9 @@ impl Stage {
         let by = outcome.split(',').map(|answer| {
             let words: Vec<&str> = answer.split_whitespace().collect();
             let seen = match words[1..] {
+                ["kept"] if self.mode == Mode::Userspace => {
+                    NODES.iter().flat_map(|node| of_family(node)).collect()
+                }
                 ["kept"] => of_family(vantage),
                 ["by", ref nodes @ ..] => nodes.iter().flat_map(|node| of_family(node)).collect(),
                 _ => panic!("not an answer: {answer:?}"),

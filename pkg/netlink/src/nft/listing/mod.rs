@@ -207,8 +207,6 @@ fn class_id(number: u32) -> Value {
     match (number >> 16, number & 0xffff) {
         (0, 0) => json!("none"),
         (0xffff, 0xffff) => json!("root"),
-        (0, minor) => json!(format!(":{minor:x}")),
-        (major, 0) => json!(format!("{major:x}:")),
         (major, minor) => json!(format!("{major:x}:{minor:x}")),
     }
 }

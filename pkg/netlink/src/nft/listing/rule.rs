@@ -264,6 +264,11 @@ fn compare(family: Family, loaded: &Loaded, op: u32, data: &[u8]) -> Value {
             let op = if equal { "!" } else { "in" };
             return json!({"match": {"op": op, "left": left, "right": ct_bits(&ct, bit)}});
         }
+        if left["meta"]["key"] == "priority" {
+            let constant = |bytes| constant(family, &left, bytes);
+            let (masked, right) = (json!({"&": [left, constant(mask)]}), constant(bytes));
+            return json!({"match": {"op": if equal { "==" } else { "!=" }, "left": masked, "right": right}});
+        }
         let length: u32 = mask.iter().map(|byte| byte.leading_ones()).sum();
         let right = json!({"prefix": {"addr": address(family, bytes), "len": length}});
         return json!({"match": {"op": if equal { "==" } else { "!=" }, "left": left, "right": right}});

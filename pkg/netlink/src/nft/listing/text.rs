@@ -126,6 +126,8 @@ fn statement(statement: &Value) -> String {
             let named = matches!(inner["left"]["meta"]["key"].as_str(), Some("iifname" | "oifname"));
             let right = if named { format!("\"{right}\"") } else { right };
             match inner["op"].as_str() {
+                // Between numbers that are masked and others `nft` writes it.
+                Some("==") if inner["left"].get("&").is_some() => format!("{left} == {right}"),
                 Some("==" | "in") => format!("{left} {right}"),
                 Some(op) => format!("{left} {op} {right}"),
                 None => format!("{left} {right}"),
@@ -212,6 +214,7 @@ fn value(expression: &Value) -> String {
             fields.join(" . ")
         }
         "map" => format!("{} map {}", value(&inner["key"]), word(&inner["data"])),
+        "&" => format!("{} & {}", value(&inner[0]), value(&inner[1])),
         "prefix" => format!("{}/{}", word(&inner["addr"]), inner["len"]),
         "range" => {
             let ends: Vec<String> = inner.as_array().into_iter().flatten().map(value).collect();
