@@ -291,7 +291,6 @@ mod tests {
     use std::process::Command;
 
     use svcnet_netlink::netns::OwnedNetNs;
-    use svcnet_proxy::Mode;
 
     use super::*;
 

@@ -21,7 +21,7 @@ use crate::options::Options;
 use crate::reply::Reply;
 use crate::server::Server;
 use crate::url::{self, Path, Query, Target};
-use crate::write::{Outcome, Place, Written};
+use crate::write::{self, Outcome, Place, Written};
 use crate::{carry, delete, list_options, managed, object, own, patch, read, root, traits, watch};
 
 /// How often an apply may find that its object has come or gone meanwhile.

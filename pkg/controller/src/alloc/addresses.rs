@@ -75,12 +75,6 @@ impl AddressAllocator {
         }
     }
 
-    pub(super) fn observe(&mut self, address: IpAddr, taken: bool) {
-        if let Some(offset) = self.offset(address) {
-            self.numbers.observe(offset, taken);
-        }
-    }
-
     pub(super) fn net(&self) -> IpNet {
         self.net
     }

@@ -208,6 +208,31 @@ impl Networks {
         }
     }
 
+    /// Takes in what is so elsewhere, said once or several times.
+    pub(super) fn observe(&mut self, address: IpAddr, taken: bool) {
+        if taken == self.held.contains_key(&address) {
+            return;
+        }
+        if taken {
+            self.hold(address);
+        } else {
+            self.held.insert(address, 1);
+            self.release(address);
+        }
+    }
+
+    /// Whether the owner has the network.
+    pub(super) fn is_owner(&self, owner: &Owner, net: IpNet) -> bool {
+        let mut networks = self.networks.iter();
+        networks.any(|n| n.allocator.net() == net && n.owners.contains(owner))
+    }
+
+    /// The networks of an owner.
+    pub(super) fn of(&self, owner: &Owner) -> Vec<IpNet> {
+        let mine = self.networks.iter().filter(|n| n.owners.contains(owner));
+        mine.map(|n| n.allocator.net()).collect()
+    }
+
     /// Each network, and how many of its addresses are taken.
     pub(super) fn usage(&self) -> impl Iterator<Item = (IpNet, u64)> {
         self.networks

@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use svcnet_api::wellknown::{ANNOTATION_HOST_PORTS, FINALIZER_SERVICE_CIDR};
-use svcnet_api::{ApiError, FieldError, FieldPath, Kind, Operation, Request, Reservation, meta};
+use svcnet_api::{ApiError, Claims, FieldError, FieldPath, Kind, Operation, Request, Reservation, meta};
 
 use super::addresses::AddressRangeError;
 use super::networks::Owner;
-use super::ranges::Ranges;
+use super::ranges::{Ranges, address_claim, listening_claim, network_claim};
 
 /// In the words of kube-apiserver's controller of ServiceCIDRs.
 pub(crate) const STILL_IN_USE: &str =
@@ -58,13 +58,18 @@ pub(super) fn admit(
         Subject::Node => {
             let ports = new.as_deref().map(host_ports).unwrap_or_default();
             let was = request.old.map(host_ports).unwrap_or_default();
-            (ports != was).then(|| Step::Report(request.name.to_string(), ports))
+            (ports != was).then(|| Step::Report {
+                node: request.name.to_string(),
+                ports,
+                was,
+            })
         }
     };
     let Some(step) = admitted else {
         return Ok(None);
     };
     let pending = Pending {
+        claims: step.claims(&ranges.lock().unwrap_or_else(PoisonError::into_inner)),
         ranges: ranges.clone(),
         step,
         committed: false,
@@ -227,18 +232,69 @@ enum Step {
     /// Taken already.
     Claim(IpAddr),
     Release(IpAddr),
-    Report(String, Vec<u16>),
+    Report {
+        node: String,
+        ports: Vec<u16>,
+        was: Vec<u16>,
+    },
+}
+
+impl Step {
+    /// What other servers are to know of it.
+    fn claims(&self, ranges: &Ranges) -> Claims {
+        let of = |owner: &Owner, net| match owner {
+            Owner::Flag => None,
+            Owner::Object(name) => Some(network_claim(name, net)),
+        };
+        let mut claims = Claims::default();
+        match self {
+            Self::Open(owner, nets) => {
+                let new = nets.iter().filter(|net| !ranges.addresses.is_owner(owner, **net));
+                claims.taken = new.filter_map(|net| of(owner, *net)).collect();
+            }
+            Self::Leave(owner) | Self::Close { owner, .. } => {
+                let nets = ranges.addresses.of(owner).into_iter();
+                claims.freed = nets.filter_map(|net| of(owner, net)).collect();
+            }
+            Self::Claim(address) => claims.taken.push(address_claim(*address)),
+            Self::Release(address) => claims.freed.push(address_claim(*address)),
+            Self::Report { node, ports, was } => {
+                claims.taken.extend(listening_claim(node, ports));
+                claims.freed.extend(listening_claim(node, was));
+            }
+        }
+        claims
+    }
+}
+
+/// The claims of a stored object.
+pub(super) fn claims(subject: Subject, object: &Value) -> Vec<String> {
+    let name = meta::name(object);
+    match subject {
+        Subject::ServiceCidr if !is_terminating(object) => {
+            let nets = networks(object).into_iter();
+            nets.map(|net| network_claim(name, net)).collect()
+        }
+        Subject::IpAddress => foreign_address(object).map(address_claim).into_iter().collect(),
+        Subject::Node => listening_claim(name, &host_ports(object)).into_iter().collect(),
+        Subject::Service | Subject::ServiceCidr => Vec::new(),
+    }
 }
 
 struct Pending {
     ranges: Shared,
     step: Step,
+    claims: Claims,
     committed: bool,
 }
 
 impl Reservation for Pending {
     fn commit(mut self: Box<Self>) {
         self.committed = true;
+    }
+
+    fn claims(&self) -> Claims {
+        self.claims.clone()
     }
 }
 
@@ -264,8 +320,8 @@ impl Drop for Pending {
                 }
             }
             (Step::Claim(address), false) | (Step::Release(address), true) => addresses.release(*address),
-            (Step::Report(node, ports), true) => ranges.ports.report(node, ports.clone()),
-            (Step::Open(..) | Step::Leave(_) | Step::Release(_) | Step::Report(..), false)
+            (Step::Report { node, ports, .. }, true) => ranges.ports.report(node, ports.clone()),
+            (Step::Open(..) | Step::Leave(_) | Step::Release(_) | Step::Report { .. }, false)
             | (Step::Claim(_), true) => {}
         }
     }

@@ -39,6 +39,15 @@ impl PortAllocator {
         self.numbers.reserve(all.map(|port| u64::from(*port)).collect());
     }
 
+    /// Takes in what another server was told of a node.
+    pub(super) fn observe_report(&mut self, node: &str, ports: Vec<u16>, is_so: bool) {
+        if is_so {
+            self.report(node, ports);
+        } else if self.reported.get(node) == Some(&ports) {
+            self.report(node, Vec::new());
+        }
+    }
+
     pub(super) fn take(&mut self, port: i64) -> Result<(), Refusal> {
         self.numbers
             .take(u64::try_from(port).map_err(|_| Refusal::OutOfRange)?)

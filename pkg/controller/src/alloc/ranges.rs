@@ -7,7 +7,7 @@ use serde_json::json;
 use svcnet_api::{ApiError, FieldError, FieldPath, Kind};
 
 use super::fields::Fields;
-use super::networks::Networks;
+use super::networks::{Networks, Owner};
 use super::ports::PortAllocator;
 use super::range::Refusal;
 use super::service::RestoreWarning;
@@ -44,7 +44,7 @@ impl Holdings {
 
     /// What they are called in a datastore that several servers share.
     pub(super) fn claims(&self) -> Vec<String> {
-        let addresses = self.addresses.iter().map(|address| format!("{ADDRESS}{address}"));
+        let addresses = self.addresses.iter().copied().map(address_claim);
         let ports = self.ports.iter().map(|port| format!("{PORT}{port}"));
         addresses.chain(ports).collect()
     }
@@ -52,6 +52,36 @@ impl Holdings {
 
 const ADDRESS: &str = "ip-";
 const PORT: &str = "port-";
+const NETWORK: &str = "net-";
+const LISTENING: &str = "listening-";
+
+/// What an address is called in a datastore that several servers share.
+pub(super) fn address_claim(address: IpAddr) -> String {
+    format!("{ADDRESS}{address}")
+}
+
+/// What a network of a ServiceCIDR is called there.
+pub(super) fn network_claim(name: &str, net: IpNet) -> String {
+    format!("{NETWORK}{}_{}-{name}", net.addr(), net.prefix_len())
+}
+
+fn network_of(claim: &str) -> Option<(IpNet, Owner)> {
+    let (net, name) = claim.split_once('-')?;
+    let net = net.replace('_', "/").parse().ok()?;
+    Some((net, Owner::Object(name.to_string())))
+}
+
+/// What the ports are called there that programs of a node listen on; nothing where there are none.
+pub(super) fn listening_claim(node: &str, ports: &[u16]) -> Option<String> {
+    let texts: Vec<String> = ports.iter().map(u16::to_string).collect();
+    (!ports.is_empty()).then(|| format!("{LISTENING}{}-{node}", texts.join(".")))
+}
+
+fn listening_of(claim: &str) -> Option<(Vec<u16>, &str)> {
+    let (ports, node) = claim.split_once('-')?;
+    let ports: Result<Vec<u16>, _> = ports.split('.').map(str::parse).collect();
+    Some((ports.ok()?, node))
+}
 
 /// Why a Service does not get what it needs.
 pub(super) enum Failure {
@@ -281,13 +311,24 @@ impl Ranges {
     /// Takes in what another server has taken or given back.
     pub(super) fn observe(&mut self, claim: &str, taken: bool) {
         if let Some(Ok(address)) = claim.strip_prefix(ADDRESS).map(str::parse) {
-            for allocator in &mut self.addresses {
-                allocator.observe(address, taken);
-            }
+            self.addresses.observe(address, taken);
+        } else if let Some((net, owner)) = claim.strip_prefix(NETWORK).and_then(network_of) {
+            self.observe_network(&owner, net, taken);
+        } else if let Some((ports, node)) = claim.strip_prefix(LISTENING).and_then(listening_of) {
+            self.ports.observe_report(node, ports, taken);
         } else if let Some(Ok(port)) = claim.strip_prefix(PORT).map(str::parse) {
             self.ports.observe(port, taken);
         }
         self.publish();
+    }
+
+    /// A network whose object is being deleted elsewhere gives nothing more, and is known as long as it may hold something.
+    fn observe_network(&mut self, owner: &Owner, net: IpNet, open: bool) {
+        if !open {
+            self.addresses.set_leaving(owner, true);
+        } else if let Err(error) = self.addresses.open(owner, net) {
+            tracing::warn!(object.kind = "ServiceCIDR", reason = %error, "a range of another server gives no addresses");
+        }
     }
 
     fn publish(&self) {

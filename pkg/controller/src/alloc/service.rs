@@ -200,8 +200,14 @@ impl Admission for ServiceAllocator {
     }
 
     fn claims(&self, kind: &'static Kind, object: &Value) -> Vec<String> {
-        let fields = Some(object).filter(|_| is_service(kind)).and_then(Fields::read);
-        fields.map_or_else(Vec::new, |fields| Holdings::of(&fields).claims())
+        match Subject::of(kind) {
+            Some(Subject::Service) => {
+                let fields = Fields::read(object);
+                fields.map_or_else(Vec::new, |fields| Holdings::of(&fields).claims())
+            }
+            Some(subject) => objects::claims(subject, object),
+            None => Vec::new(),
+        }
     }
 
     fn observe(&self, claim: &str, taken: bool) {
