@@ -1,5 +1,6 @@
-//! Two hosts that were nodes of a cluster, with pods, services, policies, ports of the host and an announced address, are
-//! after `svcnet cleanup` as they were before: links, addresses, routes, rules, neighbours, tables, kernel parameters, files.
+//! Hosts in namespaces of this test's own. Two that were nodes of a cluster, with pods, services, policies, ports of the host
+//! and an announced address, are after `svcnet cleanup` as they were before: links, addresses, routes, rules, neighbours,
+//! tables, kernel parameters, files. And one gets another address while it is a node.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -93,21 +94,28 @@ impl Host {
         self.processes.push((what, child));
     }
 
-    fn start_node(&mut self, role: &'static str, ips: [&str; 2], more: &[&str]) {
+    /// Without addresses it looks for its own.
+    fn start_node(&mut self, role: &'static str, ips: &[&str], more: &[&str]) {
         let mut arguments = vec![role.to_string()];
         arguments.extend(self.places());
         let own = [self.path("net.d"), self.path("bin")];
+        let ips = ips.join(",");
+        let given: &[&str] = if ips.is_empty() { &[] } else { &["--node-ip", &ips] };
         let fixed = [
             "--node-name",
             self.name,
-            "--node-ip",
-            &ips.join(","),
             "--cni-conf-dir",
             &own[0],
             "--cni-bin-dir",
             &own[1],
         ];
-        arguments.extend(fixed.iter().chain(more).map(|word| (*word).to_string()));
+        arguments.extend(
+            fixed
+                .iter()
+                .chain(given)
+                .chain(more)
+                .map(|word| (*word).to_string()),
+        );
         self.start(role, &arguments);
     }
 
@@ -416,11 +424,11 @@ fn found_cluster(first: &mut Host, second: &mut Host) -> String {
         "--cluster-cidr",
         networks[1],
     ];
-    first.start_node("server", SERVER, &of_server);
+    first.start_node("server", &SERVER, &of_server);
     let token = first.path("data/token");
     until("there is a token", || fs::metadata(&token).ok());
     let of_agent = ["--server", "https://172.30.9.11:6443", "--token-file", &token];
-    second.start_node("agent", AGENT, &of_agent);
+    second.start_node("agent", &AGENT, &of_agent);
     let kubectl = |arguments: &[&str]| {
         first.run(
             "kubectl",
@@ -492,6 +500,46 @@ fn hosts_are_as_they_were_before_they_were_nodes() {
             host.name
         );
     }
+}
+
+#[test]
+fn a_nodes_new_address_is_said_by_its_node_and_followed_by_the_others() {
+    let root = tempfile::tempdir().unwrap();
+    let (mut first, mut second) = (Host::new("m1", root.path()), Host::new("m2", root.path()));
+    connect(&first, &second);
+    let kubeconfig = first.path("kubeconfig.yaml");
+    first.start_node("server", &[], &["--kubeconfig-out", &kubeconfig]);
+    let token = first.path("data/token");
+    until("there is a token", || fs::metadata(&token).ok());
+    let of_agent = [
+        "--server",
+        "https://172.30.9.11:6443",
+        "--token-file",
+        &token,
+        "--iface-regex",
+        "^eth",
+    ];
+    second.start_node("agent", &[], &of_agent);
+    let leads_to = |address: &str| {
+        let fdb = first.run("bridge", &["fdb", "show", "dev", "svcnet.1"]).out;
+        (fdb.lines().count() == 1 && fdb.contains(&format!("dst {address} "))).then_some(())
+    };
+    until("packets go to the address", || leads_to("172.30.9.12"));
+    second.ip("address add 172.30.9.22/24 dev eth0");
+    // With the first address of a network go the others, unless the kernel is told to keep them.
+    second.ip("address del 172.30.9.12/24 dev eth0");
+    second.run("ip", &["address", "add", "172.30.9.22/24", "dev", "eth0"]);
+    until("packets go to the other address", || leads_to("172.30.9.22"));
+    let words = [
+        "--kubeconfig",
+        &kubeconfig,
+        "get",
+        "node",
+        "m2",
+        "-o",
+        "jsonpath={.status.addresses[0].address}",
+    ];
+    assert_eq!(first.run("kubectl", &words).text(), "172.30.9.22");
 }
 
 /// All of it works, so that all of it has been made.
