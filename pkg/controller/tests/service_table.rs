@@ -208,17 +208,18 @@ fn type_changes_release_what_the_type_has_not() {
     }
 }
 
-#[test]
-fn what_validation_refuses_in_the_real_words() {
+/// Each row is refused with these words.
+fn all_refused(rows: impl IntoIterator<Item = (&'static str, Value, &'static str)>) {
     let server = Server::new(SINGLE, PORTS);
-    let load_balancer = |more: Value| {
-        let mut spec = one("LoadBalancer");
-        spec.as_object_mut()
-            .unwrap()
-            .extend(more.as_object().unwrap().clone());
-        spec
-    };
-    for (row, spec, words) in [
+    for (row, spec, words) in rows {
+        let refused = server.refused(spec);
+        assert!(refused.contains(words), "{row}: {refused}");
+    }
+}
+
+#[test]
+fn ports_are_refused_in_the_real_words() {
+    all_refused([
         (
             "Ports: a name where there are several",
             ports("ClusterIP", json!([{"port": 80}, {"port": 81, "name": "b"}])),
@@ -244,7 +245,7 @@ fn what_validation_refuses_in_the_real_words() {
         ),
         (
             "Headless + LoadBalancer",
-            load_balancer(json!({"clusterIP": "None"})),
+            json!({"type": "LoadBalancer", "clusterIP": "None", "ports": [{"port": 80}]}),
             "spec.clusterIPs[0]: Invalid value: \"None\": may not be set to 'None' for LoadBalancer services",
         ),
         (
@@ -257,6 +258,12 @@ fn what_validation_refuses_in_the_real_words() {
             ports("LoadBalancer", json!([{"port": 10250}])),
             "spec.ports[0]: Invalid value: 10250: may not expose port 10250 externally since it is used by kubelet",
         ),
+    ]);
+}
+
+#[test]
+fn policies_are_refused_in_the_real_words() {
+    all_refused([
         (
             "Session affinity",
             json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 86401}},
@@ -284,10 +291,7 @@ fn what_validation_refuses_in_the_real_words() {
             json!({"trafficDistribution": "Far", "ports": [{"port": 80}]}),
             "spec.trafficDistribution: Unsupported value: \"Far\"",
         ),
-    ] {
-        let refused = server.refused(spec);
-        assert!(refused.contains(words), "{row}: {refused}");
-    }
+    ]);
 }
 
 #[test]
