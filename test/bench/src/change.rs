@@ -136,7 +136,7 @@ impl Runs {
             "",
         );
         row(
-            "the same in the first second after the cold start, while the kernel's hash tables still grow: p99; the most",
+            "the same in the first second after the cold start: p99; the most",
             &format!(
                 "{}; {}",
                 Spread::ms(&self.early_p99),
