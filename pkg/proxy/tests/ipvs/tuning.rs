@@ -25,7 +25,6 @@ fn strict_arp_and_timeouts_are_set_when_asked_for_and_put_back() {
     let tuning = |strict_arp, tcp, udp| Tuning {
         strict_arp,
         timeouts: ipvs::Timeouts { tcp, tcp_fin: 0, udp },
-        ..Tuning::default()
     };
     let config = Config {
         tuning: tuning(true, 1000, 60),

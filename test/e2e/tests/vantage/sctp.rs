@@ -183,9 +183,9 @@ impl Ends {
         let sent = self
             .from
             .send_to(&packet, &SockAddr::from(SocketAddr::new(self.to.ip(), 0)));
-        if sent.is_err() {
+        if let Err(error) = sent {
             // The kernel did not even let it out: refused or dropped, which is told by the error that follows, or not.
-            assert_eq!(sent.unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+            assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
         }
         let begun = Instant::now();
         while begun.elapsed() < SILENCE {
