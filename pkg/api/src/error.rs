@@ -133,10 +133,14 @@ impl ApiError {
             format!("{}.{}", kind.kind, kind.group)
         };
         let causes: Vec<Value> = errors.iter().map(FieldError::to_cause).collect();
+        let mut details = json!({"name": name, "kind": kind.kind, "causes": causes});
+        if !kind.group.is_empty() {
+            details["group"] = json!(kind.group);
+        }
         Self {
             reason: Reason::Invalid,
             message: format!("{head} \"{name}\" is invalid: {text}"),
-            details: Some(json!({"name": name, "group": kind.group, "kind": kind.kind, "causes": causes})),
+            details: Some(details),
             continue_at: None,
         }
     }

@@ -39,7 +39,8 @@ impl FieldPath {
 
 impl fmt::Display for FieldPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        // The whole object, as `field.NewPath("")` prints itself.
+        f.write_str(if self.0.is_empty() { "[]" } else { &self.0 })
     }
 }
 

@@ -271,7 +271,7 @@ fn regex_message(message: &str, regex: &str, examples: &[&str]) -> String {
     let examples: Vec<String> = examples.iter().map(|e| format!("'{e}', ")).collect();
     format!(
         "{message} (e.g. {}regex used for validation is '{regex}')",
-        examples.join("or ")
+        examples.join(" or ")
     )
 }
 
@@ -285,7 +285,7 @@ mod tests {
             dns_label_1035("1abc"),
             [
                 "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an \
-                 alphabetic character, and end with an alphanumeric character (e.g. 'my-name', or 'abc-123', regex \
+                 alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex \
                  used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')"
             ]
         );

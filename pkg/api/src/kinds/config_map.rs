@@ -110,7 +110,7 @@ mod tests {
             words(&json!({"data": {"a b": ""}, "binaryData": {"..": ""}}), None),
             [
                 "data[a b]: Invalid value: \"a b\": a valid config key must consist of alphanumeric characters, '-', \
-                 '_' or '.' (e.g. 'key.name', or 'KEY_NAME', or 'key-name', regex used for validation is \
+                 '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is \
                  '[-._a-zA-Z0-9]+')",
                 "binaryData[..]: Invalid value: \"..\": must not be '..'",
             ]

@@ -71,11 +71,31 @@ fn validate(new: &Value, old: Option<&Value>) -> Vec<FieldError> {
             .into_iter()
             .map(|key| FieldError::required(data.key(key), "")),
     );
+    errors.extend(docker_config(new));
     if let Some(old) = old {
         errors.extend(immutable(FieldPath::new("type"), &new["type"], &old["type"]));
         errors.extend(immutable_data(new, old, &["data"]));
     }
     errors
+}
+
+/// What is wrong with the JSON of a docker configuration (`ValidateSecret`; its content is not told).
+fn docker_config(secret: &Value) -> Option<FieldError> {
+    let key = match secret.text("type") {
+        "kubernetes.io/dockercfg" => ".dockercfg",
+        "kubernetes.io/dockerconfigjson" => ".dockerconfigjson",
+        _ => return None,
+    };
+    let bytes = STANDARD.decode(secret.get("data")?.get(key)?.as_str()?).ok()?;
+    let error = serde_json::from_slice::<serde_json::Map<String, Value>>(&bytes).err()?;
+    // Go's words for what both decoders find most often.
+    let why = if error.is_eof() {
+        "unexpected end of JSON input".to_string()
+    } else {
+        error.to_string()
+    };
+    let path = FieldPath::new("data").key(key);
+    Some(FieldError::invalid(path, "<secret contents redacted>", why))
 }
 
 /// Keys that the type demands and that are not there.

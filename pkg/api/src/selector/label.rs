@@ -364,7 +364,7 @@ mod tests {
                 "a=_b",
                 "unable to parse requirement: values[0][a]: Invalid value: \"_b\": a valid label must be an empty \
                  string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an \
-                 alphanumeric character (e.g. 'MyValue', or 'my_value', or '12345', regex used for validation is \
+                 alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is \
                  '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')",
             ),
         ] {
