@@ -56,6 +56,7 @@ pub(crate) fn carry_over(place: &Place, stored: &Stored, mut wanted: Value) -> R
         "generation",
         "generateName",
         "resourceVersion",
+        "selfLink",
     ] {
         match old.get("metadata").and_then(|m| m.get(field)) {
             Some(value) => metadata.insert(field.to_string(), value.clone()),

@@ -7,15 +7,24 @@ use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use serde_saphyr::options::DuplicateKeyPolicy;
-use svcnet_api::{ApiError, Kind, Reason, schema};
+use svcnet_api::{ApiError, Kind, Reason, registry, schema};
 
 use crate::protobuf;
 use crate::url::Query;
 
 /// The real server's limit, for JSON.
 const BODY_MAX: usize = 3 << 20;
+
+/// What of an object's metadata is not there when it is empty (`omitempty` of k8s.io/apimachinery's `ObjectMeta`).
+const OMITTED_EMPTY: [&str; 5] = [
+    "annotations",
+    "finalizers",
+    "labels",
+    "managedFields",
+    "ownerReferences",
+];
 
 /// How long a client may take to send it.
 const BODY_TIME_MAX: Duration = Duration::from_secs(60);
@@ -72,8 +81,7 @@ pub(crate) fn media_type(headers: &HeaderMap) -> &str {
 pub(crate) fn value(media: &str, body: &[u8]) -> Result<(Value, Vec<String>), ApiError> {
     match media {
         "application/json" => schema::decode(body).map_err(|error| {
-            let why = format!("the object provided is unrecognized (must be of type {{}}): {error}");
-            ApiError::bad_request(why)
+            ApiError::bad_request(format!("couldn't get version/kind; json parse error: {error}"))
         }),
         "application/yaml" | "application/apply-patch+yaml" | "application/x-yaml" => yaml(body),
         "application/vnd.kubernetes.protobuf" => Ok((protobuf::decode(body)?, Vec::new())),
@@ -137,13 +145,21 @@ pub(crate) fn object(
     if body.is_empty() {
         return Err(ApiError::bad_request("the request has no body"));
     }
-    let (mut value, doubts) = value(media, body)?;
+    let unrecognized = |why: &str| {
+        let (kind, summary) = (kind.kind, summary(body));
+        let why = format!("the object provided is unrecognized (must be of type {kind}): {why} ({summary})");
+        ApiError::bad_request(why)
+    };
+    let (mut value, doubts) = value(media, body).map_err(|error| match error.reason {
+        Reason::BadRequest => unrecognized(&error.message),
+        _ => error,
+    })?;
     let Some(fields) = value.as_object_mut() else {
-        return Err(ApiError::bad_request(
-            "the object provided is unrecognized (must be of type JSON object)",
+        return Err(unrecognized(
+            "couldn't get version/kind; json parse error: it is no object",
         ));
     };
-    let said = |fields: &serde_json::Map<String, Value>, name: &str| {
+    let said = |fields: &Map<String, Value>, name: &str| {
         fields
             .get(name)
             .and_then(Value::as_str)
@@ -158,13 +174,53 @@ pub(crate) fn object(
         )));
     }
     if !name.is_empty() && name != kind.kind {
-        let why = format!("no kind \"{name}\" is served here, but {}", kind.kind);
-        return Err(schema::encode_error(kind, &why));
+        return Err(ApiError::bad_request(other_kind(kind, &version, &name)));
     }
     fields.insert("apiVersion".to_string(), kind.api_version().into());
     fields.insert("kind".to_string(), kind.kind.into());
     let warnings = checked(kind, &mut value, &doubts, validation)?;
     Ok((value, warnings))
+}
+
+/// What the real server says of an object of another kind than the URL's (its types are converted into each other).
+fn other_kind(kind: &Kind, version: &str, name: &str) -> String {
+    let version = if version.is_empty() { kind.version } else { version };
+    let why = match registry::by_kind(version, name) {
+        Some(other) => {
+            let group = |kind: &Kind| {
+                if kind.group.is_empty() {
+                    "core"
+                } else {
+                    kind.group.split('.').next().unwrap_or_default()
+                }
+                .to_string()
+            };
+            let (from, to) = (
+                format!("({}.{name})", other.version),
+                format!("({}.{})", group(kind), kind.kind),
+            );
+            format!("converting {from} to {to}: unknown conversion")
+        }
+        None => format!("no kind {name:?} is registered for version {version:?}"),
+    };
+    let version = version.rsplit('/').next().unwrap_or_default();
+    format!(
+        "{name} in version {version:?} cannot be handled as a {}: {why}",
+        kind.kind
+    )
+}
+
+/// The first 30 bytes of a body: as they are when they look like JSON, else in hexadecimal digits.
+fn summary(body: &[u8]) -> String {
+    let (head, more) = body.split_at_checked(30).map_or((body, ""), |(head, rest)| {
+        (head, if rest.is_empty() { "" } else { " ..." })
+    });
+    let text = if head.first() == Some(&b'{') {
+        String::from_utf8_lossy(head).into_owned()
+    } else {
+        head.iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    text + more
 }
 
 /// Checks an object against the schema of its kind and drops what the kind does not know. `doubts` are those of its decoder.
@@ -194,8 +250,13 @@ pub(crate) fn examined(
         FieldValidation::Strict => check.strict_error(doubts).map_or(Ok(Vec::new()), Err)?,
     };
     schema::prune(kind, value);
-    if !value.get("metadata").is_some_and(Value::is_object) {
-        value["metadata"] = Value::Object(serde_json::Map::new());
+    match value.get_mut("metadata") {
+        Some(Value::Object(metadata)) => metadata.retain(|name, value| {
+            let is_empty =
+                value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(Map::is_empty);
+            !(is_empty && OMITTED_EMPTY.contains(&name.as_str()))
+        }),
+        _ => value["metadata"] = Value::Object(Map::new()),
     }
     Ok(warnings)
 }

@@ -72,6 +72,10 @@ fn review<'a>(group: &str, version: &str, rest: &[&'a str]) -> Option<(&'static 
 }
 
 fn resource(group: &str, version: &str, rest: &[&str]) -> Option<Target> {
+    // `services//status` is no path to the status of all of them.
+    if rest.contains(&"") {
+        return None;
+    }
     let (namespace, rest) = match *rest {
         // `/namespaces/x`, `/namespaces/x/status`: the Namespace itself, unless a kind of objects follows.
         ["namespaces", namespace, plural, ref more @ ..]
@@ -194,6 +198,8 @@ mod tests {
             ("/apis/authorization.k8s.io/v1/localsubjectaccessreviews", "none"),
             ("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews/x", "none"),
             ("/api/v1/namespaces/a%2Fb/services/x", "none"),
+            ("/api/v1/namespaces//services", "none"),
+            ("/api/v1/namespaces/default/services//status", "none"),
             ("/api/v1/namespaces/a/services/%ff", "none"),
         ] {
             assert_eq!(target(path), expect, "{path}");

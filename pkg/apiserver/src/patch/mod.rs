@@ -135,14 +135,9 @@ fn json(patch: &Value, object: &mut Value) -> Result<(), ApiError> {
         );
         return Err(ApiError::new(Reason::RequestEntityTooLarge, why));
     }
-    json_patch::patch(object, &operations.0).map_err(|error| {
-        let mut refused = ApiError::new(
-            Reason::Invalid,
-            "the server rejected our request due to an error in our request",
-        );
-        refused.details = Some(serde_json::json!({
-            "causes": [{"reason": "UnexpectedServerResponse", "message": error.to_string()}],
-        }));
-        refused
+    // Not which operation it is: the real server has no more to say (errors.NewGenericServerResponse of 422).
+    json_patch::patch(object, &operations.0).map_err(|_| {
+        let why = "the server rejected our request due to an error in our request";
+        ApiError::new(Reason::Invalid, why)
     })
 }

@@ -239,8 +239,24 @@ fn merge_lists(
 
 fn key_missing(item: &Value, key: &str) -> StrategicError {
     StrategicError::KeyMissing {
-        item: item.to_string(),
+        item: go_text(item),
         key: key.to_string(),
+    }
+}
+
+/// A value as Go prints it (`%v`), which is how the real server's message has it.
+fn go_text(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".to_string(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(go_text).collect::<Vec<_>>().join(" ")),
+        Value::Object(fields) => {
+            let fields = fields
+                .iter()
+                .map(|(key, value)| format!("{key}:{}", go_text(value)));
+            format!("map[{}]", fields.collect::<Vec<_>>().join(" "))
+        }
+        plain => plain.to_string(),
     }
 }
 

@@ -201,3 +201,15 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_said_of_an_item_without_its_key_is_in_gos_words() {
+    let kind = svcnet_api::registry::by_kind("v1", "Service").unwrap();
+    let patch = serde_json::json!({"spec": {"ports": [{"name": "x", "targetPort": null, "more": [1, "a"]}]}});
+    let current = serde_json::json!({"spec": {"ports": [{"port": 80}]}});
+    let refused = super::apply(kind, super::PatchKind::Strategic, &patch, &current).unwrap_err();
+    assert_eq!(
+        refused.message,
+        "map: map[more:[1 a] name:x targetPort:<nil>] does not contain declared merge key: port"
+    );
+}
