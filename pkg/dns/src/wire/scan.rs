@@ -52,6 +52,10 @@ pub(crate) fn scan(bytes: &[u8]) -> Option<Scanned> {
             if next > bytes.len() {
                 return None;
             }
+            if kind == RecordType::OPT && section != 2 {
+                // RFC 6891, 6.1.1. What follows would be cut off, while the section's count still says that it is there.
+                return None;
+            }
             past_opt |= kind == RecordType::OPT;
             if !past_opt {
                 found.end = next;

@@ -291,3 +291,18 @@ proptest! {
         }
     }
 }
+
+/// An OPT record is of the additional section alone: elsewhere, cutting it off would leave a count that is wrong.
+#[test]
+fn options_among_the_answers_are_no_message() {
+    let mut message = question("www.example.com.", TheirType::A, None);
+    message[2] |= 0x80;
+    let opt = [0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0];
+    let mut additional = message.clone();
+    additional[11] = 1;
+    additional.extend(opt);
+    assert!(scan(&additional).is_some());
+    message[7] = 1;
+    message.extend(opt);
+    assert_eq!(scan(&message), None);
+}
