@@ -5,6 +5,8 @@ pub mod admission;
 pub mod columns;
 pub mod error;
 pub mod field;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod kind;
 mod kinds;
 pub mod meta;

@@ -18,6 +18,8 @@ mod config;
 mod decode;
 mod delete;
 mod discovery;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod handler;
 mod limits;
 mod list_options;

@@ -18,6 +18,8 @@ pub mod client;
 pub mod conflist;
 pub mod cri;
 mod daemon;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod hostport;
 pub mod ipam;
 pub mod isolation;

@@ -7,6 +7,8 @@
 pub mod config;
 mod feed;
 mod forward;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod name;
 mod progress;
 pub mod server;

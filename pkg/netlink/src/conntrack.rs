@@ -166,7 +166,7 @@ fn write_tuple(w: &mut Writer<'_>, tuple: &Tuple) {
     });
 }
 
-fn read(body: &[u8]) -> Option<Entry> {
+pub(crate) fn read(body: &[u8]) -> Option<Entry> {
     let attributes = Reader::new(body);
     let number = |kind| attributes.find(kind).and_then(|v| <[u8; 4]>::try_from(v).ok());
     Some(Entry {

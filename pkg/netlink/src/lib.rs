@@ -12,6 +12,8 @@ pub mod addr;
 pub mod conntrack;
 pub mod ethtool;
 mod exchange;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod genl;
 pub mod ipvs;
 pub mod link;

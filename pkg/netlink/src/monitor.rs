@@ -134,7 +134,7 @@ fn subscribe(groups: &[Group]) -> io::Result<Socket> {
 }
 
 /// The changes of one datagram.
-fn events(mut rest: &[u8]) -> Vec<Event> {
+pub(crate) fn events(mut rest: &[u8]) -> Vec<Event> {
     let mut events = Vec::new();
     while let Some((frame, next)) = Frame::split(rest) {
         rest = next;

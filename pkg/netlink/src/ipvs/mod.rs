@@ -26,6 +26,19 @@ use crate::nft::Family;
 /// fit into the receive buffer.
 const REQUESTS_AT_ONCE: usize = 64;
 
+/// Reads the body of a message as each thing that is asked for.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_any(body: &[u8]) {
+    _ = (codec::read_info(body), codec::read_timeouts(body));
+    if let Some(service) = codec::read_service(body) {
+        codec::get_destinations(1, service.identity);
+        codec::op(1, &Op::AddService(service), 0);
+    }
+    for family in [Family::Ip, Family::Ip6] {
+        _ = codec::read_destination(body, family);
+    }
+}
+
 /// Where clients connect to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Virtual {

@@ -239,7 +239,7 @@ impl Socket {
     }
 }
 
-fn read_element(bytes: &[u8]) -> Option<ObservedElement<'_>> {
+pub(super) fn read_element(bytes: &[u8]) -> Option<ObservedElement<'_>> {
     let attributes = Reader::new(bytes);
     let value = |kind| attributes.find(kind).and_then(|data| Reader::new(data).find(1));
     let verdict = attributes

@@ -33,6 +33,9 @@ mod socket;
 mod userdata;
 mod watch;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use listing::read_any;
+
 pub use batch::{Batch, Data, Element};
 pub use concat::{Concat, Fields};
 pub use dump::{ObservedChain, ObservedElement, ObservedRule, ObservedTable};

@@ -145,6 +145,34 @@ impl Socket {
     }
 }
 
+/// Reads the body of a message as each thing that a listing is made of, and prints what comes out.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_any(body: &[u8]) {
+    use super::dump::read_element;
+
+    for family in [Family::Ip, Family::Ip6] {
+        let (table, attributes) = (Table::new(family, "any"), Reader::new(body));
+        let mut sets = Vec::new();
+        if let Some(mut header) = set::Header::read(family, &attributes) {
+            let elements = Reader::new(body).filter_map(|(_, element)| read_element(element));
+            header.elements = elements.map(|element| header.element(&element)).collect();
+            sets.push(header.into_json());
+        }
+        let chain = chain(&table, &attributes);
+        let expressions = rule::statements(family, body);
+        let rule = json!({"rule": {"chain": chain["chain"]["name"], "expr": expressions}});
+        let listing = Listing {
+            table,
+            comment: userdata::read_comment(body).map(str::to_string),
+            handle: 0,
+            sets,
+            chains: vec![chain],
+            rules: vec![rule],
+        };
+        drop((listing.to_string(), listing.objects().count()));
+    }
+}
+
 fn request(message: Message, table: &Table) -> Vec<u8> {
     let mut bytes = Vec::new();
     put_header(

@@ -1,0 +1,4 @@
+//! See `svcnet_api::fuzzing::metallb`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| svcnet_api::fuzzing::metallb(data));
