@@ -20,6 +20,7 @@ use svcnet_store::{Keyring, Store};
 
 use crate::auth::{self, Role, User};
 use crate::decode::{self, FieldValidation};
+use crate::options::Options;
 use crate::patch::{self, PatchKind};
 use crate::pki::{Authority, Serving, Token};
 use crate::server::{self, Server};
@@ -63,7 +64,7 @@ pub fn patch(data: &[u8]) {
         return;
     }
     (kind.default)(&mut current, None);
-    let Ok(patch) = patch::parse(how, body.as_bytes()) else {
+    let Ok((patch, _)) = patch::parse(how, body.as_bytes()) else {
         return;
     };
     let Ok(new) = patch::apply(kind, how, &patch, &current) else {
@@ -96,10 +97,13 @@ pub fn manifest(data: &[u8]) {
         Some("protobuf") => "application/vnd.kubernetes.protobuf",
         _ => "application/json",
     };
-    let validation = words.next().map(|word| format!("fieldValidation={word}"));
-    let validation = FieldValidation::of(&Query::parse(validation.as_deref()));
+    let validation = match words.next() {
+        Some("Strict") => FieldValidation::Strict,
+        Some("Ignore") => FieldValidation::Ignore,
+        _ => FieldValidation::Warn,
+    };
     let body = body.get(1..).unwrap_or_default();
-    if let Ok((object, _)) = decode::object(kind, media, body, validation.unwrap_or(FieldValidation::Warn)) {
+    if let Ok((object, _)) = decode::object(kind, media, body, validation) {
         through(kind, object, None);
     }
 }
@@ -179,6 +183,8 @@ impl Bench {
             audit: None,
             certificates_last: CERTIFICATES_LAST,
             metrics: None,
+            datastore: None,
+            token: None,
         };
         std::fs::create_dir_all(dir).unwrap();
         let keyring = Keyring::open_or_make(&dir.join("encryption.key")).unwrap();
@@ -186,7 +192,7 @@ impl Bench {
         let authority = Authority::open(&dir.join("pki"), CERTIFICATES_LAST).unwrap();
         let serving = Serving::open(&authority, pki::sans(&config)).unwrap();
         let token = Token::open(&dir.join("token"), &authority).unwrap();
-        let server = Arc::new(Server::new(config, store, authority, serving, token).unwrap());
+        let server = Arc::new(Server::new(config, store, authority, serving, token, None).unwrap());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -224,7 +230,8 @@ impl Bench {
                 };
                 let anonymous = auth::may(&User::anonymous(), &attributes, |_| false);
                 assert!(anonymous.is_err(), "nobody reads {path}");
-                _ = FieldValidation::of(&query);
+                _ = Options::of("create", false, &query, &headers);
+                _ = Options::of("patch", true, &query, &headers);
                 let reply = if target.name.is_empty() {
                     read::list(&self.0, &target, &query, form)
                 } else {
