@@ -20,7 +20,11 @@ use svcnet_overlay::view::{NodeNet, View};
 use svcnet_overlay::{Config, Kernel, Mode, VERIFY_EVERY, apply, observe};
 
 use crate::path::{ip, round_trips, serve, stream_to};
-use crate::stats::{Spread, ratios, row};
+use crate::stats::{Spread, median, ratios, row};
+
+/// Turns of a round, of both sides together, and of each.
+const TURNS: usize = 20;
+const TURNS_EACH: f64 = 10.0;
 
 /// Two nodes, and a pod on each.
 struct World {
@@ -58,9 +62,15 @@ pub(crate) fn measure(rounds: usize, seconds: f64, trips: u32) -> Result<()> {
             world.measure(&mut Rates::default(), 0.2, trips / 10)?;
         }
         for round in 0..rounds {
-            for turn in 0..2 {
+            // In short turns: what else the machine does meets both.
+            let mut parts = [Rates::default(), Rates::default()];
+            for turn in 0..TURNS {
                 let which = (round + turn) % 2;
-                worlds[which].measure(&mut rates[which], seconds, trips)?;
+                worlds[which].measure(&mut parts[which], seconds / TURNS_EACH, trips / 10)?;
+            }
+            for (rates, parts) in rates.iter_mut().zip(&parts) {
+                rates.bits.push(median(&parts.bits));
+                rates.trips.push(median(&parts.trips));
             }
         }
         let [ours, theirs] = &rates;
