@@ -321,7 +321,8 @@ mod tests {
     fn seeds_keep_the_promises() {
         let dir = tempfile::tempdir().unwrap();
         let bench = Bench::new(dir.path());
-        let targets: [(&str, &dyn Fn(&[u8])); 5] = [
+        type Target<'a> = (&'a str, &'a dyn Fn(&[u8]));
+        let targets: [Target<'_>; 5] = [
             ("patch", &patch),
             ("manifest", &manifest),
             ("protobuf", &protobuf),
