@@ -17,14 +17,9 @@ use crate::url::Query;
 /// The real server's limit, for JSON.
 const BODY_MAX: usize = 3 << 20;
 
-/// What of an object's metadata is not there when it is empty (`omitempty` of k8s.io/apimachinery's `ObjectMeta`).
-const OMITTED_EMPTY: [&str; 5] = [
-    "annotations",
-    "finalizers",
-    "labels",
-    "managedFields",
-    "ownerReferences",
-];
+/// What of an object's metadata is not there when it is empty (`omitempty` of k8s.io/apimachinery's `ObjectMeta`). An empty
+/// `managedFields` is a wish to begin anew, and is gone once that is done.
+const OMITTED_EMPTY: [&str; 4] = ["annotations", "finalizers", "labels", "ownerReferences"];
 
 /// How long a client may take to send it.
 const BODY_TIME_MAX: Duration = Duration::from_secs(60);

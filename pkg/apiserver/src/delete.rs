@@ -1,8 +1,9 @@
 //! Deletion: at once, after a grace period, or when nothing holds the object any more (apiserver, registry/rest/delete.go,
 //! registry/core/pod/strategy.go).
 //!
-//! A pod that is bound to a node is marked first, and goes when its node has ended it and deletes it with a grace period of
-//! zero. Where nobody does (the node is no more, or whoever ran the pod is), the server does, [`OVERDUE`] after the period.
+//! A pod that its node has begun to run is marked first, and goes when its node has ended it and deletes it with a grace period of
+//! zero. One that nobody has begun (`status.startTime`, which a kubelet sets first) goes at once, other than in kube-apiserver: nodes here
+//! run containers of others, and a pod that somebody wrote by hand would wait for nobody. Where nobody ends a pod (the node is no more, or whoever ran the pod is), the server does, [`OVERDUE`] after the period.
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
@@ -105,7 +106,9 @@ fn grace(traits: &Traits, object: &Value, asked: Option<i64>, now: Timestamp) ->
     let own = object
         .pointer("/spec/terminationGracePeriodSeconds")
         .and_then(Value::as_i64);
-    let over = text("/spec/nodeName").is_empty() || matches!(text("/status/phase"), "Failed" | "Succeeded");
+    let over = text("/spec/nodeName").is_empty()
+        || text("/status/startTime").is_empty()
+        || matches!(text("/status/phase"), "Failed" | "Succeeded");
     match asked.or(own).unwrap_or_default() {
         _ if over => Grace::Over,
         0 => Grace::Over,
@@ -282,7 +285,7 @@ mod tests {
     use super::*;
 
     fn pod(spec: Value) -> Value {
-        json!({"metadata": {"name": "p"}, "spec": spec, "status": {"phase": "Running"}})
+        json!({"metadata": {"name": "p"}, "spec": spec, "status": {"phase": "Running", "startTime": "2026-11-27T00:00:00Z"}})
     }
 
     #[test]
@@ -304,6 +307,9 @@ mod tests {
         ] {
             assert_eq!(grace(pods, object, asked, now), expect, "{object} {asked:?}");
         }
+        let mut by_hand = bound.clone();
+        by_hand["status"] = json!({"phase": "Running"});
+        assert_eq!(grace(pods, &by_hand, None, now), Grace::Over);
         let mut done = bound.clone();
         done["status"]["phase"] = "Succeeded".into();
         assert_eq!(grace(pods, &done, None, now), Grace::Over);

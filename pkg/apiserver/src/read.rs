@@ -228,6 +228,10 @@ fn page(
     let limit = number(query, "limit")?
         .and_then(|l| usize::try_from(l).ok())
         .filter(|l| *l > 0);
+    if query.get("continue").is_some() && query.get("resourceVersion").is_some_and(|r| r != "0") {
+        let why = "specifying resource version is not allowed when using continue";
+        return Err(ApiError::bad_request(why));
+    }
     let token = query.get("continue").map(|text| {
         Continue::decode(text).ok_or_else(|| {
             ApiError::bad_request("continue key is not valid: it was not given by this server")
@@ -235,10 +239,6 @@ fn page(
     });
     let token = token.transpose()?;
     let at = match &token {
-        Some(_) if query.get("resourceVersion").is_some_and(|r| r != "0") => {
-            let why = "specifying resource version is not allowed when using continue";
-            return Err(ApiError::bad_request(why));
-        }
         Some(token) => Some(token.revision).filter(|r| *r > 0),
         None => exact_revision(server, query)?,
     };

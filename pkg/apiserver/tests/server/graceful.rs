@@ -27,6 +27,15 @@ async fn with_node() -> Running {
     server
 }
 
+/// A pod that its node has begun to run.
+async fn started(server: &Running, pod: &Value) {
+    assert_eq!(server.post(PODS, pod).await.0, 201);
+    let path = format!("{PODS}/{}/status", pod["metadata"]["name"].as_str().unwrap());
+    let status = json!({"status": {"phase": "Running", "startTime": "2026-11-27T00:00:00Z"}}).to_string();
+    let merge = "application/merge-patch+json";
+    assert_eq!(server.http(Method::PATCH, &path, merge, status).await.0, 200);
+}
+
 async fn delete(server: &Running, name: &str, options: Value) -> (u16, Value) {
     let path = format!("{PODS}/{name}");
     server
@@ -37,7 +46,7 @@ async fn delete(server: &Running, name: &str, options: Value) -> (u16, Value) {
 #[tokio::test]
 async fn a_pod_of_a_node_is_marked_and_goes_when_its_node_says_so() {
     let server = with_node().await;
-    server.post(PODS, &pod("p", "n1", 3600)).await;
+    started(&server, &pod("p", "n1", 3600)).await;
     let mut watch = server.watch(&format!("{PODS}?watch=1")).await;
     assert_eq!(watch.next_named().await, ("ADDED".to_string(), "p".to_string()));
     let (code, dying) = delete(&server, "p", json!({})).await;
@@ -75,13 +84,16 @@ async fn a_pod_of_a_node_is_marked_and_goes_when_its_node_says_so() {
 async fn pods_that_nobody_runs_go_at_once() {
     let server = with_node().await;
     server.post(PODS, &pod("unbound", "", 3600)).await;
-    server.post(PODS, &pod("forced", "n1", 3600)).await;
-    server.post(PODS, &pod("quick", "n1", 0)).await;
-    let (_, mut done) = server.post(PODS, &pod("done", "n1", 3600)).await;
+    server.post(PODS, &pod("by-hand", "n1", 3600)).await;
+    started(&server, &pod("forced", "n1", 3600)).await;
+    started(&server, &pod("quick", "n1", 0)).await;
+    started(&server, &pod("done", "n1", 3600)).await;
+    let (_, mut done) = server.get(&format!("{PODS}/done")).await;
     done["status"]["phase"] = "Succeeded".into();
     assert_eq!(server.put(&format!("{PODS}/done/status"), &done).await.0, 200);
     for (name, options) in [
         ("unbound", json!({})),
+        ("by-hand", json!({})),
         ("forced", json!({"gracePeriodSeconds": 0})),
         ("quick", json!({})),
         ("done", json!({})),
@@ -96,7 +108,7 @@ async fn pods_that_nobody_runs_go_at_once() {
 #[tokio::test]
 async fn a_pod_of_a_lost_node_goes() {
     let server = with_node().await;
-    server.post(PODS, &pod("p", "never", 3600)).await;
+    started(&server, &pod("p", "never", 3600)).await;
     assert_eq!(delete(&server, "p", json!({})).await.0, 200);
     let start = Instant::now();
     while server.get(&format!("{PODS}/p")).await.0 != 404 {
@@ -111,7 +123,7 @@ async fn finalizers_hold_a_pod_beyond_its_grace_period() {
     let server = with_node().await;
     let mut held = pod("p", "n1", 3600);
     held["metadata"]["finalizers"] = json!(["example.com/x"]);
-    server.post(PODS, &held).await;
+    started(&server, &held).await;
     delete(&server, "p", json!({})).await;
     let loose = json!({"metadata": {"finalizers": null}}).to_string();
     let merge = "application/merge-patch+json";
