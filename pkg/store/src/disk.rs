@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use nix::sys::statvfs::fstatvfs;
 
 use crate::error::OpenError;
 use crate::key::CollectionSpec;
@@ -127,6 +128,7 @@ impl Disk {
         let made = builder.recursive(true).mode(0o700).create(dir);
         made.map_err(|source| io(dir, source))?;
         let lock = lock(dir)?;
+        room(&lock, FREE_TO_OPEN).map_err(|why| io(dir, std::io::Error::new(ErrorKind::StorageFull, why)))?;
         let is_new = check_format(dir)?;
         let damaged = |why: String| OpenError::Damaged {
             path: dir.to_path_buf(),
@@ -198,6 +200,12 @@ impl Disk {
         Ok((lock, limit))
     }
 
+    /// Whether a batch of so many bytes can be written, and what has to stay free is.
+    pub(crate) fn room(&self, bytes: usize) -> Result<(), String> {
+        // What is replaced lies beside what replaces it for a while.
+        room(&self.data, FREE_MIN + 2 * bytes as u64)
+    }
+
     /// Writes a batch. When this returns, it is on the disk, all of it.
     pub(crate) fn write(&mut self, mut batch: Batch) -> Result<(), String> {
         let count = self.count + batch.added - batch.removed;
@@ -216,6 +224,24 @@ impl Disk {
         self.count = count;
         Ok(())
     }
+}
+
+/// Bytes that have to stay free. sled must not meet a full disk: a flush that fails may never return, and now and then leaves a log
+/// that does not open again (`tests/full_disk.rs` showed both).
+const FREE_MIN: u64 = 16 << 20;
+/// Bytes without which a store is not even opened, which writes, too.
+const FREE_TO_OPEN: u64 = FREE_MIN / 4;
+
+fn room(file: &File, wanted: u64) -> Result<(), String> {
+    let stat = fstatvfs(file).map_err(|e| e.to_string())?;
+    let free = stat.blocks_available() * stat.fragment_size();
+    if free < wanted {
+        let (free, wanted) = (free >> 20, wanted >> 20);
+        return Err(format!(
+            "no space left on the disk: {free} MB are free, {wanted} MB have to be"
+        ));
+    }
+    Ok(())
 }
 
 /// What is written of an object: its bytes, or what encryption makes of them.

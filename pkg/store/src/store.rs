@@ -78,6 +78,8 @@ pub(crate) struct Shared {
     specs: Vec<CollectionSpec>,
     keyring: Option<Arc<Keyring>>,
     failed: OnceLock<Arc<str>>,
+    /// Why there is no room on the disk for durable writes, while there is none.
+    short: RwLock<Option<Arc<str>>>,
 }
 
 impl Shared {
@@ -102,6 +104,7 @@ impl Shared {
             specs: specs.to_vec(),
             keyring,
             failed: OnceLock::new(),
+            short: RwLock::default(),
         }
     }
 
@@ -144,6 +147,21 @@ impl Shared {
 
     pub(crate) fn set_failed(&self, why: &Arc<str>) {
         _ = self.failed.set(why.clone());
+    }
+
+    /// Notes why there is no room on the disk, or that there is. Whether that is news.
+    pub(crate) fn set_short(&self, why: Option<&Arc<str>>) -> bool {
+        let mut short = self.short.write().unwrap_or_else(PoisonError::into_inner);
+        let news = short.is_some() != why.is_some();
+        *short = why.cloned();
+        news
+    }
+
+    pub(crate) fn is_short(&self) -> bool {
+        self.short
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some()
     }
 }
 
@@ -375,7 +393,14 @@ impl Store {
 
     /// Why durable writes are refused, if they are.
     pub fn failure(&self) -> Option<Arc<str>> {
-        self.shared.failed.get().cloned()
+        let short = || {
+            self.shared
+                .short
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone()
+        };
+        self.shared.failed.get().cloned().or_else(short)
     }
 
     /// Finishes what is under way and closes the files. Reads still work afterwards.

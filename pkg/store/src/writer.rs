@@ -57,6 +57,8 @@ type Accepted = (Vec<(Collection, Event)>, Answer);
 /// The writes of one round that have passed their checks.
 struct Round {
     batch: Batch,
+    /// What its writes come to.
+    bytes: usize,
     /// What the round has made of an object so far.
     now: HashMap<Key, Option<Entry>>,
     accepted: Vec<Accepted>,
@@ -71,19 +73,24 @@ impl Writer {
             };
             let mut round = Round {
                 batch: Batch::new(),
+                bytes: 0,
                 now: HashMap::new(),
                 accepted: Vec::new(),
             };
-            let (mut next, mut bytes) = (Some(first), 0);
+            let mut next = Some(first);
+            if self.shared.is_short() {
+                // Heartbeats come at any time, so that readiness does not wait for a change.
+                _ = self.look_for_room(0);
+            }
             while let Some(request) = next {
                 match request {
                     Request::Write(writes, answer) => {
-                        bytes += writes.iter().map(Write::len).sum::<usize>();
+                        round.bytes += writes.iter().map(Write::len).sum::<usize>();
                         self.take(writes, answer, &mut round);
                     }
                     Request::Close(answer) => closing = Some(answer),
                 }
-                let full = round.accepted.len() >= ROUND_MAX || bytes >= ROUND_BYTES_MAX;
+                let full = round.accepted.len() >= ROUND_MAX || round.bytes >= ROUND_BYTES_MAX;
                 next = if full || closing.is_some() {
                     None
                 } else {
@@ -120,6 +127,9 @@ impl Writer {
         {
             return Err(CommitError::Disk(why.clone()));
         }
+        if !self.spec(write.key.collection).volatile {
+            self.look_for_room(round.bytes)?;
+        }
         let state = self.shared.read();
         let current = |key: &Key| match round.now.get(key) {
             Some(changed) => changed.clone(),
@@ -139,6 +149,25 @@ impl Writer {
             (false, _) => Err(CommitError::Guard {
                 path: write.key.path().clone(),
             }),
+        }
+    }
+
+    /// Refuses what the disk has no room for, and says so once. It goes on by itself when there is some.
+    fn look_for_room(&self, bytes: usize) -> Result<(), CommitError> {
+        match self.disk.room(bytes) {
+            Ok(()) => {
+                if self.shared.set_short(None) {
+                    tracing::info!("there is room on the disk again: the store takes changes");
+                }
+                Ok(())
+            }
+            Err(why) => {
+                let why: Arc<str> = why.into();
+                if self.shared.set_short(Some(&why)) {
+                    tracing::error!(reason = %why, "the store takes no changes until there is room; reads go on");
+                }
+                Err(CommitError::Disk(why))
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! A disk that is full: a tmpfs of a few megabytes, in a mount namespace of its own.
+//! A disk that is full: a tmpfs of some megabytes, in a mount namespace of its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use svcnet_store::{Change, CollectionSpec, CommitError, Key, Range, Store, Templ
 
 const DIR: &str = "SVCNET_STORE_FULL_DIR";
 /// Much more than the disk has.
-const WRITES_MAX: usize = 4000;
+const WRITES_MAX: usize = 8000;
 
 fn open(dir: &Path) -> Result<Store, svcnet_store::OpenError> {
     let spec = |name: &str, volatile| CollectionSpec {
@@ -46,7 +46,7 @@ async fn child_fills_the_disk() {
     let (disk, dir) = (Path::new(&dir), Path::new(&dir).join("store"));
     // Something else takes part of the disk, and can be taken away later.
     let ballast = disk.join("ballast");
-    std::fs::write(&ballast, vec![1; 2 << 20]).unwrap();
+    std::fs::write(&ballast, vec![1; 30 << 20]).unwrap();
     let store = open(&dir).unwrap();
     let mut acknowledged = BTreeMap::new();
     let mut refused = None;
@@ -71,18 +71,30 @@ async fn child_fills_the_disk() {
     store.commit(put(&store, "leases", "n1")).await.unwrap();
     assert!(store.commit(put(&store, "services", "late")).await.is_err());
     assert!(store.failure().unwrap().to_lowercase().contains("no space left"));
+    // It is opened with so little, and not with nothing.
     store.close().await;
     drop(store);
-    // While the disk is full, a start either works or says why not; either way nothing is lost.
-    match open(&dir) {
-        Ok(store) => store.close().await,
-        Err(error) => {
-            let text = format!("{error}: {:?}", std::error::Error::source(&error));
-            assert!(text.to_lowercase().contains("space"), "{text}");
-        }
-    }
-    std::fs::remove_file(ballast).unwrap();
     let store = open(&dir).unwrap();
+    assert_eq!(all(&store), acknowledged);
+    assert!(store.commit(put(&store, "services", "late")).await.is_err());
+    store.close().await;
+    drop(store);
+    let rest = disk.join("rest");
+    let filled = std::fs::write(&rest, vec![1; 64 << 20]).unwrap_err();
+    assert_eq!(filled.kind(), std::io::ErrorKind::StorageFull);
+    let error = open(&dir).unwrap_err();
+    let text = format!("{error}: {:?}", std::error::Error::source(&error));
+    assert!(
+        text.contains("no space left on the disk: 0 MB are free, 4 MB have to be"),
+        "{text}"
+    );
+    std::fs::remove_file(rest).unwrap();
+    let store = open(&dir).unwrap();
+    assert!(store.commit(put(&store, "services", "late")).await.is_err());
+    std::fs::remove_file(ballast).unwrap();
+    // Without a change: a heartbeat is enough.
+    store.commit(put(&store, "leases", "n1")).await.unwrap();
+    assert_eq!(store.failure(), None);
     let there = all(&store);
     for (path, revision) in &acknowledged {
         assert!(there.get(path) >= Some(revision), "{path} was acknowledged");
@@ -95,7 +107,7 @@ async fn child_fills_the_disk() {
 #[test]
 fn a_full_disk_loses_nothing_that_was_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
-    let script = "mount -t tmpfs -o size=8m svcnet-test \"$0\" && exec \"$1\" --exact child_fills_the_disk --nocapture";
+    let script = "mount -t tmpfs -o size=64m svcnet-test \"$0\" && exec \"$1\" --exact child_fills_the_disk --nocapture";
     let output = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "sh", "-c", script])
         .arg(dir.path())
