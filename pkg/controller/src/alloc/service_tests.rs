@@ -265,6 +265,62 @@ fn dual_stack_is_gained_and_given_up() {
     create(&all, json!({"clusterIP": ips[1]})).expect("the second address is free again");
 }
 
+/// What one server says of an object, another one takes in.
+#[test]
+fn servers_follow_each_others_ranges_addresses_and_taken_ports() {
+    let all = allocator("10.96.0.0/28", "30000-30010");
+    let claim = |version: &str, name: &str, object: Value| {
+        let claims = all.claims(registry::by_kind(version, name).unwrap(), &object);
+        assert_eq!(claims.len(), 1, "{claims:?}");
+        claims[0].clone()
+    };
+    let with_address = |address: &str| create(&all, json!({"ports": [{"port": 80}], "clusterIP": address}));
+    let v1 = "networking.k8s.io/v1";
+    let more = json!({"metadata": {"name": "more-of-it"}, "spec": {"cidrs": ["10.200.0.0/28"]}});
+    let network = claim(v1, "ServiceCIDR", more);
+    assert!(with_address("10.200.0.5").is_err());
+    all.observe(&network, true);
+    with_address("10.200.0.5").unwrap();
+    all.observe(&network, false);
+    assert!(
+        with_address("10.200.0.6").is_err(),
+        "its object is being deleted elsewhere"
+    );
+
+    let foreign = json!({"metadata": {"name": "10.96.0.9"}, "spec": {"parentRef": {"group": "x.io", "resource": "things"}}});
+    let address = claim(v1, "IPAddress", foreign);
+    all.observe(&address, true);
+    assert!(with_address("10.96.0.9").is_err());
+    all.observe(&address, false);
+    with_address("10.96.0.9").unwrap();
+
+    let node = |ports: &str| {
+        let annotations = json!({"svcnet.io/host-ports": ports});
+        claim(
+            "v1",
+            "Node",
+            json!({"metadata": {"name": "n-1", "annotations": annotations}}),
+        )
+    };
+    let (former, listening) = (node("30001"), node("30003,30004"));
+    all.observe(&former, true);
+    // In one transaction, in either order.
+    all.observe(&listening, true);
+    all.observe(&former, false);
+    let given: Vec<i64> = (0..9)
+        .map(|_| {
+            node_port(
+                &create(&all, json!({"type": "NodePort", "ports": [{"port": 80}]})).unwrap(),
+                0,
+            )
+        })
+        .collect();
+    assert!(
+        given.contains(&30001) && !given.contains(&30003) && !given.contains(&30004),
+        "{given:?}"
+    );
+}
+
 #[test]
 fn dry_runs_show_and_take_nothing() {
     let all = allocator("10.0.0.0/30", "30000-30000");
