@@ -70,7 +70,7 @@ fn killed_agents_lose_and_leak_nothing() {
     let seed = u64::from(now.subsec_nanos()) << 20 | 1;
     println!("seed {seed}");
     let lab = Lab::up(&["--dual-stack"]);
-    let before = NODES.map(|node| observe(&lab, node));
+    let before = NODES.map(|node| settled(&lab, node));
     let book = Book::default();
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -125,6 +125,23 @@ fn killed_agents_lose_and_leak_nothing() {
         ]);
         (listed.ok && listed.out.trim().is_empty()).then_some(())
     });
+}
+
+/// The same of a node that has come to rest: it knows the way to the pods of all others. One that has just begun may learn
+/// of those only now.
+fn settled(lab: &Lab, node: &str) -> [String; 4] {
+    let mut former = None;
+    until(&format!("{node} knows the way to all pods and rests"), || {
+        let listed = lab.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].spec.podCIDR}"]);
+        let now = observe(lab, node);
+        let cidrs: Vec<&str> = listed.out.split_whitespace().collect();
+        let whole = cidrs.len() == 3 && cidrs.iter().all(|cidr| now[1].contains(cidr));
+        let rests = former.replace(now.clone()).is_some_and(|former| former == now);
+        (whole && rests).then_some(now).or_else(|| {
+            thread::sleep(Duration::from_secs(1));
+            None
+        })
+    })
 }
 
 /// Links, routes and tables of a node.
