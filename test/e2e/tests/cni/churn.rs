@@ -127,15 +127,16 @@ fn killed_agents_lose_and_leak_nothing() {
     });
 }
 
-/// The same of a node that has come to rest: it knows the way to the pods of all others. One that has just begun may learn
-/// of those only now.
+/// The same of a node that has come to rest: it has its routes to Services and to the pods of all others, which come
+/// when its bridge and their Nodes are there.
 fn settled(lab: &Lab, node: &str) -> [String; 4] {
     let mut former = None;
-    until(&format!("{node} knows the way to all pods and rests"), || {
+    until(&format!("{node} has its routes and rests"), || {
         let listed = lab.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].spec.podCIDR}"]);
         let now = observe(lab, node);
         let cidrs: Vec<&str> = listed.out.split_whitespace().collect();
-        let whole = cidrs.len() == 3 && cidrs.iter().all(|cidr| now[1].contains(cidr));
+        let pods = cidrs.len() == 3 && cidrs.iter().all(|cidr| now[1].contains(cidr));
+        let whole = pods && now[1].contains("10.96.0.0/12");
         let rests = former.replace(now.clone()).is_some_and(|former| former == now);
         (whole && rests).then_some(now).or_else(|| {
             thread::sleep(Duration::from_secs(1));
