@@ -63,6 +63,8 @@ pub(crate) enum Operation {
         name: String,
         value: String,
     },
+    /// Those of IPVS, in the words of who wrote them down.
+    IpvsTimeouts(String),
     File(PathBuf),
     EmptyDirectory(PathBuf),
     Directory(PathBuf),
@@ -80,6 +82,7 @@ impl fmt::Display for Operation {
             Self::Address(address) => write!(f, "delete address {}", address.net.addr()),
             Self::Local(_, ip) => write!(f, "delete local route {ip}"),
             Self::Sysctl { name, value } => write!(f, "set {} to {value} again", name.replace('/', ".")),
+            Self::IpvsTimeouts(words) => write!(f, "set the timeouts of ipvs to {words} again"),
             Self::File(path) | Self::EmptyDirectory(path) => write!(f, "delete {}", path.display()),
             Self::Directory(path) => write!(f, "delete {} with all that is in it", path.display()),
         }
@@ -108,8 +111,10 @@ pub(crate) fn plan(extent: &Extent) -> anyhow::Result<Plan> {
     // Before the tables: one of their rules guards what one of the parameters opens.
     let records = Sysctls::all(&extent.run_dir);
     let former = records.iter().flat_map(Sysctls::former_in_order);
-    plan.0
-        .extend(former.map(|(name, value)| Operation::Sysctl { name, value }));
+    plan.0.extend(former.map(|(name, value)| match name.as_str() {
+        ipvs::TIMEOUTS_NOTE => Operation::IpvsTimeouts(value),
+        _ => Operation::Sysctl { name, value },
+    }));
     if ipvs::is_there().context("look for what the ipvs mode made")? {
         plan.0.push(Operation::Ipvs);
     }
@@ -240,6 +245,7 @@ fn carry_out(operation: &Operation, rtnl: &mut Rtnl) -> anyhow::Result<()> {
             Err(error) if error.is_gone() => {}
             other => _ = other?,
         },
+        Operation::IpvsTimeouts(words) => ipvs::put_back_timeouts(words)?,
         Operation::File(path) => gone(std::fs::remove_file(path))?,
         Operation::EmptyDirectory(path) => gone(std::fs::remove_dir(path))?,
         Operation::Directory(path) => remove_state(path)?,

@@ -42,7 +42,16 @@ pod() {
   svcnet pod run "$name" --node-name box --node-ip $NODE --container-port 80 --container-port 80/udp $labels 2>"/tmp/$name.log" &
 }
 
-apply() { kubectl apply -f - >/dev/null; }
+# Not validated: kubectl would fetch the schemas of all kinds first, which takes it seconds here.
+apply() { kubectl apply --validate=false -f - >/dev/null; }
+
+# configure LINE…: the ConfigMap that kube-proxy's configuration stands in.
+configure() {
+  {
+    printf '%s\n' "apiVersion: v1" "kind: ConfigMap" "metadata: {name: kube-proxy, namespace: kube-system}" "data:" "  config.conf: |"
+    printf '    %s\n' "apiVersion: kubeproxy.config.k8s.io/v1alpha1" "kind: KubeProxyConfiguration" "$@"
+  } | apply
+}
 
 # at NETNS COMMAND…: runs it there; `here` is this namespace, a pod's is pod-default-NAME.
 at() {

@@ -50,7 +50,7 @@ pub use look::{Difference, Listed, listed, listings};
 pub use plan::{Balancer, Elements, Held, Plan, State, Tables, Touch};
 pub use slot::{List, Slot};
 pub(crate) use tuning::restore as restore_timeouts;
-pub use tuning::{BadTimeout, SetTimeouts, Timeouts, Tuning};
+pub use tuning::{BadTimeout, NOTE as TIMEOUTS_NOTE, SetTimeouts, Timeouts, Tuning, put_back_timeouts};
 
 use crate::backend::{self, Backend, Report};
 use crate::model::{Frontend, FrontendKey};

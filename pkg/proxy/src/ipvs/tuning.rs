@@ -15,8 +15,8 @@ use super::{Error, Ipvs, STRICT_ARP, SYSCTLS};
 use crate::backend::Mode;
 use crate::sysctls::Sysctls;
 
-/// Under which name the timeouts are written down.
-const NOTE: &str = "ipvs/timeouts";
+/// Under which name the timeouts are written down, among the kernel parameters as they were.
+pub const NOTE: &str = "ipvs/timeouts";
 /// Longest that the kernel takes, in seconds: it counts in jiffies, of which there are at most a thousand a second.
 const SECONDS_MAX: u64 = (i32::MAX / 1000) as u64;
 
@@ -154,8 +154,11 @@ fn words(timeouts: kernel::Timeouts) -> String {
 }
 
 fn noted(sysctls: &Sysctls) -> Option<kernel::Timeouts> {
-    let former = sysctls.former();
-    let mut numbers = former.get(NOTE)?.split(' ').map(str::parse);
+    read_words(sysctls.former().get(NOTE)?)
+}
+
+fn read_words(words: &str) -> Option<kernel::Timeouts> {
+    let mut numbers = words.split(' ').map(str::parse);
     let mut next = || numbers.next()?.ok();
     Some(kernel::Timeouts {
         tcp: next()?,
@@ -177,6 +180,18 @@ pub(crate) fn restore(sysctls: &Sysctls) -> Result<bool, Error> {
         set.apply(&mut socket, Some(sysctls))?;
     }
     Ok(is != former)
+}
+
+/// Sets the timeouts to what was written down of them under [`NOTE`]. A kernel without IPVS has none, and words of somebody
+/// else's say nothing.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn put_back_timeouts(words: &str) -> Result<(), Error> {
+    if let (Some(former), Some(mut socket)) = (read_words(words), kernel::Socket::open()?) {
+        socket.set_timeouts(former)?;
+    }
+    Ok(())
 }
 
 impl Ipvs {
@@ -228,6 +243,19 @@ impl Ipvs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_they_were_written_down() {
+        let timeouts = kernel::Timeouts {
+            tcp: 900,
+            tcp_fin: 120,
+            udp: 300,
+        };
+        assert_eq!(read_words(&words(timeouts)), Some(timeouts));
+        for words in ["", "900 120", "900 120 x", "900s 120s 300s"] {
+            assert_eq!(read_words(words), None, "{words}");
+        }
+    }
 
     #[test]
     fn timeouts_are_durations_as_kube_proxy_takes_them() {
