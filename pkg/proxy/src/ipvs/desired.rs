@@ -23,6 +23,8 @@ pub struct Host {
     pub node_ports_on: BTreeSet<IpAddr>,
     /// All addresses that links other than ours have: these are not put on ours.
     pub addresses: BTreeSet<IpAddr>,
+    /// The node's addresses, as others know it.
+    pub node: BTreeSet<IpAddr>,
     /// Schedulers that the kernel lacks.
     pub lacking: Lacking,
 }
@@ -103,7 +105,7 @@ pub(crate) fn wanted(at: Virtual, frontend: &Frontend, host: &Host) -> Wanted {
         destinations,
         drains: can_drain && !frontend.key.protocol().outlives_endpoints(),
         bound,
-        slots: slots(at, frontend, endpoints, bound),
+        slots: slots(at, frontend, endpoints, bound, host),
     }
 }
 
@@ -117,7 +119,13 @@ fn endpoints(frontend: &Frontend) -> &[Endpoint] {
     }
 }
 
-fn slots(at: Virtual, frontend: &Frontend, endpoints: &[Endpoint], bound: bool) -> BTreeSet<Slot> {
+fn slots(
+    at: Virtual,
+    frontend: &Frontend,
+    endpoints: &[Endpoint],
+    bound: bool,
+    host: &Host,
+) -> BTreeSet<Slot> {
     let mut slots = BTreeSet::from([Slot::Frontend(List::Frontends, at)]);
     if bound {
         slots.insert(Slot::Bound(at.ip));
@@ -125,6 +133,11 @@ fn slots(at: Virtual, frontend: &Frontend, endpoints: &[Endpoint], bound: bool) 
     if let Some(sources) = &frontend.sources {
         slots.insert(Slot::Frontend(List::Restricted, at));
         slots.extend(sources.iter().map(|net| Slot::Source(at, *net)));
+        // To an address on a link of its own a host comes from that address, whatever it has others.
+        let lets_in = |ip: &IpAddr| sources.iter().any(|net| net.contains(ip));
+        if host.node.iter().any(lets_in) && !lets_in(&at.ip) {
+            slots.insert(Slot::Source(at, at.ip.into()));
+        }
     }
     match (&frontend.fate, &frontend.outside) {
         (Fate::NoEndpoints, _) => drop(slots.insert(Slot::Frontend(List::Refused, at))),

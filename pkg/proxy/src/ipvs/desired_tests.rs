@@ -133,6 +133,30 @@ fn a_node_port_is_a_service_on_each_address_of_its_family() {
 }
 
 #[test]
+fn a_node_that_is_let_in_comes_from_the_address_it_asks() {
+    let host = Host {
+        node: ["172.30.0.11".parse().unwrap(), "fd00:30::11".parse().unwrap()].into(),
+        ..Host::default()
+    };
+    let sources = |ranges: &[&str]| {
+        let frontend = Frontend {
+            sources: Some(ranges.iter().map(|net| net.parse().unwrap()).collect()),
+            ..frontend(balance(&[HERE]), None)
+        };
+        let wanted = wanted(at("203.0.113.7:80", Protocol::Tcp), &frontend, &host);
+        let nets = wanted.slots.iter().filter_map(|slot| match slot {
+            Slot::Source(_, net) => Some(net.to_string()),
+            _ => None,
+        });
+        nets.collect::<Vec<_>>()
+    };
+    assert_eq!(sources(&["10.0.0.0/8"]), ["10.0.0.0/8"]);
+    assert_eq!(sources(&["172.30.0.0/24"]), ["172.30.0.0/24", "203.0.113.7/32"]);
+    // One range that holds both: nf_tables takes none that overlap.
+    assert_eq!(sources(&["0.0.0.0/0"]), ["0.0.0.0/0"]);
+}
+
+#[test]
 fn what_only_keeps_its_connections_has_no_weight() {
     let udp = |scheduler| Frontend {
         key: FrontendKey::Address {

@@ -159,12 +159,11 @@ fn sets(mut ruleset: Ruleset, family: Family) -> Ruleset {
 fn judge(mut ruleset: Ruleset, family: Family, networks: &Networks) -> Ruleset {
     let listed = |rule: Rule, list: List| rule.in_set(family, KEY, list.set());
     let with_source = [KEY, &[Field::Saddr]].concat();
+    for chain in ["prerouting", "output"] {
+        let rule = listed(Rule::new(chain).ct_new(), List::Restricted).jump("restrict");
+        ruleset = ruleset.rule(rule.comment("LoadBalancer addresses with source ranges"));
+    }
     ruleset = ruleset
-        .rule(
-            listed(Rule::new("prerouting").ct_new(), List::Restricted)
-                .jump("restrict")
-                .comment("LoadBalancer addresses with source ranges"),
-        )
         .rule(
             Rule::new("restrict")
                 .in_set(family, &with_source, SOURCES)

@@ -134,6 +134,8 @@ pub struct Ipvs {
     node_ports: NodePortAddresses,
     /// The networks of those, where they are not all.
     node_port_networks: Option<Vec<IpNet>>,
+    /// The node's addresses, as its Node says.
+    node: BTreeSet<IpAddr>,
     networks: Networks,
     watch: Watch,
     listener: Listener,
@@ -187,6 +189,7 @@ impl Ipvs {
             },
             tuning: config.tuning,
             node_port_networks: None,
+            node: BTreeSet::new(),
             node_ports: NodePortAddresses::default(),
             sysctls: config.sysctls.clone(),
             watch,
@@ -219,12 +222,12 @@ impl Ipvs {
 
     fn host(&self, addresses: &observe::Addresses) -> Host {
         let networks = self.node_port_networks.as_deref();
-        observe::host(
-            addresses,
-            networks,
-            &self.networks,
-            self.schedulers.lacking.clone(),
-        )
+        Host {
+            node_ports_on: observe::node_ports_on(addresses, networks, &self.networks),
+            addresses: addresses.others.clone(),
+            node: self.node.clone(),
+            lacking: self.schedulers.lacking.clone(),
+        }
     }
 
     fn carry_out(&mut self, plan: &Plan, suspects: &Suspects) -> Result<Report, Error> {
@@ -386,9 +389,12 @@ impl Backend for Ipvs {
     }
 
     fn node_addresses(&mut self, addresses: &[IpAddr]) -> bool {
-        let networks = self.node_ports.networks(addresses);
-        let changed = networks != self.node_port_networks;
-        self.node_port_networks = networks;
+        let (networks, node) = (
+            self.node_ports.networks(addresses),
+            addresses.iter().copied().collect(),
+        );
+        let changed = networks != self.node_port_networks || node != self.node;
+        (self.node_port_networks, self.node) = (networks, node);
         changed
     }
 

@@ -10,11 +10,9 @@ use svcnet_netlink::nft::{self, Family, ObservedElement, Socket};
 use svcnet_netlink::{Rtnl, rt};
 
 use super::LINK;
-use super::desired::Host;
 use super::layout::{self, Networks};
 use super::loopback;
 use super::plan::{Balancer, Held, Tables};
-use super::schedule::Lacking;
 use super::slot::{self, BOUND, HAIRPIN, List, SOURCES, Slot};
 
 /// The node's addresses and our link's.
@@ -54,24 +52,19 @@ pub(super) fn is_link_local(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
-/// What of the node decides.
-pub(super) fn host(
+/// The addresses that node ports answer on; `only` are the networks of those, where they are not all.
+pub(super) fn node_ports_on(
     addresses: &Addresses,
-    node_ports_on: Option<&[IpNet]>,
+    only: Option<&[IpNet]>,
     networks: &Networks,
-    lacking: Lacking,
-) -> Host {
+) -> BTreeSet<IpAddr> {
     let answers = |ip: &IpAddr| {
         let of_a_service = networks.services.iter().any(|net| net.contains(ip));
         loopback::can_answer(*ip)
             && !of_a_service
-            && node_ports_on.is_none_or(|networks| networks.iter().any(|net| net.contains(ip)))
+            && only.is_none_or(|networks| networks.iter().any(|net| net.contains(ip)))
     };
-    Host {
-        node_ports_on: addresses.others.iter().copied().filter(answers).collect(),
-        addresses: addresses.others.clone(),
-        lacking,
-    }
+    addresses.others.iter().copied().filter(answers).collect()
 }
 
 /// What IPVS holds, and our link.
