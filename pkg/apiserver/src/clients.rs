@@ -65,7 +65,9 @@ impl Kubeconfigs {
         ];
         let authority = &server.authority;
         for (file, user, group, path, address) in files {
-            let (cert, key) = authority.client_pair(file, ClientName { user, group })?;
+            let name = ClientName { user, group };
+            let after = (user == node).then(|| server.tokens.revoked_until(&config.node_name));
+            let (cert, key) = authority.client_pair(file, name, after.flatten())?;
             write_kubeconfig(path, &format!("https://{address}"), authority, (&cert, &key))?;
         }
         Ok(())
@@ -75,9 +77,17 @@ impl Kubeconfigs {
     pub(crate) async fn keep(self, server: Arc<Server>) {
         let every = (server.config.certificates_last / 12).clamp(Duration::from_millis(200), LOOK_EVERY_MAX);
         let mut failing = false;
+        let mut revocations = server.tokens.changes();
         loop {
+            let revoked = async {
+                match &mut revocations {
+                    Some(changes) => _ = changes.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = tokio::time::sleep(every) => {}
+                () = revoked => {}
                 () = server.shutdown.cancelled() => return,
             }
             let done = server

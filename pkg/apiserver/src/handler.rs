@@ -13,16 +13,20 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::{ObjectRef, Trail};
 use crate::auth::{self, Attributes, Caller, User};
 use crate::body::Body;
+use crate::deadline::Deadline;
 use crate::decode::{self, FieldValidation};
 use crate::delete::DeleteOptions;
 use crate::limits::{Permit, What};
 use crate::negotiate::{self, Form};
 use crate::options::Options;
+use crate::owner_references::Found;
 use crate::reply::Reply;
 use crate::server::Server;
 use crate::url::{self, Path, Query, Target};
 use crate::write::{self, Outcome, Place, Written};
-use crate::{carry, delete, list_options, managed, object, own, patch, read, root, traits, watch};
+use crate::{
+    carry, delete, list_options, managed, object, own, owner_references, patch, read, root, traits, watch,
+};
 
 /// How often an apply may find that its object has come or gone meanwhile.
 const APPLY_TRIES: usize = 4;
@@ -108,6 +112,24 @@ async fn route(
     if let (Some(trail), Some(path)) = (&trail, &path) {
         note(trail, path, request.method(), &query);
     }
+    let deadline = Deadline::of(
+        request.method(),
+        path.as_ref(),
+        &query,
+        server.config.limits.request_max,
+    )?;
+    let answer = answer(server, peer, request, (path, query), trail, permit);
+    deadline.within(answer).await
+}
+
+async fn answer(
+    server: Arc<Server>,
+    peer: Peer,
+    request: Request<Incoming>,
+    (path, query): (Option<Path>, Query),
+    trail: Option<Arc<Trail>>,
+    permit: &mut Option<Permit>,
+) -> Result<Reply, ApiError> {
     fresh(&server, path.as_ref(), request.method(), &query).await?;
     let caller = authenticate(&server, &peer, &request, path.as_ref(), trail.as_deref())?;
     let Some(path) = path else {
@@ -317,7 +339,7 @@ impl Call {
             "list" => return read::list(&self.server, &self.target, &self.query, self.form),
             "watch" => {
                 let reader = watch::Reader {
-                    token: self.user.token.clone(),
+                    user: self.user.clone(),
                     form: self.form,
                     abort: self.abort.clone(),
                 };
@@ -413,7 +435,8 @@ impl Call {
     async fn create(&self, body: &[u8]) -> Result<Reply, ApiError> {
         let options = self.options(false)?;
         let media = decode::media_type(&self.headers);
-        let (object, warnings) = decode::object(self.target.kind, media, body, options.validation)?;
+        let (mut object, mut warnings) = decode::object(self.target.kind, media, body, options.validation)?;
+        warnings.extend(owner_references::dedup(&mut object, Found::InRequest));
         let name = object::meta_text(&object, "name").to_string();
         if let Some(trail) = &self.trail {
             trail.name(&name);
@@ -429,7 +452,8 @@ impl Call {
     async fn update(&self, body: &[u8]) -> Result<Reply, ApiError> {
         let options = self.options(false)?;
         let media = decode::media_type(&self.headers);
-        let (object, warnings) = decode::object(self.target.kind, media, body, options.validation)?;
+        let (mut object, mut warnings) = decode::object(self.target.kind, media, body, options.validation)?;
+        warnings.extend(owner_references::dedup(&mut object, Found::InRequest));
         let place = self.place(&options);
         // Whoever names a revision means an object that was there: such a one is told that it is gone.
         let creates = traits::of(place.kind).create_on_update
@@ -457,6 +481,7 @@ impl Call {
             let mut new = patch::apply(kind, how, &patch, current)?;
             warnings = decode::examined(kind, &mut new, &doubts, options.validation)
                 .map_err(|why| patch::unreadable(how, &patch, &new, &why))?;
+            warnings.extend(owner_references::dedup(&mut new, Found::InPatched));
             Ok(new)
         });
         let done = done.await?;

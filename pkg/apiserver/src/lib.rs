@@ -15,7 +15,9 @@ mod clients;
 mod cluster;
 mod collect;
 mod config;
+mod deadline;
 mod decode;
+mod default_class;
 mod delete;
 mod discovery;
 #[cfg(any(test, fuzzing))]
@@ -29,6 +31,7 @@ mod negotiate;
 mod object;
 mod options;
 mod own;
+mod owner_references;
 mod patch;
 mod patient;
 mod peers;
@@ -78,6 +81,9 @@ pub enum Error {
     /// The audit log.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// A snapshot.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// The key file of what is encrypted.
     #[error(transparent)]
     Keys(#[from] KeyringError),
@@ -169,6 +175,25 @@ pub fn restore_store(snapshot: &Path, data_dir: &Path, force: bool) -> Result<Re
         &server::collection_specs(),
         force,
     )
+}
+
+/// Puts the objects of a snapshot into an etcd that no server runs on, in place of what is there when `force` is given; see
+/// [`svcnet_store::restore_etcd`]. The data directory has the keys of the snapshot's Secrets.
+///
+/// # Errors
+/// When the snapshot is none or damaged or a key is missing, when etcd holds objects or is in use, or does not answer.
+pub async fn restore_datastore(
+    snapshot: &Path,
+    datastore: &EtcdConfig,
+    data_dir: &Path,
+    force: bool,
+) -> Result<Restored, Error> {
+    let keys = data_dir.join("encryption.key");
+    let keyring = keys.exists().then(|| Keyring::open_or_make(&keys)).transpose()?;
+    let specs = server::collection_specs();
+    let restored =
+        svcnet_store::restore_etcd(snapshot, datastore, &specs, keyring, force, object::template_of);
+    Ok(restored.await?)
 }
 
 impl ApiServer {

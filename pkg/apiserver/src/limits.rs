@@ -21,16 +21,19 @@ pub struct Limits {
     pub requests_max: usize,
     /// Watches of each client (`--max-watches`).
     pub watches_max: usize,
+    /// How long a request may take, watches apart (`--request-timeout`).
+    pub request_max: Duration,
     /// How long a client may leave an answer unread before its connection is closed.
     pub unread_max: Duration,
 }
 
 impl Default for Limits {
-    /// 400 is the real server's number, for all clients together.
+    /// 400 is the real server's number, for all clients together; a minute is its --request-timeout.
     fn default() -> Self {
         Self {
             requests_max: 400,
             watches_max: 4000,
+            request_max: Duration::from_secs(60),
             unread_max: Duration::from_secs(30),
         }
     }

@@ -10,6 +10,8 @@ use crate::managed;
 /// Letters of generated names: none that makes words or is taken for another.
 const SUFFIX_LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 const SUFFIX_LENGTH: usize = 5;
+/// What a record of the server's own begins with, before its revision.
+const RECORD_HEAD: &[u8] = b"{\"revision\":";
 /// Names that get a suffix are cut to this length first.
 const GENERATE_MAX: usize = 63 - SUFFIX_LENGTH;
 
@@ -48,6 +50,17 @@ pub(crate) fn template(object: &Value) -> Template {
     }
     after.push('}');
     Template::new(before.into_bytes(), after.into_bytes())
+}
+
+/// The template of what is stored: of an object, or of a record of the server's own, which begins with its revision.
+pub(crate) fn template_of(stored: &[u8]) -> Option<Template> {
+    let value: Value = serde_json::from_slice(stored).ok()?;
+    if value.get("metadata").is_some() {
+        return Some(template(&value));
+    }
+    let rest = stored.strip_prefix(RECORD_HEAD)?;
+    let end = rest.iter().position(|b| !b.is_ascii_digit())?;
+    Some(Template::new(RECORD_HEAD.to_vec(), rest[end..].to_vec()))
 }
 
 /// `metadata`, which [`crate::decode::checked`] has made sure is there.

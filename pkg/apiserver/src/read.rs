@@ -247,7 +247,7 @@ fn page(
     let mut range = Range {
         namespace: Some(target.namespace.clone()).filter(|n| !n.is_empty()),
         after: token.map(|t| t.after),
-        limit: limit.filter(|_| all).map(|l| l + 1),
+        limit: limit.filter(|_| all),
     };
     // A list of one name, as `kubectl get -w NAME` asks for, is a look-up.
     if let Some(name) = selection.fields.required("metadata.name")
@@ -266,7 +266,11 @@ fn page(
             json!({"resourceVersion": revision.to_string()}),
         ));
     }
-    let Snapshot { revision, entries } = server
+    let Snapshot {
+        revision,
+        entries,
+        remaining,
+    } = server
         .store
         .list(collection, &range, at)
         .map_err(|e| list_error(e, range.after.as_deref()))?;
@@ -279,7 +283,7 @@ fn page(
             continue;
         }
         if limit.is_some_and(|l| taken.len() == l) {
-            let after = last.unwrap_or_default();
+            let after = last.take().unwrap_or_default();
             meta["continue"] = Continue { revision, after }.encode().into();
             break;
         }
@@ -287,6 +291,11 @@ fn page(
             last = Some(path.to_string());
         }
         taken.push(entry);
+    }
+    if let Some(after) = last.filter(|_| remaining > 0) {
+        meta["continue"] = Continue { revision, after }.encode().into();
+        // Told of lists without selectors alone: of others the real server does not know it (etcd3/store.go, GetList).
+        meta["remainingItemCount"] = remaining.into();
     }
     Ok((taken, meta))
 }

@@ -162,7 +162,9 @@ where
         .keep_alive_interval(PING_EVERY)
         .max_concurrent_streams(1000);
     let (shared, shutdown, abort) = (server.clone(), server.shutdown.clone(), peer.abort.clone());
-    let until = peer.until;
+    let (until, user) = (peer.until, peer.user.clone());
+    // Whoever comes with a revoked one is told so by each answer.
+    let was_good = !server.tokens.is_revoked(&user);
     let service = service_fn(move |request| {
         let (server, peer) = (shared.clone(), peer.clone());
         async move { Ok::<_, std::convert::Infallible>(handler::handle(server, peer, request).await) }
@@ -171,6 +173,7 @@ where
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = ended(until) => {}
+            () = server.tokens.certificate_revoked(&user), if was_good => {}
         }
     };
     let connection = builder.serve_connection(TokioIo::new(stream), service);

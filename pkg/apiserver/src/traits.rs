@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use svcnet_api::Kind;
 
+use crate::default_class::ClassRule;
+
 /// The exceptions of one kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Traits {
@@ -27,6 +29,8 @@ pub(crate) struct Traits {
     pub(crate) immortal: &'static [&'static str],
     /// Fields that the server gives a new object, and that are nobody's then (`metadata.managedFields`).
     pub(crate) filled_in: &'static [&'static [&'static str]],
+    /// Objects have a class, and a default one when they are made without.
+    pub(crate) class: Option<ClassRule>,
 }
 
 const NONE: Traits = Traits {
@@ -39,9 +43,10 @@ const NONE: Traits = Traits {
     encrypted: false,
     immortal: &[],
     filled_in: &[],
+    class: None,
 };
 
-static TABLE: [(&str, &str, Traits); 9] = [
+static TABLE: [(&str, &str, Traits); 10] = [
     (
         "",
         "namespaces",
@@ -107,6 +112,19 @@ static TABLE: [(&str, &str, Traits); 9] = [
         "endpointslices",
         Traits {
             labels_count: true,
+            ..NONE
+        },
+    ),
+    (
+        "networking.k8s.io",
+        "ingresses",
+        Traits {
+            class: Some(ClassRule {
+                class: ("networking.k8s.io/v1", "IngressClass"),
+                marked_by: "ingressclass.kubernetes.io/is-default-class",
+                field: "ingressClassName",
+                annotation: "kubernetes.io/ingress.class",
+            }),
             ..NONE
         },
     ),

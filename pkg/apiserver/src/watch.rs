@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::TokenHeld;
+use crate::auth::User;
 use crate::body::Body;
 use crate::negotiate::Form;
 use crate::read::{self, Selection};
@@ -47,8 +47,8 @@ struct Watch {
 /// Who watches.
 #[derive(Debug)]
 pub(crate) struct Reader {
-    /// Its end is the end of the watch.
-    pub(crate) token: Option<TokenHeld>,
+    /// The end of what they have shown is the end of the watch.
+    pub(crate) user: User,
     pub(crate) form: Form,
     /// Ends the reader's connection.
     pub(crate) abort: CancellationToken,
@@ -115,7 +115,7 @@ pub(crate) fn watch(
         if watch.initial(initial, marks_end, &sender).await.is_some() {
             tokio::select! {
                 () = watch.follow(&server, deadline, &sender) => {}
-                () = ended(&server, reader.token) => {}
+                () = ended(&server, &reader.user) => {}
             }
         }
         metrics::gauge!("svcnet_apiserver_watches", "resource" => watch.kind.plural).decrement(1);
@@ -310,10 +310,10 @@ impl Sender {
     }
 }
 
-/// Returns when the token of a watch is no longer good; never without one.
-async fn ended(server: &Server, token: Option<TokenHeld>) {
-    match token {
-        Some(token) => server.tokens.ended(&token).await,
-        None => std::future::pending().await,
+/// Returns when the token or the certificate of whoever watches is no longer good.
+async fn ended(server: &Server, user: &User) {
+    match &user.token {
+        Some(token) => server.tokens.ended(token).await,
+        None => server.tokens.certificate_revoked(user).await,
     }
 }

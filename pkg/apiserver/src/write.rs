@@ -9,7 +9,7 @@ use svcnet_store::{Change, CommitError, Entry, Key, SyncError, Write};
 
 use crate::auth::{self, Attributes, User};
 use crate::server::Server;
-use crate::{carry, delete, managed, namespace, object, traits};
+use crate::{carry, default_class, delete, managed, namespace, object, traits};
 
 /// How often a generated name may be taken already.
 const GENERATE_TRIES: usize = 8;
@@ -225,6 +225,9 @@ impl Server {
         let given = if old.is_none() { new.clone() } else { Value::Null };
         (place.kind.default)(&mut new, old);
         place.track(old, &given, &mut new);
+        if old.is_none() {
+            default_class::fill_in(self, place.kind, &mut new);
+        }
         let request = request(place, operation, old);
         let reservations = admit(&self.config.admissions, &request, Some(&mut new))?;
         let errors = (place.kind.validate)(&new, old);

@@ -253,7 +253,7 @@ pub(crate) fn sealed(
 ) -> Result<Bytes, String> {
     match keyring {
         Some(keyring) if spec.encrypted => {
-            let place = bound_to(&object_key(&spec.name, path), entry.revision);
+            let place = place(&spec.name, path, entry.revision);
             keyring.seal(&place, &entry.value).map(Bytes::from)
         }
         _ => Ok(entry.value.clone()),
@@ -335,6 +335,11 @@ fn unseal(
         Err(Sealed::Unknown(id)) => Err(LoadError::Key(id, what())),
         Err(Sealed::Broken) => Err(LoadError::Damaged(format!("{} cannot be decrypted", what()))),
     }
+}
+
+/// What names the value of an object to encryption.
+pub(crate) fn place(collection: &str, path: &str, revision: u64) -> Vec<u8> {
+    bound_to(&object_key(collection, path), revision)
 }
 
 /// What names a value: its key, and the revision at which it was written.

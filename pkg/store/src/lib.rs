@@ -55,7 +55,7 @@ mod watch;
 mod writer;
 
 pub use error::{CommitError, OpenError, SyncError};
-pub use etcd::{Endpoint, EndpointError, EtcdConfig, EtcdTlsError, Resolve, SharedValues};
+pub use etcd::{Endpoint, EndpointError, EtcdConfig, EtcdTlsError, Resolve, SharedValues, restore_etcd};
 pub use history::{Compacted, Event};
 pub use key::{Collection, CollectionSpec, Key};
 pub use keyring::{Keyring, KeyringError};

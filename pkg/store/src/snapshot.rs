@@ -42,7 +42,7 @@ pub struct Contents {
 }
 
 impl Contents {
-    fn add(&mut self, collection: &str, bytes: usize) {
+    pub(crate) fn add(&mut self, collection: &str, bytes: usize) {
         match self.collections.iter_mut().find(|(name, ..)| name == collection) {
             Some((_, objects, all)) => {
                 *objects += 1;
@@ -78,6 +78,27 @@ pub enum RestoreError {
         "the snapshot {0} is damaged (its checksum is wrong): it was cut short or changed; nothing was restored"
     )]
     Damaged(PathBuf),
+    /// An object cannot be written as etcd has it.
+    #[error(
+        "{what} of the snapshot cannot be restored: {why}; Secrets need DATA-DIR/encryption.key of where it was made"
+    )]
+    Object {
+        /// Which one.
+        what: String,
+        /// Why not.
+        why: String,
+    },
+    /// Of a later version.
+    #[error("the snapshot holds {0}, which this version of svcnet does not know")]
+    Unknown(String),
+    /// Servers would see their objects vanish.
+    #[error(
+        "servers run on this etcd: stop all of them first (one that was killed is forgotten after 15 seconds)"
+    )]
+    Running,
+    /// There are objects already.
+    #[error("etcd holds a store already ({0}): with --force it is deleted, and the snapshot takes its place")]
+    EtcdThere(String),
     /// There is a store already.
     #[error("{0} holds a store already: with --force it is put aside, and the snapshot takes its place")]
     There(PathBuf),
@@ -154,14 +175,17 @@ fn checked(bytes: &[u8]) -> Option<&[u8]> {
     (ring::digest::digest(&SHA256, text).as_ref() == digest).then_some(text)
 }
 
-struct Object {
-    collection: String,
-    path: String,
-    revision: u64,
-    value: Bytes,
+/// An object of a snapshot.
+pub(crate) struct Object {
+    pub(crate) collection: String,
+    pub(crate) path: String,
+    pub(crate) revision: u64,
+    /// As on the disk.
+    pub(crate) value: Bytes,
 }
 
-fn read(path: &Path) -> Result<(u64, Vec<Object>), RestoreError> {
+/// The revision and the objects of a snapshot.
+pub(crate) fn read(path: &Path) -> Result<(u64, Vec<Object>), RestoreError> {
     let mut bytes = Vec::new();
     let reading = File::open(path).and_then(|mut file| file.read_to_end(&mut bytes));
     reading.map_err(|source| RestoreError::Read {

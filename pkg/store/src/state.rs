@@ -36,6 +36,8 @@ pub struct Snapshot {
     pub revision: u64,
     /// Path and object, in the order of paths.
     pub entries: Vec<(Arc<str>, Entry)>,
+    /// How many more there were behind the limit of the range.
+    pub remaining: usize,
 }
 
 /// Why a list cannot be had.
@@ -105,12 +107,8 @@ impl State {
         let (start, end) = bounds(range);
         let limit = range.limit.unwrap_or(usize::MAX);
         let here = table.entries.range::<str, _>((bound(&start), bound(&end)));
-        let copy = |(path, entry): (&Arc<str>, &Entry)| (path.clone(), entry.clone());
         let Some(at) = at.filter(|at| *at != current) else {
-            return Ok(Snapshot {
-                revision: current,
-                entries: here.take(limit).map(copy).collect(),
-            });
+            return Ok(snapshot(current, here, limit));
         };
         if at > current {
             return Err(ListError::Future { asked: at, current });
@@ -120,7 +118,7 @@ impl State {
         let mut known = false;
         for event in changed.rev() {
             if !known {
-                then = here.clone().map(copy).collect();
+                then = here.clone().map(owned).collect();
                 known = true;
             }
             match &event.previous {
@@ -128,17 +126,31 @@ impl State {
                 None => then.remove(&event.path),
             };
         }
-        let entries = if known {
-            let kept = then.range::<str, _>((bound(&start), bound(&end)));
-            kept.take(limit).map(copy).collect()
-        } else {
-            here.take(limit).map(copy).collect()
-        };
-        Ok(Snapshot {
-            revision: at,
-            entries,
-        })
+        if known {
+            return Ok(snapshot(
+                at,
+                then.range::<str, _>((bound(&start), bound(&end))),
+                limit,
+            ));
+        }
+        Ok(snapshot(at, here, limit))
     }
+}
+
+fn snapshot<'a>(
+    revision: u64,
+    mut all: impl Iterator<Item = (&'a Arc<str>, &'a Entry)>,
+    limit: usize,
+) -> Snapshot {
+    Snapshot {
+        revision,
+        entries: all.by_ref().take(limit).map(owned).collect(),
+        remaining: all.count(),
+    }
+}
+
+fn owned((path, entry): (&Arc<str>, &Entry)) -> (Arc<str>, Entry) {
+    (path.clone(), entry.clone())
 }
 
 fn bound(bound: &Bound<String>) -> Bound<&str> {
@@ -234,10 +246,11 @@ mod tests {
                 let mut after = None;
                 loop {
                     let range = Range { after: after.clone(), limit: Some(limit), ..all.clone() };
-                    let page = state.list(COLLECTION, &range, None).unwrap().entries;
-                    let Some((last, _)) = page.last() else { break };
+                    let page = state.list(COLLECTION, &range, None).unwrap();
+                    let Some((last, _)) = page.entries.last() else { break };
                     after = Some(last.to_string());
-                    pages.extend(page);
+                    pages.extend(page.entries);
+                    prop_assert_eq!(pages.len() + page.remaining, whole.len());
                 }
                 prop_assert_eq!(pages, whole);
             }

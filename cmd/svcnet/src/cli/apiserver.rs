@@ -79,6 +79,9 @@ struct GuardFlags {
     /// Watches that one client may have
     #[arg(long, value_name = "COUNT", help_heading = "Security", default_value = "4000")]
     max_watches: String,
+    /// How long a request may take, watches apart; clients may ask for less
+    #[arg(long, value_name = "TIME", help_heading = "Security", default_value = "1m")]
+    request_timeout: String,
     /// How long certificates last; they are renewed while in use, when a third of it is left
     #[arg(long, value_name = "TIME", help_heading = "Security", default_value = "8760h")]
     cluster_signing_duration: String,
@@ -103,6 +106,15 @@ impl GuardFlags {
         let backups_max = problems.parse("audit-log-maxbackup", &self.audit_log_maxbackup);
         let requests = problems.parse_with("max-requests-inflight", &self.max_requests_inflight, positive);
         let watches = problems.parse_with("max-watches", &self.max_watches, positive);
+        let request_max =
+            problems.parse_with(
+                "request-timeout",
+                &self.request_timeout,
+                |text| match span::parse(text)? {
+                    Duration::ZERO => Err("must be longer than 0".to_string()),
+                    time => Ok(time),
+                },
+            );
         let last = problems.parse_with(
             "cluster-signing-duration",
             &self.cluster_signing_duration,
@@ -123,6 +135,7 @@ impl GuardFlags {
             limits: Limits {
                 requests_max: requests.unwrap_or(limits.requests_max),
                 watches_max: watches.unwrap_or(limits.watches_max),
+                request_max: request_max.unwrap_or(limits.request_max),
                 ..limits
             },
             certificates_last: last.unwrap_or(CERTIFICATES_LAST),

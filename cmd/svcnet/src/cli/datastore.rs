@@ -11,9 +11,9 @@ use crate::settings::Problems;
 /// What all keys in an etcd begin with.
 const PREFIX: &str = "/svcnet";
 
-/// Where an etcd is, if servers share one, and the token that they share.
+/// Where an etcd is, if servers share one.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct DatastoreFlags {
+pub(crate) struct EtcdFlags {
     /// Share this etcd with other servers, as in https://10.0.0.1:2379, with commas between its members
     /// [default: a store of this server's own in DATA-DIR/store]
     #[arg(long, value_name = "URLS", help_heading = "Datastore")]
@@ -27,6 +27,13 @@ pub(crate) struct DatastoreFlags {
     /// Key of that certificate
     #[arg(long, value_name = "FILE", help_heading = "Datastore")]
     datastore_keyfile: Option<PathBuf>,
+}
+
+/// The same, and the token that the servers share.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct DatastoreFlags {
+    #[command(flatten)]
+    etcd: EtcdFlags,
     /// The token of the cluster that the datastore has (DATA-DIR/token of another server), or for the first server
     /// a secret of your own [default: what is in DATA-DIR/token; made when missing]
     #[arg(
@@ -51,12 +58,35 @@ pub(crate) struct Datastore {
 impl DatastoreFlags {
     pub(crate) fn parse(&self, problems: &mut Problems<'_>) -> Datastore {
         Datastore {
-            etcd: self.etcd(problems),
+            etcd: self.etcd.parse(problems),
             token: self.token(problems),
         }
     }
 
-    fn etcd(&self, problems: &mut Problems<'_>) -> Option<EtcdConfig> {
+    fn token(&self, problems: &mut Problems<'_>) -> Option<String> {
+        let (flag, text) = match (&self.token, &self.token_file) {
+            (Some(text), _) => ("token", text.clone()),
+            (None, Some(path)) => match std::fs::read_to_string(path) {
+                Ok(text) => ("token-file", text),
+                Err(error) => {
+                    problems.add("token-file", format_args!("{}: {error}", path.display()));
+                    return None;
+                }
+            },
+            (None, None) => return None,
+        };
+        let text = text.trim().to_string();
+        // It stands in a file of one line, and goes in a header.
+        if text.is_empty() || !text.bytes().all(|b| b.is_ascii_graphic()) {
+            problems.add(flag, "is one word of ASCII");
+            return None;
+        }
+        Some(text)
+    }
+}
+
+impl EtcdFlags {
+    pub(crate) fn parse(&self, problems: &mut Problems<'_>) -> Option<EtcdConfig> {
         let files = [
             ("datastore-cafile", &self.datastore_cafile),
             ("datastore-certfile", &self.datastore_certfile),
@@ -102,26 +132,5 @@ impl DatastoreFlags {
                 Box::pin(async move { Ok(resolve::lookup(&host).await?.collect()) })
             })),
         })
-    }
-
-    fn token(&self, problems: &mut Problems<'_>) -> Option<String> {
-        let (flag, text) = match (&self.token, &self.token_file) {
-            (Some(text), _) => ("token", text.clone()),
-            (None, Some(path)) => match std::fs::read_to_string(path) {
-                Ok(text) => ("token-file", text),
-                Err(error) => {
-                    problems.add("token-file", format_args!("{}: {error}", path.display()));
-                    return None;
-                }
-            },
-            (None, None) => return None,
-        };
-        let text = text.trim().to_string();
-        // It stands in a file of one line, and goes in a header.
-        if text.is_empty() || !text.bytes().all(|b| b.is_ascii_graphic()) {
-            problems.add(flag, "is one word of ASCII");
-            return None;
-        }
-        Some(text)
     }
 }

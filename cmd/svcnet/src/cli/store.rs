@@ -11,10 +11,12 @@ use http_body_util::BodyExt as _;
 use kube::client::Body;
 use serde::Deserialize;
 use svcnet_api::wellknown::{DEFAULT_DATA_DIR, DEFAULT_KUBECONFIG};
-use svcnet_apiserver::{Contents, Error, OpenError, check_store, restore_store};
+use svcnet_apiserver::{Contents, Error, OpenError, check_store, restore_datastore, restore_store};
 use svcnet_runtime::connect;
 
+use super::datastore::EtcdFlags;
 use super::lab::print_table;
+use crate::settings::{Given, Problems};
 
 const PATH: &str = "/svcnet/v1/store";
 
@@ -41,8 +43,8 @@ pub(crate) struct SnapshotArgs {
 
 /// Make the store of a server that is stopped out of a snapshot
 ///
-/// Revisions go on far behind those of the snapshot, so that clients list anew. An etcd is restored by its own means
-/// (`etcdctl snapshot restore`).
+/// Revisions go on far behind those of the snapshot, so that clients list anew. With --datastore-endpoint the snapshot is put into
+/// an etcd, which no server may run on meanwhile; its revisions are its own.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RestoreArgs {
     /// The snapshot
@@ -51,9 +53,11 @@ pub(crate) struct RestoreArgs {
     /// The server's state
     #[arg(long, value_name = "DIR", env = "SVCNET_DATA_DIR", default_value = DEFAULT_DATA_DIR)]
     data_dir: PathBuf,
-    /// Put a store that is there aside
+    /// Put a store that is there aside; in an etcd: delete it
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    etcd: EtcdFlags,
 }
 
 /// Read all that a server holds, and say whether it is whole: of one that runs in memory, of one that is stopped on the disk
@@ -89,7 +93,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
         .build()?;
     match command {
         Command::Snapshot(args) => runtime.block_on(snapshot(&args)),
-        Command::Restore(args) => restore(&args),
+        Command::Restore(args) => runtime.block_on(restore(&args)),
         Command::Check(args) => runtime.block_on(check(&args)),
     }
 }
@@ -148,7 +152,20 @@ async fn write(body: &mut Body, path: &Path) -> anyhow::Result<u64> {
     Ok(bytes)
 }
 
-fn restore(args: &RestoreArgs) -> anyhow::Result<()> {
+async fn restore(args: &RestoreArgs) -> anyhow::Result<()> {
+    let given = Given::default();
+    let mut problems = Problems::new(&given);
+    let etcd = args.etcd.parse(&mut problems);
+    problems.check()?;
+    if let Some(etcd) = etcd {
+        let done = restore_datastore(&args.file, &etcd, &args.data_dir, args.force).await?;
+        println!(
+            "{} objects restored to etcd, at its revision {}",
+            done.contents.objects(),
+            done.revision
+        );
+        return Ok(());
+    }
     let done = restore_store(&args.file, &args.data_dir, args.force)?;
     if let Some(aside) = &done.aside {
         println!("the former store is in {} now", aside.display());

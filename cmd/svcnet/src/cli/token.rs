@@ -11,6 +11,7 @@ use http::{Method, Request};
 use kube::config::Kubeconfig;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use svcnet_api::names;
 use svcnet_api::wellknown::DEFAULT_KUBECONFIG;
 use svcnet_runtime::connect;
 
@@ -109,12 +110,16 @@ pub(crate) struct ListArgs {
 
 /// End tokens: what they let be done ends at once, watches too
 ///
-/// `svcnet token revoke server` replaces the join token in DATA-DIR/token of the server by another.
+/// `svcnet token revoke server` replaces the join token in DATA-DIR/token of the server by another. `--node NAME` ends what a
+/// node has: the certificates that it was given so far, and tokens that name it. It may join again, with a token that lets it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RevokeArgs {
     /// What `svcnet token list` calls them
-    #[arg(required = true, value_name = "ID")]
+    #[arg(required_unless_present = "node", value_name = "ID")]
     ids: Vec<String>,
+    /// End the certificates of this node, and the tokens that name it
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
     #[command(flatten)]
     api: ApiArgs,
 }
@@ -193,6 +198,19 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
 }
 
 async fn revoke(args: RevokeArgs) -> anyhow::Result<()> {
+    if let Some(node) = &args.node {
+        if let Some(problem) = names::dns_subdomain(node).first() {
+            bail!("--node: {node:?}: {problem}");
+        }
+        ask(
+            &args.api,
+            Method::DELETE,
+            &format!("{PATH}/nodes/{node}"),
+            &Value::Null,
+        )
+        .await?;
+        println!("node/{node} revoked: its certificates and its tokens");
+    }
     for id in &args.ids {
         // An id is part of a path: what is none is found nowhere.
         if !id.bytes().all(|b| b.is_ascii_alphanumeric()) {

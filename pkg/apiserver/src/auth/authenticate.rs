@@ -36,6 +36,10 @@ pub(crate) fn authenticate(tokens: &Tokens, peer: User, headers: &HeaderMap) -> 
             }
             Shown::Unknown => return Err(unauthorized("the token is not known, or revoked".to_string())),
         },
+        _ if tokens.is_revoked(&peer) => {
+            let why = format!("certificates of {} that are as old are revoked", peer.name);
+            return Err(unauthorized(why));
+        }
         // As the real server has it: a certificate goes before a token.
         _ => peer,
     };

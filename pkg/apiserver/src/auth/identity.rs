@@ -3,6 +3,8 @@
 use jiff::Timestamp;
 use rustls_pki_types::CertificateDer;
 
+use crate::pki;
+
 /// Group of administrators.
 pub(crate) const GROUP_ADMINS: &str = "system:masters";
 /// Group of the controllers.
@@ -29,6 +31,8 @@ pub(crate) struct User {
     pub(crate) role: Role,
     /// What the caller has shown, if it was a token.
     pub(crate) token: Option<TokenHeld>,
+    /// When the certificate was made that the caller has shown, if it was one, in seconds since 1970.
+    pub(crate) certified: Option<i64>,
 }
 
 /// The token that a caller holds: what it allows ends with it.
@@ -64,6 +68,7 @@ impl User {
             groups: vec![GROUP_UNAUTHENTICATED.to_string()],
             role: Role::Anonymous,
             token: None,
+            certified: None,
         }
     }
 
@@ -107,6 +112,7 @@ impl User {
             groups,
             role,
             token: None,
+            certified: None,
         }
     }
 
@@ -124,8 +130,13 @@ pub(crate) fn from_certificate(der: &CertificateDer<'_>) -> Option<(User, i64)> 
         .subject()
         .iter_organization()
         .filter_map(|o| o.as_str().ok().map(str::to_string));
-    let end = certificate.validity().not_after.timestamp();
-    (end > Timestamp::now().as_second()).then(|| (User::new(name, groups), end))
+    let validity = certificate.validity();
+    let end = validity.not_after.timestamp();
+    let user = User {
+        certified: Some(pki::made(validity)),
+        ..User::new(name, groups)
+    };
+    (end > Timestamp::now().as_second()).then_some((user, end))
 }
 
 #[cfg(test)]

@@ -4,11 +4,12 @@ mod authenticate;
 mod identity;
 mod related;
 mod review;
+mod revoked;
 mod rules;
 mod tokens;
 
 pub(crate) use authenticate::{Caller, authenticate};
-pub(crate) use identity::{Role, TokenHeld, User, from_certificate};
+pub(crate) use identity::{Role, User, from_certificate};
 pub(crate) use related::needs_secret;
 pub(crate) use review::{Review, reviews, reviews_of};
 pub(crate) use rules::{Attributes, may, may_object, may_root};

@@ -89,8 +89,8 @@ pub(crate) enum Shown {
 /// All tokens.
 #[derive(Debug)]
 pub(crate) struct Tokens {
-    store: Store,
-    collection: Collection,
+    pub(super) store: Store,
+    pub(super) collection: Collection,
     /// The one in the file.
     server: RwLock<pki::Token>,
     /// Where the cluster's keys lie that it opens, when several servers share them.
@@ -257,9 +257,7 @@ impl Tokens {
 
     /// Returns once the token is no longer good.
     pub(crate) async fn ended(&self, held: &TokenHeld) {
-        let Ok(mut changes) = self.store.watch(self.collection, self.store.revision()) else {
-            return;
-        };
+        let Some(mut changes) = self.changes() else { return };
         while self.find(&held.id).is_some() {
             let left = held.expires.map_or(WAIT_MAX, until);
             if left.is_zero() {
@@ -283,6 +281,14 @@ impl Tokens {
                 return;
             }
         }
+    }
+
+    /// The ids of the tokens that name a node.
+    pub(super) fn of_node(&self, node: &str) -> Vec<String> {
+        let all = self.all().into_iter();
+        all.filter(|token| token.node.as_deref() == Some(node))
+            .map(|token| token.id)
+            .collect()
     }
 
     fn all(&self) -> Vec<Token> {

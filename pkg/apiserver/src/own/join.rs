@@ -129,6 +129,6 @@ fn sign(server: &Server, node: &str, csr: &str) -> Result<String, ApiError> {
     };
     server
         .authority
-        .sign_node(&request, name)
+        .sign_node(&request, name, server.tokens.revoked_until(node))
         .map_err(ApiError::internal)
 }

@@ -55,6 +55,10 @@ pub(crate) async fn answer(
                     made.map(|(_, reply)| reply)
                 }
                 (&Method::GET, []) => Ok(Reply::json(200, &server.tokens.list())),
+                (&Method::DELETE, ["nodes", node]) => {
+                    note("delete", "nodes", node);
+                    tokens::revoke_node(server, caller, node).await
+                }
                 (&Method::DELETE, [id]) => {
                     note("delete", "tokens", id);
                     tokens::revoke(server, caller, id).await

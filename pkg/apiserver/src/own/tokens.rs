@@ -31,9 +31,26 @@ pub(super) async fn create(
 pub(super) async fn revoke(server: &Arc<Server>, caller: &Caller, id: &str) -> Result<Reply, ApiError> {
     server.tokens.revoke(id, &server.authority).await?;
     tracing::info!(token = id, by = caller.user.name, "a token was revoked");
-    Ok(Reply::json(
-        200,
-        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
-            "details": {"name": id, "kind": "tokens"}}),
-    ))
+    Ok(revoked("tokens", id))
+}
+
+/// `DELETE /svcnet/v1/tokens/nodes/NAME`
+pub(super) async fn revoke_node(
+    server: &Arc<Server>,
+    caller: &Caller,
+    node: &str,
+) -> Result<Reply, ApiError> {
+    server.tokens.revoke_node(node, &server.authority).await?;
+    tracing::info!(
+        node,
+        by = caller.user.name,
+        "certificates and tokens of a node were revoked"
+    );
+    Ok(revoked("nodes", node))
+}
+
+fn revoked(kind: &str, name: &str) -> Reply {
+    let details = json!({"name": name, "kind": kind});
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});
+    Reply::json(200, &status)
 }

@@ -11,6 +11,7 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};
+use x509_parser::certificate::Validity;
 
 use super::{PkiError, files};
 
@@ -132,18 +133,25 @@ impl Authority {
         Ok(params.signed_by(key, &self.issuer)?.pem())
     }
 
-    /// Signs a node's request. Everything but the public key is decided here.
+    /// Signs a node's request. Everything but the public key is decided here. `after` is the second up to which certificates in
+    /// this name are revoked.
     pub(crate) fn sign_node(
         &self,
         request: &CertificateSigningRequestParams,
         name: ClientName<'_>,
+        after: Option<i64>,
     ) -> Result<String, PkiError> {
-        self.sign(&client(name, self.lasts), &request.public_key)
+        self.sign(&client(name, self.lasts, after), &request.public_key)
     }
 
     /// The certificate and key kept under a name in the directory of the authority; made when missing, near its end, or
-    /// signed by a former authority or for someone else.
-    pub(crate) fn client_pair(&self, file: &str, name: ClientName<'_>) -> Result<(String, String), PkiError> {
+    /// signed by a former authority or for someone else, or not made after that second.
+    pub(crate) fn client_pair(
+        &self,
+        file: &str,
+        name: ClientName<'_>,
+        after: Option<i64>,
+    ) -> Result<(String, String), PkiError> {
         let (cert_path, key_path) = (
             self.dir.join(format!("{file}.crt")),
             self.dir.join(format!("{file}.key")),
@@ -153,12 +161,13 @@ impl Authority {
             && self.is_good(&cert, |c| {
                 let common = c.subject().iter_common_name().next();
                 common.and_then(|n| n.as_str().ok()) == Some(name.user)
+                    && after.is_none_or(|after| made(c.validity()) > after)
             })
         {
             return Ok((cert, key));
         }
         let key = KeyPair::generate()?;
-        let cert = self.sign(&client(name, self.lasts), &key)?;
+        let cert = self.sign(&client(name, self.lasts, after), &key)?;
         files::write_private(&key_path, &key.serialize_pem())?;
         files::write_private(&cert_path, &cert)?;
         Ok((cert, key.serialize_pem()))
@@ -186,7 +195,7 @@ impl Authority {
     }
 }
 
-fn client(name: ClientName<'_>, lasts: Duration) -> CertificateParams {
+fn client(name: ClientName<'_>, lasts: Duration, after: Option<i64>) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name.user);
     params
@@ -194,13 +203,22 @@ fn client(name: ClientName<'_>, lasts: Duration) -> CertificateParams {
         .push(DnType::OrganizationName, name.group);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    lasting(&mut params, lasts);
+    let now = Timestamp::now().as_second();
+    lasting_from(&mut params, after.map_or(now, |after| now.max(after + 1)), lasts);
     params
 }
 
-/// From yesterday, since clocks differ.
 pub(super) fn lasting(params: &mut CertificateParams, lasts: Duration) {
-    let now = Timestamp::now().as_second();
+    lasting_from(params, Timestamp::now().as_second(), lasts);
+}
+
+/// When a certificate was made, in seconds since 1970.
+pub(crate) fn made(validity: &Validity) -> i64 {
+    validity.not_before.timestamp() + i64::try_from(DAY).unwrap_or_default()
+}
+
+/// From the day before, since clocks differ.
+fn lasting_from(params: &mut CertificateParams, now: i64, lasts: Duration) {
     let second = |at: u64| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(at);
     let now = u64::try_from(now).unwrap_or_default();
     params.not_before = second(now.saturating_sub(DAY));

@@ -8,7 +8,7 @@ mod token;
 
 use std::path::PathBuf;
 
-pub(crate) use authority::{Authority, ClientName};
+pub(crate) use authority::{Authority, ClientName, made};
 pub(crate) use kubeconfig::write_kubeconfig;
 pub(crate) use serving::{Serving, first_host, sans};
 pub(crate) use token::Token;

@@ -151,3 +151,64 @@ async fn only_a_node_renews_and_only_its_own() {
     assert_eq!(agent.send(Method::GET, path, "", &Value::Null).await.0, 405);
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_has_is_revoked_and_it_may_join_again() {
+    let server = Running::start().await;
+    let admin = Client::of(&server, "etc/kubeconfig.yaml");
+    let token = std::fs::read_to_string(server.path("data/token"))
+        .unwrap()
+        .parse()
+        .unwrap();
+    let join = async |file: &str| {
+        let joined = svcnet_runtime::join::join(&server.url, &token, "n2")
+            .await
+            .unwrap();
+        joined.write_kubeconfig(&server.path(file), &server.url).unwrap();
+        Client::of(&server, file)
+    };
+    let path = "/api/v1/namespaces";
+    let stolen = join("n2/stolen.yaml").await;
+    let (_, named) = admin.token(json!({"role": "node", "node": "n2"})).await;
+    let (_, other) = admin.token(json!({"role": "node", "node": "n3"})).await;
+    assert_eq!(stolen.get(path).await, 200);
+    let mut watch = stolen.watch(&format!("{path}?watch=true"), "").await;
+    assert_eq!(watch.next_named().await.0, "ADDED");
+    let node = "/svcnet/v1/tokens/nodes/n2";
+    assert_eq!(stolen.send(Method::DELETE, node, "", &Value::Null).await.0, 403);
+    let (code, answer) = admin.send(Method::DELETE, node, "", &Value::Null).await;
+    assert_eq!((code, &answer["details"]["name"]), (200, &json!("n2")));
+    // What was there ends, what is asked anew is refused, renewing too.
+    while watch.next().await.is_some() {}
+    let (code, refused) = stolen.send(Method::GET, path, "", &Value::Null).await;
+    assert_eq!((code, &refused["message"]), (401, &json!("Unauthorized")));
+    let renewing = stolen
+        .send(Method::POST, "/svcnet/v1/renew", "", &json!({}))
+        .await;
+    assert_eq!(renewing.0, 401);
+    let stranger = Client::anonymous(&server);
+    let by = async |token: &str| stranger.send(Method::GET, path, token, &Value::Null).await.0;
+    assert_eq!((by(&named).await, by(&other).await), (401, 200));
+    // In the same second or not: a certificate that is made afterwards is good, and the first one stays bad.
+    let again = join("n2/again.yaml").await;
+    assert_eq!((again.get(path).await, stolen.get(path).await), (200, 401));
+    // That of the server's own agent is made anew where it lies.
+    let own = Client::of(&server, "data/agent/kubeconfig.yaml");
+    assert_eq!(own.get(path).await, 200);
+    let (code, _) = admin
+        .send(Method::DELETE, "/svcnet/v1/tokens/nodes/n1", "", &Value::Null)
+        .await;
+    assert_eq!((code, own.get(path).await), (200, 401));
+    let start = Instant::now();
+    while Client::of(&server, "data/agent/kubeconfig.yaml").get(path).await != 200 {
+        assert!(start.elapsed() < SOON, "the agent of the server is left out");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let dir = server.stop().await;
+    let server = Running::start_with(dir, Vec::new()).await;
+    let of = |file: &str| Client::of(&server, file);
+    assert_eq!(of("n2/stolen.yaml").get(path).await, 401);
+    assert_eq!(of("n2/again.yaml").get(path).await, 200);
+    assert_eq!(of("data/agent/kubeconfig.yaml").get(path).await, 200);
+    server.stop().await;
+}

@@ -180,3 +180,47 @@ async fn policies_that_are_none_are_refused() {
     assert!(get(&server, "a").await.is_some());
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_is_named_twice_is_told_to_its_writer() {
+    let server = Running::start().await;
+    let owner = |uid: &str| json!({"apiVersion": "v1", "kind": "Node", "name": "n", "uid": uid});
+    let twice = |name: &str| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {
+            "name": name, "ownerReferences": [owner("u1"), owner("u2"), owner("u1")],
+        }})
+    };
+    let send = async |method: Method, path: &str, media: &str, body: &Value| {
+        let headers = [("content-type", media)];
+        let (code, headers, body) = server.http_full(method, path, &headers, body.to_string()).await;
+        let warnings = headers.get_all("warning").iter();
+        let warnings: Vec<String> = warnings.map(|w| w.to_str().unwrap().to_string()).collect();
+        let object: Value = serde_json::from_slice(&body).unwrap();
+        let owners = object["metadata"]["ownerReferences"]
+            .as_array()
+            .map_or(0, Vec::len);
+        (code, owners, warnings)
+    };
+    let said = |moment: &str| {
+        vec![format!(
+            "299 - \".metadata.ownerReferences contains duplicate entries{moment}; API server dedups owner references in 1.20+, and \
+             may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: u1\""
+        )]
+    };
+    // Owners that are not there would take the object with them: it is looked at in the answers alone.
+    let (path, json) = (format!("{MAPS}/a"), "application/json");
+    let made = send(Method::POST, &format!("{MAPS}?dryRun=All"), json, &twice("a")).await;
+    assert_eq!(made, (201, 2, said("")));
+    assert_eq!(
+        send(Method::POST, MAPS, json, &json!({"metadata": {"name": "a"}}))
+            .await
+            .0,
+        201
+    );
+    let updated = send(Method::PUT, &format!("{path}?dryRun=All"), json, &twice("a")).await;
+    assert_eq!(updated, (200, 2, said("")));
+    let merge = "application/merge-patch+json";
+    let patched = send(Method::PATCH, &format!("{path}?dryRun=All"), merge, &twice("a")).await;
+    assert_eq!(patched, (200, 2, said(" after mutating admission happens")));
+    server.stop().await;
+}

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use serde_json::{Value, json};
+
 use crate::harness::Running;
 
 const CLASS: &str = "
@@ -86,12 +88,13 @@ async fn ingresses_are_made_and_shown() {
             )
             .await;
     }
+    // The class is the default one.
     let shown = lines(&server.kubectl(&["get", "ing"]).await);
     assert_eq!(shown[0], "NAME CLASS HOSTS ADDRESS PORTS AGE");
     assert!(
         shown
             .iter()
-            .any(|l| l.starts_with("plain <none> a.example.com 80 ")),
+            .any(|l| l.starts_with("plain nginx a.example.com 80 ")),
         "{shown:#?}"
     );
     assert!(
@@ -229,5 +232,55 @@ async fn every_kind_is_explained() {
         let explained = server.kubectl_of(kubectl, &["explain", selectors]).await;
         assert!(explained.contains("operator"), "{explained}");
     }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ingress_without_a_class_gets_the_newest_default() {
+    let server = Running::start().await;
+    let classes = "/apis/networking.k8s.io/v1/ingressclasses";
+    let ingresses = "/apis/networking.k8s.io/v1/namespaces/default/ingresses";
+    let class = |name: &str, default: &str| {
+        json!({"metadata": {"name": name, "annotations": {"ingressclass.kubernetes.io/is-default-class": default}},
+            "spec": {"controller": "example.com/a"}})
+    };
+    let class_of = async |name: &str, spec: Value, annotations: Value| {
+        let mut ingress = json!({"metadata": {"name": name, "annotations": annotations}, "spec": {"defaultBackend": {
+                "service": {"name": "web", "port": {"number": 80}}}}});
+        if let Some(name) = spec.as_str() {
+            ingress["spec"]["ingressClassName"] = name.into();
+        }
+        let (code, made) = server.post(ingresses, &ingress).await;
+        assert_eq!(code, 201, "{made}");
+        let owned = made["metadata"]["managedFields"].to_string();
+        assert_eq!(owned.contains("ingressClassName"), spec.is_string(), "{owned}");
+        made["spec"]["ingressClassName"].clone()
+    };
+    let none = Value::Null;
+    assert_eq!(class_of("a", none.clone(), none.clone()).await, none);
+    assert_eq!(server.post(classes, &class("other", "false")).await.0, 201);
+    assert_eq!(class_of("b", none.clone(), none.clone()).await, none);
+    assert_eq!(server.post(classes, &class("z-first", "true")).await.0, 201);
+    assert_eq!(class_of("c", none.clone(), none.clone()).await, "z-first");
+    assert_eq!(class_of("d", json!("mine"), none.clone()).await, "mine");
+    let older = json!({"kubernetes.io/ingress.class": "theirs"});
+    assert_eq!(class_of("e", none.clone(), older).await, none);
+    // Times of creation are whole seconds.
+    let made = server.get(&format!("{classes}/z-first")).await.1["metadata"]["creationTimestamp"].clone();
+    let mut second = class("y-second", "true");
+    loop {
+        let (_, newer) = server.post(classes, &second).await;
+        if newer["metadata"]["creationTimestamp"].as_str() > made.as_str() {
+            break;
+        }
+        server.delete(&format!("{classes}/y-second")).await;
+        second = class("y-second", "true");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(class_of("f", none.clone(), none.clone()).await, "y-second");
+    // What is there already is left alone.
+    let (_, kept) = server.get(&format!("{ingresses}/a")).await;
+    let (code, updated) = server.put(&format!("{ingresses}/a"), &kept).await;
+    assert_eq!((code, updated["spec"].get("ingressClassName")), (200, None));
     server.stop().await;
 }

@@ -297,3 +297,53 @@ async fn a_stream_of_http_2_that_nobody_reads_ends_its_connection() {
     drop(response);
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_takes_as_long_as_its_client_says_or_the_server_allows() {
+    let maps = "/api/v1/namespaces/default/configmaps";
+    // A body that does not come.
+    let ask = async |server: &Running, query: &str| {
+        let admin = Client::of(server, "etc/kubeconfig.yaml");
+        let mut stream = admin.stream("127.0.0.1").await.unwrap();
+        let head = format!(
+            "POST {maps}?{query} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 100\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        // The server may close without a farewell of TLS.
+        _ = stream.read_to_string(&mut answer).await;
+        let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
+        let status: Value = serde_json::from_str(body).unwrap();
+        (head.split(' ').nth(1).unwrap().to_string(), status)
+    };
+    let late = "Timeout: request did not complete within requested timeout - context deadline exceeded";
+    let patient = Running::start().await;
+    let (code, status) = ask(&patient, "timeout=300ms").await;
+    assert_eq!((code.as_str(), &status["message"]), ("504", &json!(late)));
+    assert_eq!(
+        (&status["reason"], &status["details"]),
+        (&json!("Timeout"), &json!({}))
+    );
+    let (code, status) = ask(&patient, "timeout=soon").await;
+    let why = "invalid timeout specified in the request URL - time: invalid duration \"soon\"";
+    assert_eq!((code.as_str(), &status["message"]), ("400", &json!(why)));
+    // As kubectl asks: it is no limit for what is in time, and none for watches.
+    let admin = Client::of(&patient, "etc/kubeconfig.yaml");
+    assert_eq!(admin.get(&format!("{maps}?timeout=34s")).await, 200);
+    let mut watch = admin.watch("/api/v1/namespaces?watch=true&timeout=1ms", "").await;
+    let made = json!({"metadata": {"name": "late"}});
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(
+        admin.send(Method::POST, "/api/v1/namespaces", "", &made).await.0,
+        201
+    );
+    while watch.next_named().await.1 != "late" {}
+    patient.stop().await;
+    let hasty = limited(Limits {
+        request_max: Duration::from_millis(300),
+        ..Limits::default()
+    })
+    .await;
+    assert_eq!(ask(&hasty, "timeout=34s").await.1["message"], late);
+    hasty.stop().await;
+}

@@ -117,6 +117,7 @@ async fn lists_are_chunked_at_one_moment_and_selected() {
     }
     let (_, first) = server.get(&format!("{MAPS}?limit=4")).await;
     assert_eq!(names(&first), ["m0", "m1", "m2", "m3"]);
+    assert_eq!(first["metadata"]["remainingItemCount"], 6);
     server.post(MAPS, &map("m35", &json!({}))).await;
     server.delete(&format!("{MAPS}/m5")).await;
     let token = first["metadata"]["continue"].as_str().unwrap();
@@ -126,6 +127,7 @@ async fn lists_are_chunked_at_one_moment_and_selected() {
         ["m4", "m5", "m6", "m7"],
         "as it was when the list began"
     );
+    assert_eq!(second["metadata"]["remainingItemCount"], 2);
     assert_eq!(
         second["metadata"]["resourceVersion"],
         first["metadata"]["resourceVersion"]
@@ -136,11 +138,17 @@ async fn lists_are_chunked_at_one_moment_and_selected() {
         (names(&third), third["metadata"].get("continue")),
         (vec!["m8", "m9"], None)
     );
+    assert_eq!(third["metadata"].get("remainingItemCount"), None);
 
     let (_, odd) = server
         .get(&format!("{MAPS}?labelSelector=half%3D1&limit=2"))
         .await;
     assert_eq!(names(&odd), ["m1", "m3"]);
+    assert_eq!(
+        odd["metadata"].get("remainingItemCount"),
+        None,
+        "not told of selections"
+    );
     let token = odd["metadata"]["continue"].as_str().unwrap();
     let (_, odd) = server
         .get(&format!("{MAPS}?labelSelector=half%3D1&limit=2&continue={token}"))

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | PREFIX `/o/` COLLECTION `/` NAMESPACE `/` NAME | the object, as [`codec`] writes it |
 //! | PREFIX `/m/compact` | the revision up to which a server has compacted |
+//! | PREFIX `/m/restoring` | there while a snapshot is restored ([`restore`]) |
 //! | PREFIX `/m/…` | what [`SharedValues`] keeps, as the cluster's keys |
 //!
 //! # Reads
@@ -25,6 +26,7 @@ mod codec;
 mod config;
 mod follow;
 mod keep;
+mod restore;
 mod values;
 mod wire;
 
@@ -40,6 +42,7 @@ use tokio_util::task::TaskTracker;
 use self::channel::{CallError, Channel, RESOURCE_EXHAUSTED};
 use self::codec::Codec;
 pub use self::config::{Endpoint, EndpointError, EtcdConfig, EtcdTlsError, Resolve};
+pub use self::restore::restore_etcd;
 pub use self::values::SharedValues;
 use self::wire::{
     Compare, DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse,
@@ -82,6 +85,11 @@ impl Etcd {
     ) -> Result<Self, OpenError> {
         let channel = Arc::new(Channel::new(config)?);
         let codec = Arc::new(Codec::new(&config.prefix, specs, keyring));
+        let restoring = restore::is_under_way(&channel, &codec).await;
+        if restoring.map_err(|e| OpenError::Etcd(e.to_string()))? {
+            let why = "a snapshot is being restored to it, or was in part: let `svcnet store restore` come to its end";
+            return Err(OpenError::Etcd(why.to_string()));
+        }
         let listed = follow::list(&channel, &codec).await?;
         let shared = shared(listed);
         let stop = CancellationToken::new();
@@ -179,7 +187,10 @@ impl Etcd {
                 }
             }
             Change::Delete(_) => RequestOp {
-                delete: Some(DeleteRangeRequest { key }),
+                delete: Some(DeleteRangeRequest {
+                    key,
+                    ..DeleteRangeRequest::default()
+                }),
                 ..RequestOp::default()
             },
         })

@@ -26,6 +26,9 @@ pub(crate) struct KeyValue {
     pub(crate) mod_revision: i64,
     #[prost(bytes = "bytes", tag = "5")]
     pub(crate) value: Bytes,
+    /// With which it ends; 0 for one that does not.
+    #[prost(int64, tag = "6")]
+    pub(crate) lease: i64,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -80,6 +83,9 @@ pub(crate) struct PutResponse {}
 pub(crate) struct DeleteRangeRequest {
     #[prost(bytes = "bytes", tag = "1")]
     pub(crate) key: Bytes,
+    /// Where what is deleted ends; the key alone, when empty.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) range_end: Bytes,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]

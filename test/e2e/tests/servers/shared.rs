@@ -5,16 +5,17 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
+use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::etcd::{Etcd, SOON};
 use crate::load::{Load, Told};
 use crate::process::Server;
 
-async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + SOON;
     while !is().await {
         assert!(Instant::now() < deadline, "{what}");
@@ -146,4 +147,119 @@ async fn servers_see_each_others_writes_at_once_and_share_keys_and_tokens() {
         secrets(&second).get("s").await.unwrap().data.unwrap()["a"].0,
         b"b"
     );
+}
+
+fn service(name: &str, spec: &Value) -> Service {
+    let mut spec = spec.clone();
+    spec["ports"] = json!([{"port": 80, "nodePort": spec["nodePort"]}]);
+    if let Some(fields) = spec.as_object_mut() {
+        fields.remove("nodePort");
+    }
+    serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec})).unwrap()
+}
+
+/// What a server says to a Service: its address, or the refusal.
+async fn make(client: &kube::Client, name: &str, spec: Value) -> Result<String, String> {
+    let services: Api<Service> = Api::namespaced(client.clone(), "default");
+    match services
+        .create(&PostParams::default(), &service(name, &spec))
+        .await
+    {
+        Ok(made) => Ok(made.spec.unwrap().cluster_ip.unwrap()),
+        Err(kube::Error::Api(status)) => Err(status.message),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_taken_at_one_server_is_taken_at_the_other() {
+    let etcd = Etcd::start().await;
+    let mut args = Server::on(&etcd, "a-secret-of-our-own");
+    // Six addresses, of which `kubernetes` and `kube-dns` have two.
+    args.extend([
+        "--service-cluster-ip-range".to_string(),
+        "10.77.0.0/29".to_string(),
+    ]);
+    args.extend(["--cluster-dns".to_string(), "10.77.0.2".to_string()]);
+    let mut one = Server::new(&etcd.file("one"), "one", &args);
+    let mut two = Server::new(&etcd.file("two"), "two", &args);
+    let (first, second) = (one.start().await, two.start().await);
+    let post = PostParams::default();
+
+    // A port.
+    let port = json!({"type": "NodePort", "nodePort": 30_100});
+    make(&first, "web", port.clone()).await.unwrap();
+    let refused = make(&second, "other", port.clone()).await.unwrap_err();
+    assert!(
+        refused.contains("provided port is already allocated"),
+        "{refused}"
+    );
+    // Freed at one, it is free at the other.
+    let services: Api<Service> = Api::namespaced(first.clone(), "default");
+    services.delete("web", &DeleteParams::default()).await.unwrap();
+    make(&second, "other", port).await.unwrap();
+
+    // An address, and all of them.
+    let taken = make(&first, "a", json!({"clusterIP": "10.77.0.5"}))
+        .await
+        .unwrap();
+    let refused = make(&second, "b", json!({"clusterIP": taken})).await.unwrap_err();
+    assert!(refused.contains("provided IP is already allocated"), "{refused}");
+    for turn in 0..2 {
+        make(&first, &format!("fill{turn}"), json!({})).await.unwrap();
+    }
+    for client in [&first, &second] {
+        let refused = make(client, "full", json!({})).await.unwrap_err();
+        assert!(refused.contains("failed to allocate"), "{refused}");
+    }
+
+    // A range that is made at one is drawn from at the other at once.
+    let ranges: Api<ServiceCIDR> = Api::all(first.clone());
+    let range = json!({"metadata": {"name": "more"}, "spec": {"cidrs": ["10.78.0.0/29"]}});
+    ranges
+        .create(&post, &serde_json::from_value(range).unwrap())
+        .await
+        .unwrap();
+    let drawn = make(&second, "drawn", json!({})).await.unwrap();
+    assert!(drawn.starts_with("10.78.0."), "{drawn}");
+
+    // An address of somebody else's, a gateway's, is no Service's.
+    let addresses: Api<IPAddress> = Api::all(first.clone());
+    let theirs = if drawn == "10.78.0.6" {
+        "10.78.0.5"
+    } else {
+        "10.78.0.6"
+    };
+    let foreign = json!({"metadata": {"name": theirs}, "spec": {"parentRef": {
+        "group": "gateway.networking.k8s.io", "resource": "gateways", "namespace": "edge", "name": "front",
+    }}});
+    addresses
+        .create(&post, &serde_json::from_value(foreign).unwrap())
+        .await
+        .unwrap();
+    let wanted = json!({"clusterIP": theirs});
+    let refused = make(&second, "gateway", wanted.clone()).await.unwrap_err();
+    assert!(refused.contains("provided IP is already allocated"), "{refused}");
+    addresses.delete(theirs, &DeleteParams::default()).await.unwrap();
+    make(&second, "gateway", wanted).await.unwrap();
+
+    // A range goes when nothing of it is used, whichever server was asked.
+    let of_second: Api<ServiceCIDR> = Api::all(second.clone());
+    of_second.delete("more", &DeleteParams::default()).await.unwrap();
+    assert!(
+        of_second
+            .get("more")
+            .await
+            .unwrap()
+            .metadata
+            .deletion_timestamp
+            .is_some()
+    );
+    for name in ["drawn", "gateway"] {
+        services.delete(name, &DeleteParams::default()).await.unwrap();
+    }
+    until("the range goes", async || {
+        ranges.get_opt("more").await.unwrap().is_none()
+    })
+    .await;
 }

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use serde_json::json;
 use svcnet_e2e::Ran;
 
+use crate::etcd::Etcd;
 use crate::process::Server;
 
 fn store(args: &[&str], data_dir: &Path, kubeconfig: &Path) -> Ran {
@@ -124,4 +125,132 @@ async fn an_idle_server_writes_nothing() {
         }
     }
     panic!("it keeps writing: {:?}", state());
+}
+
+/// What a restored server must have of one before.
+async fn holds(client: &kube::Client, kept: &ConfigMap, web: &str) {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "default");
+    let services: Api<Service> = Api::namespaced(client.clone(), "default");
+    let map = maps.get("a").await.unwrap();
+    assert_eq!((&map.data, &map.metadata.uid), (&kept.data, &kept.metadata.uid));
+    assert_eq!(secrets.get("s").await.unwrap().data.unwrap()["x"].0, b"y");
+    let there = services.get("web").await.unwrap().spec.unwrap();
+    assert_eq!(there.cluster_ip.as_deref(), Some(web));
+    // What is given away is known: it is not given again.
+    let again = json!({"metadata": {"name": "again"}, "spec": {"clusterIP": web, "ports": [{"port": 80}]}});
+    let again: Service = serde_json::from_value(again).unwrap();
+    let refused = services.create(&PostParams::default(), &again).await;
+    assert!(
+        matches!(&refused, Err(kube::Error::Api(status)) if status.code == 422),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_moves_a_cluster_to_an_etcd_and_back() {
+    let etcd = Etcd::start().await;
+    let dir = etcd.file("one");
+    let mut server = Server::new(&dir, "one", &[]);
+    let client = server.start().await;
+    let post = PostParams::default();
+    let map: ConfigMap =
+        serde_json::from_value(json!({"metadata": {"name": "a"}, "data": {"x": "y"}})).unwrap();
+    let secret: Secret =
+        serde_json::from_value(json!({"metadata": {"name": "s"}, "stringData": {"x": "y"}})).unwrap();
+    let web: Service =
+        serde_json::from_value(json!({"metadata": {"name": "web"}, "spec": {"ports": [{"port": 80}]}}))
+            .unwrap();
+    let kept = Api::namespaced(client.clone(), "default")
+        .create(&post, &map)
+        .await
+        .unwrap();
+    Api::namespaced(client.clone(), "default")
+        .create(&post, &secret)
+        .await
+        .unwrap();
+    let web = Api::namespaced(client.clone(), "default")
+        .create(&post, &web)
+        .await
+        .unwrap();
+    let web = web.spec.unwrap().cluster_ip.unwrap();
+    let (data, kubeconfig) = (server.data_dir(), server.kubeconfig());
+    let run = |args: &[&str]| store(args, &data, &kubeconfig);
+    let from_sled = etcd.file("sled.snapshot").display().to_string();
+    run(&["snapshot", &from_sled]).text();
+    // A token is no object, and goes along.
+    let made = Command::new(svcnet_e2e::binary())
+        .args([
+            "token",
+            "create",
+            "--role",
+            "viewer",
+            "--ttl",
+            "0",
+            "--kubeconfig",
+        ])
+        .arg(&kubeconfig)
+        .output();
+    let viewer = Ran::from(made.unwrap()).text().to_string();
+    let with_token = etcd.file("token.snapshot").display().to_string();
+    run(&["snapshot", &with_token]).text();
+    let token = server.token();
+    server.stop();
+
+    let on_etcd = Server::on(&etcd, &token);
+    let there: Vec<&str> = on_etcd[..8].iter().map(String::as_str).collect();
+    let restore = |file: &str, force: &[&str]| run(&[&["restore", file][..], &there, force].concat());
+    let done = restore(&with_token, &[]);
+    assert!(done.text().contains("objects restored to etcd"), "{done:?}");
+    let mut server = Server::new(&dir, "one", &on_etcd);
+    let client = server.start().await;
+    holds(&client, &kept, &web).await;
+    let viewing = Command::new("kubectl")
+        .args([
+            "--kubeconfig",
+            "/dev/null",
+            "--insecure-skip-tls-verify",
+            "--server",
+        ])
+        .args([
+            &server.url(),
+            "--token",
+            &viewer,
+            "get",
+            "configmap",
+            "a",
+            "-o",
+            "name",
+        ])
+        .output();
+    assert_eq!(Ran::from(viewing.unwrap()).text(), "configmap/a");
+    let refused = restore(&from_sled, &["--force"]);
+    assert!(
+        !refused.ok && refused.err.contains("servers run on this etcd"),
+        "{refused:?}"
+    );
+    // Back again, with what has come meanwhile.
+    let late: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "late"}})).unwrap();
+    Api::namespaced(client, "default")
+        .create(&post, &late)
+        .await
+        .unwrap();
+    let from_etcd = etcd.file("etcd.snapshot").display().to_string();
+    run(&["snapshot", &from_etcd]).text();
+    server.stop();
+    let refused = restore(&from_sled, &[]);
+    assert!(!refused.ok && refused.err.contains("--force"), "{refused:?}");
+    assert!(restore(&from_sled, &["--force"]).ok);
+    assert!(run(&["restore", &from_etcd, "--force"]).ok);
+    let mut server = Server::new(&dir, "one", &[]);
+    let client = server.start().await;
+    holds(&client, &kept, &web).await;
+    let maps: Api<ConfigMap> = Api::namespaced(client, "default");
+    assert!(maps.get_opt("late").await.unwrap().is_some());
+    server.stop();
+    // And what was forced upon the etcd has neither that nor the token.
+    let mut server = Server::new(&dir, "one", &on_etcd);
+    let client = server.start().await;
+    let maps: Api<ConfigMap> = Api::namespaced(client, "default");
+    assert!(maps.get_opt("a").await.unwrap().is_some() && maps.get_opt("late").await.unwrap().is_none());
 }
