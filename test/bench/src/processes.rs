@@ -1,18 +1,19 @@
-//! What whole processes hold: the API server and the proxy as they are run, empty and with many Services, in a network
+//! What whole processes hold: a server (API, store and controllers) and the proxy as they are run, empty and with many Services, in a network
 //! namespace of their own with nothing but a loopback link.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::IPAddress;
 use kube::Api;
-use kube::api::PostParams;
+use kube::api::{ListParams, PostParams};
 use svcnet_netlink::Rtnl;
 use svcnet_netlink::netns::OwnedNetNs;
 
@@ -27,6 +28,9 @@ const PROXY_METRICS: u16 = 10_249;
 const API_PORT: u16 = 6443;
 /// How long a process is left alone before it is looked at: what follows a large list is done by then.
 const SETTLE: Duration = Duration::from_secs(3);
+
+/// How long controllers may take for the addresses of all Services.
+const MIRRORED_MAX: Duration = Duration::from_secs(600);
 
 /// Megabytes of each run.
 #[derive(Default)]
@@ -57,7 +61,7 @@ pub(crate) fn measure(services: u32, runs: usize) -> Result<()> {
     let mb = |values| Spread::new(values, 1).unit(" MB").to_string();
     for (what, loaded, idle, bar) in [
         (
-            "`svcnet apiserver`",
+            "`svcnet server --disable-agent`",
             &memory.server,
             &memory.server_idle,
             "bars 150 MB, 30 MB",
@@ -88,8 +92,8 @@ impl Memory {
         let kubeconfig = directory.path().join("kubeconfig.yaml");
         let server = start(&netns, directory.path(), "server", |command| {
             command
-                .arg("apiserver")
-                .args(["--node-ip", "127.0.0.1", "--kubeconfig-out"]);
+                .args(["server", "--disable-agent", "--node-ip", "127.0.0.1"])
+                .args(["--metrics-bind-address", "127.0.0.1:0", "--kubeconfig-out"]);
             command.arg(&kubeconfig);
         })?;
         netns.run(|| svcnet_e2e::until("the API answers", || connect(API_PORT).ok()))?;
@@ -166,7 +170,7 @@ fn fill(kubeconfig: &Path, services: u32) -> Result<()> {
         let client = svcnet_runtime::connect::client(kubeconfig).await?;
         let (of_services, of_slices): (Api<Service>, Api<EndpointSlice>) = (
             Api::namespaced(client.clone(), "default"),
-            Api::namespaced(client, "default"),
+            Api::namespaced(client.clone(), "default"),
         );
         let parameters = PostParams::default();
         futures::stream::iter(0..services)
@@ -179,6 +183,17 @@ fn fill(kubeconfig: &Path, services: u32) -> Result<()> {
             .buffer_unordered(WRITERS)
             .try_collect::<Vec<()>>()
             .await?;
-        Ok(())
+        mirrored(client, services).await
     })
+}
+
+/// Waits until the controllers have written an IPAddress for each of so many Services: they are part of what a server holds.
+async fn mirrored(client: kube::Client, services: u32) -> Result<()> {
+    let addresses: Api<IPAddress> = Api::all(client);
+    let deadline = Instant::now() + MIRRORED_MAX;
+    while addresses.list_metadata(&ListParams::default()).await?.items.len() < services as usize {
+        ensure!(Instant::now() < deadline, "the addresses are not mirrored");
+        tokio::time::sleep(SETTLE).await;
+    }
+    Ok(())
 }

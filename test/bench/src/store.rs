@@ -122,19 +122,23 @@ impl Server {
     }
 }
 
-/// A client that writes.
+/// A client that writes. Both send bytes and read the answer's, so that it is servers that are measured.
 enum Writer {
-    Ours(Api<ConfigMap>),
+    Ours(kube::Client),
     Etcd(SharedValues, String),
 }
 
 impl Writer {
     async fn write(&self, name: &str) -> Result<()> {
         match self {
-            Self::Ours(maps) => {
+            Self::Ours(client) => {
                 let map = json!({"metadata": {"name": name}, "data": {"x": "x".repeat(PAYLOAD)}});
-                maps.create(&PostParams::default(), &serde_json::from_value(map)?)
-                    .await?;
+                let request = http::Request::post("/api/v1/namespaces/default/configmaps")
+                    .header("content-type", "application/json")
+                    .body(Body::from(map.to_string().into_bytes()))?;
+                let answer = client.send(request).await?;
+                ensure!(answer.status() == 201, "{}", answer.status());
+                answer.into_body().collect().await?;
             }
             Self::Etcd(values, value) => values.set(name, value.clone().into()).await?,
         }
@@ -175,7 +179,7 @@ async fn writes(plan: &Plan) -> Result<()> {
         let server = Server::start().await?;
         let mut writers = Vec::new();
         for _ in 0..CLIENTS {
-            writers.push(Writer::Ours(Api::namespaced(server.client().await?, "default")));
+            writers.push(Writer::Ours(server.client().await?));
         }
         ours.push(rate(plan.seconds, writers).await?);
         drop(server);

@@ -45,8 +45,6 @@ impl Agent {
             .arg(dir.join("data"))
             .arg("--run-dir")
             .arg(dir.join("run"))
-            .arg("--kubeconfig")
-            .arg(dir.join("kubeconfig.yaml"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
