@@ -257,14 +257,7 @@ fn page(
             .or((!target.kind.namespaced).then(String::new))
         && at.is_none()
     {
-        let revision = server.store.revision();
-        let found = server
-            .get(target.kind, &namespace, name)
-            .filter(|e| selection.matches_bytes(&e.value));
-        return Ok((
-            found.into_iter().collect(),
-            json!({"resourceVersion": revision.to_string()}),
-        ));
+        return Ok(one(server, target.kind, (&namespace, name), selection));
     }
     let Snapshot {
         revision,
@@ -298,6 +291,23 @@ fn page(
         meta["remainingItemCount"] = remaining.into();
     }
     Ok((taken, meta))
+}
+
+/// The object of that namespace and name, if it is there and selected, as a list.
+fn one(
+    server: &Server,
+    kind: &Kind,
+    (namespace, name): (&str, &str),
+    selection: &Selection,
+) -> (Vec<Entry>, Value) {
+    let revision = server.store.revision();
+    let found = server
+        .get(kind, namespace, name)
+        .filter(|e| selection.matches_bytes(&e.value));
+    (
+        found.into_iter().collect(),
+        json!({"resourceVersion": revision.to_string()}),
+    )
 }
 
 /// A whole number among the parameters.

@@ -132,7 +132,7 @@ enum What {
         #[arg(long, default_value_t = 2000)]
         connections: u32,
     },
-    /// Resident memory of `svcnet apiserver` and `svcnet proxy` as they are run, with many Services and without any.
+    /// Resident memory of `svcnet server --disable-agent` and `svcnet proxy` as they are run, with many Services and without any.
     Processes {
         /// Number of services.
         #[arg(long, default_value_t = 10_000)]
