@@ -147,6 +147,7 @@ async fn holds(client: &kube::Client, kept: &ConfigMap, web: &str) {
     );
 }
 
+#[expect(clippy::too_many_lines, reason = "one story, told in its order")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_moves_a_cluster_to_an_etcd_and_back() {
     let etcd = Etcd::start().await;
