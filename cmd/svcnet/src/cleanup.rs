@@ -159,6 +159,7 @@ pub(crate) fn plan(extent: &Extent) -> anyhow::Result<Plan> {
         LocalFor::Loopback,
         LocalFor::HostPorts,
         LocalFor::LoopbackByIpvs,
+        LocalFor::RelaySource,
     ] {
         let addresses = rtnl.local_addresses(purpose)?;
         plan.0

@@ -31,6 +31,8 @@ pub enum LocalFor {
     HostPorts,
     /// The same beside IPVS, and for 127.0.0.1 too.
     LoopbackByIpvs,
+    /// Relays connect from it.
+    RelaySource,
 }
 
 impl LocalFor {
@@ -40,6 +42,7 @@ impl LocalFor {
             Self::Loopback => PROTOCOL_SVCNET + 1,
             Self::HostPorts => PROTOCOL_SVCNET + 2,
             Self::LoopbackByIpvs => PROTOCOL_SVCNET + 3,
+            Self::RelaySource => PROTOCOL_SVCNET + 4,
         })
     }
 }
@@ -111,8 +114,28 @@ impl Rtnl {
         address: IpAddr,
         source: Option<IpAddr>,
     ) -> Result<(), Error> {
+        self.add(purpose, address, source, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Makes local an address that is a link's broadcast address to the kernel: what comes to it is taken as to any other
+    /// address then. Ours comes first, since the kernel puts its own behind what is there (`fib_magic`), and what nobody
+    /// wants behind or alone before (`fib_table_insert`).
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn claim_local_address(&mut self, purpose: LocalFor, address: IpAddr) -> Result<(), Error> {
+        self.add(purpose, address, None, NLM_F_CREATE)
+    }
+
+    fn add(
+        &mut self,
+        purpose: LocalFor,
+        address: IpAddr,
+        source: Option<IpAddr>,
+        flags: u16,
+    ) -> Result<(), Error> {
         let message = RouteNetlinkMessage::NewRoute(message(purpose, address, source));
-        match self.request(message, NLM_F_CREATE | NLM_F_EXCL) {
+        match self.request(message, flags) {
             Ok(()) => Ok(()),
             Err(refusal) => match refusal.about("make local the address", address) {
                 error if error.is_exists() => Ok(()),

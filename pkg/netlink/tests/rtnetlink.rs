@@ -392,6 +392,23 @@ fn addresses_are_made_local_and_taken_back() {
         }
         assert!(rt.local_addresses(LocalFor::Relays).unwrap().is_empty());
         assert!(TcpListener::bind(SocketAddr::new(v4, 80)).is_err());
+        // The last address of a link's network is a broadcast address, until it is claimed.
+        let link =
+            "ip link add b0 type bridge && ip address add 10.244.1.1/24 brd + dev b0 && ip link set b0 up";
+        assert!(Command::new("sh").args(["-ec", link]).status().unwrap().success());
+        let last: IpAddr = "10.244.1.255".parse().unwrap();
+        for _ in 0..2 {
+            rt.claim_local_address(LocalFor::RelaySource, last).unwrap();
+        }
+        let listener = TcpListener::bind(SocketAddr::new(last, 80)).unwrap();
+        let stream = TcpStream::connect(SocketAddr::new(last, 80)).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), listener.local_addr().unwrap());
+        assert_eq!(rt.local_addresses(LocalFor::RelaySource).unwrap(), [last]);
+        rt.delete_local_address(LocalFor::RelaySource, last).unwrap();
+        assert!(
+            TcpStream::connect(SocketAddr::new(last, 80)).is_err(),
+            "as before"
+        );
     })
     .unwrap();
 }

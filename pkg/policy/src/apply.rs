@@ -7,7 +7,7 @@ use svcnet_netlink::nft::{
 };
 
 use crate::desired::{Content, Element, Entry};
-use crate::layout::{self, map, pods, selves, table};
+use crate::layout::{self, RELAYS, map, pods, selves, table};
 use crate::model::Direction;
 use crate::plan::{Op, Plan};
 
@@ -125,6 +125,7 @@ struct Wanted<'a> {
 impl<'a> Wanted<'a> {
     fn of(family: Family, entries: &'a BTreeSet<Entry>) -> Self {
         let mut wanted = Self::default();
+        wanted.sets.insert(RELAYS, BTreeSet::new());
         for entry in entries {
             match entry {
                 Entry::Set(set) if matches!(set.content, Content::Blocks(..) | Content::Ports(_)) => {
@@ -176,7 +177,7 @@ fn holds_of(socket: &mut Socket, family: Family, entries: &BTreeSet<Entry>) -> R
         return Ok(false);
     }
     let known: BTreeSet<String> = socket.sets(&table)?.into_iter().collect();
-    // Those that are made with the table.
+    // Those that are made with the table, beside that of relays.
     let own = 3 * Direction::BOTH.len();
     let mut names = wanted.fixed.iter().chain(wanted.sets.keys());
     if !names.all(|name| known.contains(*name)) || known.len() != wanted.fixed.len() + wanted.sets.len() + own

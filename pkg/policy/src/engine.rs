@@ -4,10 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem;
 use std::net::IpAddr;
+use std::sync::RwLockReadGuard;
 
+use svcnet_api::types::PodCidr;
 use svcnet_netlink::nft::Family;
 
-use crate::desired::{Asked, Entry, InUse, Name, asked, pod_entries, policy_entries};
+use crate::desired::{Asked, Element, Entry, InUse, Name, asked, pod_entries, policy_entries};
+use crate::known::{Known, Shared};
+use crate::layout::RELAYS;
 use crate::model::{Direction, Namespaces, ObjectKey, Policy};
 use crate::plan::{Delta, Isolation, Plan};
 use crate::view::{Labels, PodFacts, View, of_namespace};
@@ -18,7 +22,7 @@ type Place = (Direction, IpAddr);
 /// The desired state and what it was made of.
 #[derive(Debug)]
 pub struct Engine {
-    view: View,
+    known: Shared,
     families: Vec<Family>,
     in_use: InUse,
     /// How many contribute an entry, but for those of isolation.
@@ -27,6 +31,7 @@ pub struct Engine {
     claims: HashMap<Place, BTreeMap<Option<Name>, usize>>,
     of_pods: HashMap<ObjectKey, BTreeSet<Entry>>,
     of_policies: HashMap<ObjectKey, Vec<Entry>>,
+    of_nodes: HashMap<String, Vec<Entry>>,
     /// What has changed since the last plan, and how it was.
     touched: HashMap<Entry, bool>,
     touched_places: HashMap<Place, Option<Isolation>>,
@@ -36,21 +41,27 @@ impl Engine {
     /// Nothing is known yet. Addresses of other families are left alone.
     pub fn new(families: &[Family]) -> Self {
         Self {
-            view: View::default(),
+            known: Shared::default(),
             families: families.to_vec(),
             in_use: InUse::default(),
             counts: HashMap::new(),
             claims: HashMap::new(),
             of_pods: HashMap::new(),
             of_policies: HashMap::new(),
+            of_nodes: HashMap::new(),
             touched: HashMap::new(),
             touched_places: HashMap::new(),
         }
     }
 
     /// What is known.
-    pub fn view(&self) -> &View {
-        &self.view
+    pub fn view(&self) -> RwLockReadGuard<'_, Known> {
+        self.known.read()
+    }
+
+    /// The same for those who ask from elsewhere.
+    pub(crate) fn shared(&self) -> Shared {
+        self.known.clone()
     }
 
     /// All that the kernel should hold.
@@ -172,19 +183,16 @@ impl Engine {
 
     /// Labels of a namespace; none where it is gone.
     pub fn set_namespace(&mut self, name: &str, labels: Option<Labels>) {
-        if self.view.namespaces.get(name) == labels.as_ref() {
+        if self.view().namespaces.get(name) == labels.as_ref() {
             return;
         }
         let wide: Vec<_> = self.in_use.wide.values().cloned().collect();
         let meant =
             |view: &View| -> Vec<bool> { wide.iter().map(|s| view.selects_namespace(s, name)).collect() };
-        let before = meant(&self.view);
-        match labels {
-            Some(labels) => _ = self.view.namespaces.insert(name.to_string(), labels),
-            None => _ = self.view.namespaces.remove(name),
-        }
-        if meant(&self.view) != before {
-            let pods: Vec<ObjectKey> = of_namespace(&self.view.pods, name)
+        let before = meant(&self.view());
+        self.known.write().set_namespace(name, labels);
+        if meant(&self.view()) != before {
+            let pods: Vec<ObjectKey> = of_namespace(&self.view().pods, name)
                 .map(|(key, _)| key.clone())
                 .collect();
             pods.iter().for_each(|key| self.refresh(key));
@@ -193,25 +201,19 @@ impl Engine {
 
     /// A pod; none where it is gone.
     pub fn set_pod(&mut self, key: &ObjectKey, pod: Option<PodFacts>) {
-        if self.view.pods.get(key) == pod.as_ref() {
+        if self.view().pods.get(key) == pod.as_ref() {
             return;
         }
-        match pod {
-            Some(pod) => _ = self.view.pods.insert(key.clone(), pod),
-            None => _ = self.view.pods.remove(key),
-        }
+        self.known.write().set_pod(key, pod);
         self.refresh(key);
     }
 
     /// A policy; none where it is gone.
     pub fn set_policy(&mut self, key: &ObjectKey, policy: Option<Policy>) {
-        if self.view.policies.get(key) == policy.as_ref() {
+        if self.view().policies.get(key) == policy.as_ref() {
             return;
         }
-        let before = match &policy {
-            Some(policy) => self.view.policies.insert(key.clone(), policy.clone()),
-            None => self.view.policies.remove(key),
-        };
+        let before = self.known.write().set_policy(key, policy.clone());
         let entries = policy
             .as_ref()
             .map(|policy| policy_entries(key, policy))
@@ -240,18 +242,21 @@ impl Engine {
         let isolates = |policy: &Policy, pod: &PodFacts| policy.selects.matches_labels(Some(&pod.labels));
         let types = |policy: &Policy| Direction::BOTH.map(|d| policy.rules(d).is_some());
         let same_types = before.as_ref().map(types) == policy.as_ref().map(types);
-        for (key, pod) in of_namespace(&self.view.pods, &key.namespace).filter(|(_, pod)| pod.local) {
+        let known = self.view();
+        for (key, pod) in of_namespace(&known.pods, &key.namespace).filter(|(_, pod)| pod.local) {
             let [was, is] = [&before, &policy].map(|p| p.as_ref().is_some_and(|p| isolates(p, pod)));
             if was != is || (is && !same_types) {
                 concerned.insert(key.clone());
             }
         }
+        drop(known);
         concerned.iter().for_each(|key| self.refresh(key));
     }
 
     /// The pods that answer what a policy asks.
     fn answering(&self, asked: &Asked, into: &mut BTreeSet<ObjectKey>) {
-        let pods = &self.view.pods;
+        let view = self.view();
+        let pods = &view.pods;
         match asked {
             Asked::Pods(_, selector) => {
                 let meant =
@@ -266,7 +271,7 @@ impl Engine {
                 match &selector.namespaces {
                     Namespaces::Own(namespace) => of(namespace),
                     Namespaces::Labelled(labels) => {
-                        let all = self.view.namespaces.iter();
+                        let all = view.namespaces.iter();
                         all.filter(|(_, own)| labels.matches_labels(Some(own)))
                             .for_each(|(name, _)| of(name));
                     }
@@ -289,10 +294,12 @@ impl Engine {
 
     /// What a pod contributes, anew.
     fn refresh(&mut self, key: &ObjectKey) {
-        let pod = self.view.pods.get(key);
+        let view = self.view();
+        let pod = view.pods.get(key);
         let entries = pod
-            .map(|pod| pod_entries(&self.view, &self.in_use, key, pod))
+            .map(|pod| pod_entries(&view, &self.in_use, key, pod))
             .unwrap_or_default();
+        drop(view);
         let former = self.of_pods.remove(key).unwrap_or_default();
         entries
             .difference(&former)
@@ -303,9 +310,30 @@ impl Engine {
         }
     }
 
+    /// The addresses from which relays of another node connect, which has these networks; none where it is gone.
+    pub fn set_relays(&mut self, node: &str, networks: &[PodCidr]) {
+        let element = |address| Element { address, port: None };
+        let relays = networks.iter().filter_map(|network| network.relay());
+        let entries: Vec<Entry> = relays
+            .map(|address| Entry::Element(RELAYS.into(), element(address)))
+            .collect();
+        let former = self.of_nodes.remove(node).unwrap_or_default();
+        entries.iter().for_each(|entry| self.add(entry.clone()));
+        former.iter().for_each(|entry| self.remove(entry));
+        if !entries.is_empty() {
+            self.of_nodes.insert(node.to_string(), entries);
+        }
+    }
+
+    /// The nodes that relays are let in of.
+    pub(crate) fn relaying(&self) -> impl Iterator<Item = &String> {
+        self.of_nodes.keys()
+    }
+
     /// Nothing may reach an address, nor leave it, until it is known whose it is. As often as this is said, so often it
     /// has to be [taken back](Self::release).
     pub fn hold(&mut self, address: IpAddr) {
+        self.known.write().hold(address);
         for direction in Direction::BOTH {
             self.add(Entry::Isolated(direction, address, None));
         }
@@ -313,6 +341,7 @@ impl Engine {
 
     /// It is known whose an address is.
     pub fn release(&mut self, address: IpAddr) {
+        self.known.write().release(address);
         for direction in Direction::BOTH {
             self.remove(&Entry::Isolated(direction, address, None));
         }

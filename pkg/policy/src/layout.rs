@@ -8,6 +8,7 @@
 //!                ct state invalid,untracked ip saddr @egress-pods goto egress-pods
 //! chain egress-pods
 //!                ct original ip saddr vmap @egress                      # address : jump chain of its policies
+//!                ct original ip saddr @relays accept                    # ingress alone: relays of other nodes, which judge themselves
 //!                fib saddr type local accept                            # the node itself: kubelet's probes
 //!                ct original ip saddr . ct reply ip saddr @egress-selves accept  # a pod reaches itself
 //!                drop
@@ -31,6 +32,9 @@ use crate::ranges;
 
 /// The name of our tables.
 pub const TABLE: &str = "svcnet-policy";
+
+/// The set of addresses that relays of other nodes connect from (see [`crate::judge`]).
+pub(crate) const RELAYS: &str = "relays";
 
 /// The table of a family.
 pub fn table(family: Family) -> Table {
@@ -107,7 +111,8 @@ fn address_and_port(family: Family) -> &'static [DataType] {
 
 /// What of the table is the same whatever the policies are.
 pub fn ruleset(family: Family) -> Ruleset {
-    let mut ruleset = Ruleset::new(table(family), "svcnet NetworkPolicy");
+    let mut ruleset = Ruleset::new(table(family), "svcnet NetworkPolicy")
+        .set(Set::of(RELAYS, address(family)).comment("relays of other nodes, which judge themselves"));
     for direction in [Direction::Egress, Direction::Ingress] {
         let (pods, map, own) = (pods(direction), map(direction), own(direction));
         let selves = selves(direction);
@@ -143,7 +148,16 @@ pub fn ruleset(family: Family) -> Ruleset {
                 Rule::new(pods)
                     .vmap(family, &[own], map)
                     .comment("what their policies allow"),
-            )
+            );
+        if direction == Direction::Ingress {
+            ruleset = ruleset.rule(
+                Rule::new(pods)
+                    .in_set(family, &[other(direction)], RELAYS)
+                    .accept()
+                    .comment("what relays of other nodes have judged"),
+            );
+        }
+        ruleset = ruleset
             .rule(
                 Rule::new(pods)
                     .from_this_host()

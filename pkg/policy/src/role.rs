@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde::Serialize;
+use svcnet_api::types::PodCidr;
 use svcnet_netlink::nft::{self, Family, Socket};
 use svcnet_runtime::backoff::Backoff;
 use svcnet_runtime::{Change, Component, Context, Scope};
@@ -16,6 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::gate::{Call, Gate, Refused};
+use crate::judge::Judge;
 use crate::model::{ObjectKey, Policy};
 use crate::pods::Pods;
 use crate::tables::Tables;
@@ -48,6 +50,8 @@ struct Feeds {
     namespaces: mpsc::Receiver<Change<Namespace>>,
     pods: mpsc::Receiver<Change<Pod>>,
     policies: mpsc::Receiver<Change<NetworkPolicy>>,
+    /// Where relays of other nodes are let in.
+    nodes: Option<mpsc::Receiver<Change<Node>>>,
     calls: mpsc::UnboundedReceiver<Call>,
 }
 
@@ -55,12 +59,13 @@ struct Feeds {
 pub struct PolicyRole {
     feeds: Feeds,
     gate: Gate,
+    judge: Judge,
     state: State,
     shutdown: CancellationToken,
 }
 
 impl PolicyRole {
-    /// Subscribes to namespaces, pods and policies.
+    /// Subscribes to namespaces, pods and policies, and to nodes where relays are let in.
     ///
     /// # Errors
     /// When the kernel gives no socket.
@@ -69,10 +74,15 @@ impl PolicyRole {
         let namespaces = informers.subscribe(Scope::default());
         let pods = informers.subscribe(Scope::default());
         let policies = informers.subscribe(Scope::default());
-        Self::fed(config, ctx, namespaces, pods, policies)
+        let mut role = Self::fed(config, ctx, namespaces, pods, policies)?;
+        if config.relays {
+            role.feeds.nodes = Some(informers.subscribe(Scope::default()));
+            role.state.listed.nodes = false;
+        }
+        Ok(role)
     }
 
-    /// The same with objects from elsewhere.
+    /// The same with objects from elsewhere, and without nodes.
     ///
     /// # Errors
     /// When the kernel gives no socket.
@@ -84,23 +94,31 @@ impl PolicyRole {
         policies: mpsc::Receiver<Change<NetworkPolicy>>,
     ) -> Result<Self, Error> {
         let (gate, calls) = Gate::new();
+        let engine = Engine::new(&config.families);
+        let judge = Judge::new(engine.shared());
         Ok(Self {
             feeds: Feeds {
                 namespaces,
                 pods,
                 policies,
+                nodes: None,
                 calls,
             },
             gate,
+            judge: judge.clone(),
             state: State {
                 node: ctx.node_name.clone(),
                 socket: Socket::open()?,
                 component: ctx.health.component("policy"),
-                engine: Engine::new(&config.families),
+                engine,
+                judge,
                 tables: Tables::new(&config.families),
                 pods: Pods::default(),
                 pins: Pins::default(),
-                listed: Listed::default(),
+                listed: Listed {
+                    nodes: true,
+                    ..Listed::default()
+                },
                 restored: false,
                 pins_changed: false,
                 unpinned: false,
@@ -117,6 +135,11 @@ impl PolicyRole {
         self.gate.clone()
     }
 
+    /// Where is asked what policies say of a connection that the kernel can not judge.
+    pub fn judge(&self) -> Judge {
+        self.judge.clone()
+    }
+
     /// Works until shutdown, and leaves the tables as they are then.
     ///
     /// # Errors
@@ -130,6 +153,7 @@ impl PolicyRole {
         let Self {
             feeds,
             gate,
+            judge: _,
             state,
             shutdown,
         } = self;
@@ -153,11 +177,13 @@ struct Listed {
     namespaces: bool,
     pods: bool,
     policies: bool,
+    /// So where nobody is asked about them.
+    nodes: bool,
 }
 
 impl Listed {
     fn all(self) -> bool {
-        self.namespaces && self.pods && self.policies
+        self.namespaces && self.pods && self.policies && self.nodes
     }
 }
 
@@ -182,6 +208,7 @@ struct State {
     socket: Socket,
     component: Component,
     engine: Engine,
+    judge: Judge,
     tables: Tables,
     pods: Pods,
     pins: Pins,
@@ -210,6 +237,7 @@ impl State {
                 Some(change) = feeds.namespaces.recv() => self.take_namespaces(change),
                 Some(change) = feeds.pods.recv() => self.take_pods(change),
                 Some(change) = feeds.policies.recv() => self.take_policies(change),
+                Some(change) = receive(&mut feeds.nodes) => self.take_nodes(change),
                 call = feeds.calls.recv(), if !calls_end => match call {
                     Some(call) => self.take_call(call),
                     None => calls_end = true,
@@ -312,6 +340,42 @@ impl State {
         }
     }
 
+    fn take_nodes(&mut self, change: Change<Node>) {
+        match change {
+            Change::Reset(all) => {
+                self.listed.nodes = true;
+                let name = |node: &Arc<Node>| node.metadata.name.clone().unwrap_or_default();
+                let there: BTreeSet<String> = all.iter().map(name).collect();
+                let known: Vec<String> = self.engine.relaying().cloned().collect();
+                for gone in known.iter().filter(|name| !there.contains(*name)) {
+                    self.engine.set_relays(gone, &[]);
+                }
+                all.iter().for_each(|node| self.take_node(node));
+            }
+            Change::Apply(node) => self.take_node(&node),
+            Change::Delete(node) => {
+                let name = node.metadata.name.as_deref().unwrap_or_default();
+                self.engine.set_relays(name, &[]);
+            }
+        }
+    }
+
+    fn take_node(&mut self, node: &Node) {
+        let spec = node.spec.as_ref();
+        let texts = spec
+            .into_iter()
+            .flat_map(|spec| spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr));
+        let mut networks: Vec<PodCidr> = texts.filter_map(|text| text.parse().ok()).collect();
+        networks.sort_by_key(|network| network.net());
+        networks.dedup();
+        let name = node.metadata.name.as_deref().unwrap_or_default();
+        if name == self.node {
+            self.judge.set_networks(&networks);
+        } else {
+            self.engine.set_relays(name, &networks);
+        }
+    }
+
     fn take_call(&mut self, call: Call) {
         match call {
             Call::Attach(attachment, answer) => {
@@ -358,6 +422,11 @@ impl State {
     /// Brings the kernel along, and lets those go who waited for it.
     fn sync(&mut self) {
         let now = Instant::now();
+        // Relays need not wait for the kernel.
+        if self.listed.all() {
+            self.judge.listed();
+            self.judge.publish();
+        }
         if self.listed.all() && self.retry.is_none_or(|at| at <= now) {
             match self.try_sync() {
                 Ok(()) => self.settle(),
@@ -459,6 +528,14 @@ impl State {
             };
             _ = waiting.answer.send(Err(refused));
         }
+    }
+}
+
+/// The next change, if there are to be any.
+async fn receive<T>(feed: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
+    match feed {
+        Some(feed) => feed.recv().await,
+        None => None,
     }
 }
 

@@ -13,7 +13,12 @@ const COMPARED_WHOLE_MAX: usize = 5_000;
 /// Larger ones are compared whole every so many looks.
 const WHOLE_EVERY: u32 = 60;
 /// Rules of a base chain, and of the chain that it leads to.
-const RULES: [usize; 2] = [2, 4];
+const fn rules(direction: Direction) -> [usize; 2] {
+    match direction {
+        Direction::Ingress => [2, 5],
+        Direction::Egress => [2, 4],
+    }
+}
 
 /// What is known of the kernel's tables.
 #[derive(Debug)]
@@ -109,7 +114,10 @@ impl Tables {
     fn stands(&self, socket: &mut Socket) -> Result<bool, Error> {
         for family in &self.families {
             for direction in Direction::BOTH {
-                for (chain, rules) in [map(direction), pods(direction)].into_iter().zip(RULES) {
+                for (chain, rules) in [map(direction), pods(direction)]
+                    .into_iter()
+                    .zip(rules(direction))
+                {
                     match socket.rules_in(&table(*family), Some(chain)) {
                         Ok(found) if found.len() == rules => {}
                         Ok(_) => return Ok(false),

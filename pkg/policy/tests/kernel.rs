@@ -64,6 +64,7 @@ impl Running {
                 };
                 let config = Config {
                     families: vec![Family::Ip, Family::Ip6],
+                    relays: false,
                 };
                 let role =
                     PolicyRole::fed(&config, &context, from_namespaces, from_pods, from_policies).unwrap();

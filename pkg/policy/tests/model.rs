@@ -319,12 +319,14 @@ fn happens() -> impl Strategy<Value = Happens> {
 /// Whether two pods have an address: which of them a packet is of is in nobody's power to say.
 fn is_shared(engine: &Engine) -> bool {
     let mut seen = BTreeSet::new();
-    let mut addresses = engine.view().pods.values().flat_map(|pod| &pod.addresses);
+    let view = engine.view();
+    let mut addresses = view.pods.values().flat_map(|pod| &pod.addresses);
     !addresses.all(|address| seen.insert(*address))
 }
 
 fn check(engine: &Engine, tables: &Tables, held: &BTreeMap<IpAddr, usize>) -> Result<(), TestCaseError> {
-    let view = engine.view();
+    let known = engine.view();
+    let view: &View = &known;
     if is_shared(engine) {
         return Ok(());
     }
@@ -417,7 +419,7 @@ proptest! {
             check(&engine, &tables, &held)?;
         }
         if held.is_empty() && !is_shared(&engine) {
-            prop_assert_eq!(engine.entries(), desired(engine.view(), &BOTH));
+            prop_assert_eq!(engine.entries(), desired(&engine.view(), &BOTH));
         }
         // From scratch it comes to the same.
         let mut anew = Tables::default();

@@ -7,6 +7,7 @@
 //! A Service with several wishes for one address is resolved here and nowhere else: see [`desired`] for policies,
 //! terminating endpoints and masquerading, and `engine.rs` for frontends that two Services want.
 
+mod admission;
 mod backend;
 mod config;
 pub mod desired;
@@ -31,6 +32,7 @@ pub mod userspace;
 pub mod view;
 pub mod weights;
 
+pub use admission::{Admission, Admitted};
 pub use backend::{Backend, Error as BackendError, Mode, Report, UnknownMode};
 pub use config::Config;
 pub use desired::Settings;

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::admission::Admission;
 use crate::backend::Mode;
 use crate::config::Config;
 use crate::engine::{Engine, Update};
@@ -64,6 +65,7 @@ pub struct Proxy {
     slices: mpsc::Receiver<Change<EndpointSlice>>,
     node: mpsc::Receiver<Change<Node>>,
     health: Component,
+    admission: Option<Arc<dyn Admission>>,
 }
 
 /// What the thread is told.
@@ -87,6 +89,16 @@ impl Proxy {
             health: ctx.health.component("proxy"),
             config,
             ctx: ctx.clone(),
+            admission: None,
+        }
+    }
+
+    /// The same, with somebody who says which client may reach which endpoint: relays ask him, where the kernel can not tell.
+    #[must_use]
+    pub fn with_admission(self, admission: Arc<dyn Admission>) -> Self {
+        Self {
+            admission: Some(admission),
+            ..self
         }
     }
 
@@ -177,6 +189,7 @@ impl Proxy {
             strict_arp: wish.strict_arp.unwrap_or(self.config.strict_arp),
             timeouts: wish.timeouts.unwrap_or(self.config.ipvs_timeouts),
             relays: None,
+            admission: self.admission.clone(),
         };
         let flags = Wish {
             mode: Some(self.config.mode),

@@ -274,6 +274,16 @@ impl Lab {
         }
     }
 
+    /// Edits the ConfigMap `kube-proxy` as `kubectl edit` does: every node goes over to a mode.
+    #[track_caller]
+    pub fn set_proxy_mode(&self, mode: &str) {
+        let config = format!("kind: KubeProxyConfiguration\nmode: \"{mode}\"\n");
+        let patch = serde_json::json!({ "data": { "config.conf": config } }).to_string();
+        let map = ["-n", "kube-system", "patch", "configmap", "kube-proxy"];
+        let patched = self.kubectl(&[&map[..], &["--type=merge", "-p", &patch]].concat());
+        assert!(patched.ok, "{patched:?}");
+    }
+
     /// `dig +short` at the cluster's DNS from a member: the lines of the answer, sorted.
     pub fn dig(&self, member: &str, args: &[&str]) -> Vec<String> {
         let base = ["dig", "@10.96.0.10", "+short", "+time=2", "+tries=2"];

@@ -21,23 +21,6 @@ spec:
   ports: [{port: 80, targetPort: 80}]
 ";
 
-/// Edits the ConfigMap as `kubectl edit` does.
-fn set_mode(lab: &Lab, mode: &str) {
-    let config = format!("kind: KubeProxyConfiguration\nmode: \"{mode}\"\n");
-    let patch = serde_json::json!({ "data": { "config.conf": config } }).to_string();
-    let patched = lab.kubectl(&[
-        "-n",
-        "kube-system",
-        "patch",
-        "configmap",
-        "kube-proxy",
-        "--type=merge",
-        "-p",
-        &patch,
-    ]);
-    assert!(patched.ok, "{patched:?}");
-}
-
 fn tables(lab: &Lab, node: &str) -> String {
     let list = lab.exec(node, &["nft", "list", "tables"]);
     list.text().to_string()
@@ -120,7 +103,7 @@ fn go_over(lab: &Lab, ip: &str, url: &str) {
     };
     let first = hostname();
     assert!(first.starts_with("web"), "{first}");
-    set_mode(lab, "userspace");
+    lab.set_proxy_mode("userspace");
     for node in ["n1", "n2", "n3"] {
         until(&format!("{node} relays"), || is_userspace(lab, node, ip));
     }
@@ -143,7 +126,7 @@ fn go_over(lab: &Lab, ip: &str, url: &str) {
     };
     let second = relayed_to();
     assert!(second.starts_with("web"), "{second}");
-    set_mode(lab, "");
+    lab.set_proxy_mode("");
     until("n1 translates", || is_nftables(lab, "n1"));
     until("n2 translates", || {
         tables(lab, "n2").contains("table ip svcnet\n").then_some(())
@@ -219,7 +202,7 @@ fn a_mode_that_the_kernel_has_not_is_stood_in_for() {
         .matches("this host can not have the proxy mode that is asked for")
         .count();
     assert_eq!(said, 1, "{log}");
-    set_mode(&lab, "ipsv");
+    lab.set_proxy_mode("ipsv");
     until("the ConfigMap has an Event", || {
         let events = lab
             .kubectl(&["-n", "kube-system", "get", "events", "-o", "wide"])
@@ -227,7 +210,7 @@ fn a_mode_that_the_kernel_has_not_is_stood_in_for() {
         (events.contains("InvalidProxyConfiguration") && events.contains("ipsv")).then_some(())
     });
     assert_eq!(is_nftables(&lab, "n1"), Some(()), "the last good mode stays");
-    set_mode(&lab, "nftables");
+    lab.set_proxy_mode("nftables");
     until("it is as asked for", || {
         let status = lab.value("node/n1", "{.status.conditions[?(@.type==\"ProxyMode\")].status}");
         (status? == "True").then_some(())

@@ -242,10 +242,13 @@ pub(crate) fn start(
     if agent.runs("overlay") {
         role::start_overlay(process, ctx, cluster, &agent.network)?;
     }
-    let gate = if agent.runs("policy") {
-        Some(role::start_policy(process, ctx, cluster)?)
+    let (gate, judge) = if agent.runs("policy") {
+        // Who else gives addresses to pods may give the relays' away.
+        let relays = agent.runs("cni") && agent.runs("overlay");
+        let (gate, judge) = role::start_policy(process, ctx, cluster, relays)?;
+        (Some(gate), Some(judge))
     } else {
-        None
+        (None, None)
     };
     if agent.runs("cni") {
         role::start_cni(process, ctx, cluster, &agent.network, &agent.runtimes, gate)?;
@@ -254,7 +257,7 @@ pub(crate) fn start(
     let own: &[IpAddr] = if agent.runs("dns") { &cluster.dns } else { &[] };
     if agent.runs("proxy") {
         let announcer = agent.runs("announcer");
-        role::start_proxy(process, ctx, cluster, &agent.proxying, own, announcer);
+        role::start_proxy(process, ctx, cluster, &agent.proxying, own, announcer, judge);
     }
     if agent.runs("dns") {
         role::start_dns(process, ctx, cluster, agent.upstreams.clone())?;

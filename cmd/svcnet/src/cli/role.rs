@@ -18,8 +18,10 @@ use svcnet_node::{Machine, NodeRole};
 use svcnet_overlay::Overlay;
 use svcnet_policy::PolicyRole;
 use svcnet_policy::gate::Gate;
-use svcnet_proxy::{Mode, NodePortAddresses, Proxy, Scheduler, Sysctls};
+use svcnet_policy::judge::{Judge, Judged};
+use svcnet_proxy::{Admission, Admitted, Mode, NodePortAddresses, Protocol, Proxy, Scheduler, Sysctls};
 use svcnet_runtime::Context;
+use tokio::sync::watch;
 
 use super::beside::Instead;
 use super::flags::{Cluster, ClusterFlags, KubeconfigFlags, NodeFlags, OpsFlags, ProcessFlags};
@@ -236,16 +238,44 @@ pub(crate) fn start_cni(
 }
 
 /// Starts the enforcement of NetworkPolicies, for the families that pods have. What starts pods announces them at the
-/// gate.
-pub(crate) fn start_policy(process: &mut Process, ctx: &Context, cluster: &Cluster) -> anyhow::Result<Gate> {
+/// gate, relays ask the judge. `relays` says whether all pods' addresses are svcnet's to give.
+pub(crate) fn start_policy(
+    process: &mut Process,
+    ctx: &Context,
+    cluster: &Cluster,
+    relays: bool,
+) -> anyhow::Result<(Gate, Judge)> {
     let networks = cluster.cluster_cidr.iter();
     let config = svcnet_policy::Config {
         families: networks.map(|net| Family::of(net.addr())).collect(),
+        relays,
     };
     let role = PolicyRole::new(&config, ctx)?;
-    let gate = role.gate();
+    let ends = (role.gate(), role.judge());
     process.spawn("policy", role.run());
-    Ok(gate)
+    Ok(ends)
+}
+
+/// Relayed connections, judged by NetworkPolicies.
+#[derive(Debug)]
+struct PolicyAdmission(Judge);
+
+impl Admission for PolicyAdmission {
+    fn admits(&self, client: IpAddr, endpoint: SocketAddr, protocol: Protocol) -> Admitted {
+        let protocol = match protocol {
+            Protocol::Tcp => svcnet_policy::model::Protocol::TCP,
+            Protocol::Udp => svcnet_policy::model::Protocol::UDP,
+            Protocol::Sctp => svcnet_policy::model::Protocol::SCTP,
+        };
+        match self.0.judge(client, endpoint, protocol) {
+            Judged::Denied => Admitted::No,
+            Judged::Allowed { from } => Admitted::Yes { from },
+        }
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes()
+    }
 }
 
 /// Containers that the CNI daemon attaches, announced where they are isolated.
@@ -307,10 +337,15 @@ pub(crate) fn start_proxy(
     proxying: &Proxying,
     node_local: &[IpAddr],
     announcer: bool,
+    judge: Option<Judge>,
 ) {
     let mut config = proxy_config(cluster, proxying, node_local);
     config.strict_arp |= announcer;
-    process.spawn("proxy", Proxy::new(config, ctx).run());
+    let mut proxy = Proxy::new(config, ctx);
+    if let Some(judge) = judge {
+        proxy = proxy.with_admission(Arc::new(PolicyAdmission(judge)));
+    }
+    process.spawn("proxy", proxy.run());
 }
 
 /// How these flags run the proxy.
@@ -524,7 +559,7 @@ pub(crate) fn proxy(args: &ProxyArgs, given: &Given) -> anyhow::Result<ExitCode>
     let proxying = args.proxy.parse(&mut problems);
     args.alone.start(PROXY_OPS_PORT, problems, |process, ctx| {
         if let Some(cluster) = &cluster {
-            start_proxy(process, ctx, cluster, &proxying, &[], false);
+            start_proxy(process, ctx, cluster, &proxying, &[], false, None);
         }
         Ok(())
     })?;

@@ -95,6 +95,13 @@ impl PodCidr {
             IpAddr::V6(a) => IpAddr::V6(u128::from(a).saturating_add(1).into()),
         }
     }
+
+    /// The address from which the node's relays connect to pods of other nodes: the last of the range, which no pod ever
+    /// has. None in a range too small for that.
+    pub fn relay(self) -> Option<IpAddr> {
+        let last = self.0.broadcast();
+        (last != self.0.network() && last != self.gateway()).then_some(last)
+    }
 }
 
 /// One network, or two of different families separated by a comma (dual stack); the first is the primary one.
@@ -186,6 +193,18 @@ mod tests {
         assert_eq!(nth("fd00:10:96::/112", 10).as_deref(), Some("fd00:10:96::a"));
         assert_eq!(nth("fd00:10:96::/112", 1).as_deref(), Some("fd00:10:96::1"));
         assert_eq!(nth("10.96.0.0/30", 4), None);
+    }
+
+    #[test]
+    fn relays_have_the_last_address() {
+        let relay = |net: &str| net.parse::<PodCidr>().unwrap().relay().map(|ip| ip.to_string());
+        assert_eq!(relay("10.244.1.0/24").as_deref(), Some("10.244.1.255"));
+        assert_eq!(
+            relay("fd00:10:244:1::/64").as_deref(),
+            Some("fd00:10:244:1:ffff:ffff:ffff:ffff")
+        );
+        assert_eq!(relay("10.244.1.0/31"), None);
+        assert_eq!(relay("10.244.1.0/32"), None);
     }
 
     #[test]

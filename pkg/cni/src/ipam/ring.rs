@@ -103,7 +103,7 @@ impl RangeSet {
     }
 
     /// The first address after `after` that is not taken, going round: never a network's own (the VXLAN link's), the
-    /// gateway's, or an IPv4 network's last (broadcast). Looks at one address more than are taken.
+    /// gateway's, or its last (the relays', and for IPv4 broadcast). Looks at one address more than are taken.
     pub(super) fn next_free(&self, after: Option<IpAddr>, taken: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
         let at = after.and_then(|after| {
             let n = number(after);
@@ -190,13 +190,10 @@ fn range(conf: &RangeConf, cidrs: &[PodCidr]) -> Result<Range, RangeError> {
     })
 }
 
-/// The numbers that pods may have, both included.
+/// The numbers that pods may have, both included: not the last, which is the relays' (and for IPv4 a broadcast address).
 fn bounds(cidr: PodCidr) -> (u128, u128) {
     let first = number(cidr.gateway()).saturating_add(1);
-    let last = match cidr.net() {
-        IpNet::V4(net) => number(net.broadcast().into()).saturating_sub(1),
-        IpNet::V6(net) => number(net.broadcast().into()),
-    };
+    let last = number(cidr.net().broadcast()).saturating_sub(1);
     (first, last)
 }
 

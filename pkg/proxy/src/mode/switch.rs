@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::{Choice, in_turn};
+use crate::admission::Admission;
 use crate::backend::{Backend, Mode};
 use crate::engine::Engine;
 use crate::ipvs::{self, Ipvs, Left, Step, Timeouts, Tuning};
@@ -29,6 +30,8 @@ pub(crate) struct Openers {
     pub(crate) timeouts: Timeouts,
     /// Threads that relay, once there were any: connections of an earlier userspace mode go on in them.
     pub(crate) relays: Option<Arc<Relays>>,
+    /// Who says which client may reach which endpoint, where that is not the kernel.
+    pub(crate) admission: Option<Arc<dyn Admission>>,
 }
 
 impl Openers {
@@ -55,8 +58,11 @@ impl Openers {
             Mode::Userspace => {
                 let relays = match &self.relays {
                     Some(relays) => relays.clone(),
-                    None => Relays::start(&self.cluster_cidrs, self.sysctls.clone())
-                        .map_err(|error| error.to_string())?,
+                    None => {
+                        let (pods, sysctls) = (&self.cluster_cidrs, self.sysctls.clone());
+                        Relays::start(pods, sysctls, self.admission.clone())
+                            .map_err(|error| error.to_string())?
+                    }
                 };
                 self.relays = Some(relays.clone());
                 Ok(Box::new(Userspace::open(&relays)))

@@ -122,6 +122,7 @@ fn openers(dir: &std::path::Path) -> Openers {
         strict_arp: false,
         timeouts: Timeouts::default(),
         relays: None,
+        admission: None,
     }
 }
 

@@ -219,7 +219,7 @@ impl Held {
         placed: bool,
     ) -> io::Result<()> {
         let socket = sockets::open(key, door, placed)?;
-        let front = Arc::new(Front::new(self.shared.clone(), rules.clone()));
+        let front = Arc::new(Front::new(self.shared.clone(), key.protocol(), rules.clone()));
         let (closing, closed) = watch::channel(None);
         let hold = ip.and_then(|ip| self.shared.addresses.hold(ip));
         let socket = if key.protocol() == Protocol::Udp {

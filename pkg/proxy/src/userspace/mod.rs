@@ -7,6 +7,10 @@
 //! What the kernel does by itself needs nothing here: a port without a socket is refused, whether for want of endpoints or
 //! because no Service has it. What is to be dropped is dropped by a filter at the socket (`door.rs`).
 //!
+//! NetworkPolicies do not see clients behind relays, so relays ask about each connection ([`crate::admission`]), and heed changes
+//! while it stands: a new one that may go nowhere is left without an answer (TCP: after the handshake, which is the kernel's), one
+//! that stands is held, datagrams are lost. To pods of other nodes they connect from an address that says so (`source.rs`).
+//!
 //! What is lost against the other modes: pods see this node's address and not their clients'; every byte is copied through
 //! this process; SCTP; ports on which the host itself listens at all its addresses answer at those of Services too; and
 //! connections end with the process. Addresses that are local are answered for by ARP on every link, which would disturb
@@ -24,6 +28,7 @@ mod front;
 pub mod look;
 mod plan;
 mod sockets;
+mod source;
 mod tcp;
 mod udp;
 
@@ -39,6 +44,7 @@ use svcnet_netlink::{Rtnl, rt};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
+use crate::admission::Admission;
 use crate::backend::{self, Backend, Mode, Report};
 use crate::model::{Frontend, FrontendKey};
 use crate::node_ports::NodePortAddresses;
@@ -49,6 +55,7 @@ use apply::Held;
 use desired::{Desired, wanted};
 use front::Shared;
 use sockets::Limits;
+use source::Sources;
 
 /// Threads that relay.
 const WORKERS: usize = 2;
@@ -87,11 +94,15 @@ pub struct Relays {
 }
 
 impl Relays {
-    /// Starts the threads, in the network namespace of this one.
+    /// Starts the threads, in the network namespace of this one. Connections are made as `admission` says, if it is there.
     ///
     /// # Errors
     /// When threads or sockets to the kernel can not be had.
-    pub fn start(pod_networks: &[IpNet], sysctls: Sysctls) -> Result<Arc<Self>, Error> {
+    pub fn start(
+        pod_networks: &[IpNet],
+        sysctls: Sysctls,
+        admission: Option<Arc<dyn Admission>>,
+    ) -> Result<Arc<Self>, Error> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(WORKERS)
             .thread_name("proxy-relay")
@@ -103,9 +114,12 @@ impl Relays {
             runtime: Some(runtime),
             shared: Arc::new(Shared {
                 addresses: Addresses::open(sysctls)?,
+                sources: Sources::open()?,
                 pods: pod_networks.into(),
+                admission,
                 connections: Arc::new(Semaphore::new(limits.connections)),
                 sessions: Arc::new(Semaphore::new(limits.sessions)),
+                waiting: Arc::new(Semaphore::new(limits.waiting)),
             }),
             sockets_max: limits.sockets,
         }))
@@ -139,9 +153,10 @@ impl Userspace {
     /// A backend over these relays; does nothing yet.
     pub fn open(relays: &Arc<Relays>) -> Self {
         tracing::warn!(
-            "services are relayed on sockets: slower than in the kernel, pods and NetworkPolicies see this node's \
-             address instead of their clients', and connections end with this process"
+            "services are relayed on sockets: slower than in the kernel, pods see this node's address instead of their \
+             clients', and connections end with this process"
         );
+        relays.shared.sources.set_in_use(true);
         let inner = Arc::new(Mutex::new(Inner {
             desired: Desired::default(),
             held: Held::new(relays.shared.clone(), relays.sockets_max),
@@ -149,7 +164,7 @@ impl Userspace {
             node_port_networks: None,
         }));
         if let Some(runtime) = &relays.runtime {
-            runtime.spawn(keep(Arc::downgrade(&inner)));
+            runtime.spawn(keep(Arc::downgrade(&inner), relays.shared.sources.clone()));
         }
         Self {
             relays: relays.clone(),
@@ -270,6 +285,7 @@ impl Drop for Userspace {
     fn drop(&mut self) {
         self.run(|inner| {
             inner.held.close_all(GRACE);
+            self.relays.shared.sources.set_in_use(false);
             inner.desired = Desired::default();
             if let Err(error) = inner.converge() {
                 tracing::warn!(
@@ -282,7 +298,7 @@ impl Drop for Userspace {
 }
 
 /// Puts back what others take away, and tries again what could not be served, until the backend is gone.
-async fn keep(inner: Weak<Mutex<Inner>>) {
+async fn keep(inner: Weak<Mutex<Inner>>, sources: Sources) {
     let mut monitor = Monitor::open(&[Group::Route])
         .inspect_err(|error| tracing::warn!(%error, "addresses that somebody removes are not put back"))
         .ok();
@@ -295,6 +311,7 @@ async fn keep(inner: Weak<Mutex<Inner>>) {
             }
         };
         let Some(inner) = inner.upgrade() else { return };
+        sources.mend();
         let mut inner = lock(&inner);
         let needed = match &disturbed {
             None => inner.held.has_unserved(),
@@ -324,6 +341,7 @@ pub fn cleanup(sysctls: &Sysctls) -> Result<bool, Error> {
     for ip in &addresses {
         rtnl.delete_local_address(LocalFor::Relays, *ip)?;
     }
+    let sources = source::cleanup(&mut rtnl)?;
     let restored = sysctls.restore(Mode::Userspace, &SYSCTLS.map(|(name, _)| name))?;
-    Ok(restored || !addresses.is_empty())
+    Ok(restored || sources || !addresses.is_empty())
 }

@@ -82,16 +82,20 @@ pub(crate) struct Limits {
     pub(crate) connections: usize,
     /// UDP clients.
     pub(crate) sessions: usize,
+    /// TCP connections that may go nowhere, of one socket each.
+    pub(crate) waiting: usize,
 }
 
 impl Limits {
-    /// Half for frontends, a quarter each for TCP and UDP.
+    /// Half for frontends, a quarter each for TCP and UDP; of UDP's, a part for connections that wait.
     fn of(files: u64) -> Self {
         let quarter = usize::try_from(files.saturating_sub(FILES_OTHER) / 4).unwrap_or(usize::MAX / 4);
+        let waiting = quarter / 10;
         Self {
             sockets: quarter * 2,
             connections: quarter / 2,
-            sessions: quarter,
+            sessions: quarter - waiting,
+            waiting,
         }
     }
 
@@ -119,7 +123,8 @@ mod tests {
             Limits {
                 sockets: 10_000,
                 connections: 2_500,
-                sessions: 5_000
+                sessions: 4_500,
+                waiting: 500,
             }
         );
         assert_eq!(Limits::of(100).sockets, 0);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg};
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -19,6 +19,7 @@ use tokio::task::AbortHandle;
 use super::addresses::Hold;
 use super::desired::Rules;
 use super::front::{Chosen, Front};
+use super::tcp::leave_by;
 
 /// How long a client may be silent that has had no answer, and one that has: as conntrack's.
 const IDLE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(120));
@@ -37,13 +38,13 @@ pub(crate) struct Desk {
 }
 
 struct Client {
-    at: SocketAddr,
     line: Arc<Line>,
     task: AbortHandle,
 }
 
 /// The way to an endpoint.
 struct Line {
+    chosen: Chosen,
     socket: UdpSocket,
     used: Mutex<Instant>,
     answered: AtomicBool,
@@ -69,13 +70,30 @@ impl Desk {
 
     /// New clients go by these; those whose endpoint is not among them are to choose again.
     pub(crate) fn direct(&self, rules: &Rules) {
-        self.clients().retain(|_, client| {
-            let stays = rules.has(client.at);
-            if !stays {
-                client.task.abort();
-            }
-            stays
-        });
+        self.keep(|line| rules.has(line.chosen.at));
+    }
+
+    /// Forgets clients that are not to stay: what they send next is as from new ones.
+    fn keep(&self, stays: impl Fn(&Line) -> bool) {
+        // What they held goes when the lock is given back: that asks for other locks.
+        let gone: Vec<(Peer, Client)> = {
+            let mut clients = self.clients();
+            clients.extract_if(|_, client| !stays(&client.line)).collect()
+        };
+        for (_, client) in &gone {
+            client.task.abort();
+        }
+    }
+
+    /// Forgets clients whenever policies deny them their endpoint.
+    async fn heed(&self) {
+        let Some(mut changes) = self.front.shared.changes() else {
+            return std::future::pending().await;
+        };
+        while changes.changed().await.is_ok() {
+            self.keep(|line| line.chosen.is_admitted());
+        }
+        std::future::pending().await
     }
 
     /// Relays until told to close. Then the clients are forgotten: what they send next may go another way.
@@ -87,6 +105,7 @@ impl Desk {
         tokio::select! {
             biased;
             _ = closing.wait_for(Option::is_some) => {}
+            () = self.heed() => {}
             () = self.receive() => {}
         }
         for (_, client) in self.clients().drain() {
@@ -127,11 +146,14 @@ impl Desk {
     fn admit(self: &Arc<Self>, peer: Peer) -> Option<Arc<Line>> {
         let permit = self.front.shared.sessions.clone().try_acquire_owned().ok()?;
         let (client, local) = peer;
+        // One that may go nowhere is lost without a word, as in the kernel.
         let chosen = self
             .front
-            .choose(client.ip(), SocketAddr::new(local, self.port), &[])?;
-        let line = match line_to(chosen.at) {
+            .choose(client.ip(), SocketAddr::new(local, self.port), &[])
+            .ok()?;
+        let line = match line_to(&chosen) {
             Ok(socket) => Arc::new(Line {
+                chosen,
                 socket,
                 used: Mutex::new(Instant::now()),
                 answered: AtomicBool::new(false),
@@ -141,29 +163,27 @@ impl Desk {
                 return None;
             }
         };
-        let at = chosen.at;
         // Locked across the start, so that the task finds itself here when it ends.
         let mut clients = self.clients();
-        let task = tokio::spawn(self.clone().answer(peer, line.clone(), chosen, permit)).abort_handle();
+        let task = tokio::spawn(self.clone().answer(peer, line.clone(), permit)).abort_handle();
         clients.insert(
             peer,
             Client {
-                at,
                 line: line.clone(),
                 task,
             },
         );
-        Some(line)
+        drop(clients);
+        // A change that came since it was chosen has found nobody to forget.
+        if line.chosen.is_admitted() {
+            return Some(line);
+        }
+        self.keep(|kept| !std::ptr::eq(kept, &*line));
+        None
     }
 
     /// Sends answers back until there are none for a while.
-    async fn answer(
-        self: Arc<Self>,
-        peer: Peer,
-        line: Arc<Line>,
-        _chosen: Chosen,
-        _permit: OwnedSemaphorePermit,
-    ) {
+    async fn answer(self: Arc<Self>, peer: Peer, line: Arc<Line>, _permit: OwnedSemaphorePermit) {
         loop {
             tokio::select! {
                 ready = line.socket.readable() => {
@@ -215,15 +235,15 @@ impl Line {
     }
 }
 
-fn line_to(at: SocketAddr) -> io::Result<UdpSocket> {
-    let any: IpAddr = match at {
-        SocketAddr::V4(_) => [0; 4].into(),
-        SocketAddr::V6(_) => [0; 16].into(),
-    };
-    let socket = std::net::UdpSocket::bind((any, 0))?;
-    socket.connect(at)?;
-    socket.set_nonblocking(true)?;
-    UdpSocket::from_std(socket)
+fn line_to(chosen: &Chosen) -> io::Result<UdpSocket> {
+    let at = chosen.at;
+    let socket = Socket::new(Domain::for_address(at), Type::DGRAM.nonblocking(), None)?;
+    if let Some(source) = &chosen.from {
+        leave_by(&socket, source.ip)?;
+        socket.bind(&SocketAddr::new(source.ip, 0).into())?;
+    }
+    socket.connect(&at.into())?;
+    UdpSocket::from_std(socket.into())
 }
 
 /// A datagram, who sent it, and to which address.

@@ -87,7 +87,12 @@ impl World {
         let mut world = Self::bare(nftables);
         let sysctls = Sysctls::new(world.run_dir.path());
         let pods = ["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()];
-        world.relays = Some(world.node.run(|| Relays::start(&pods, sysctls).unwrap()).unwrap());
+        world.relays = Some(
+            world
+                .node
+                .run(|| Relays::start(&pods, sysctls, None).unwrap())
+                .unwrap(),
+        );
         world.with_engine()
     }
 

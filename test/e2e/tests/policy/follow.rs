@@ -25,7 +25,7 @@ fn an_established_connection_follows_a_change_of_policies() {
     }
     echo(&lab.namespace("web"), 7);
     let web: IpAddr = lab.pod_ip("web").parse().unwrap();
-    let mut streams = ["near", "far", "n1"].map(|from| connect(&lab.namespace(from), (web, 7)));
+    let mut streams = ["near", "far", "n1"].map(|from| connect(&lab.namespace(from), (web, 7)).unwrap());
     assert!(streams.iter_mut().all(echoes));
     let [near, far, node] = &mut streams;
     lab.apply(&deny("Ingress"));
@@ -42,7 +42,7 @@ fn an_established_connection_follows_a_change_of_policies() {
     // The way out likewise.
     echo(&lab.namespace("far"), 7);
     let far: IpAddr = lab.pod_ip("far").parse().unwrap();
-    let mut out = connect(&lab.namespace("web"), (far, 7));
+    let mut out = connect(&lab.namespace("web"), (far, 7)).unwrap();
     assert!(echoes(&mut out));
     lab.apply(&deny("Egress"));
     until("the connection out is cut", || (!echoes(&mut out)).then_some(()));

@@ -9,6 +9,7 @@
 
 mod follow;
 mod probe;
+mod relayed;
 mod spoof;
 mod told;
 mod truth;

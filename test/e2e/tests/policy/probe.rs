@@ -41,8 +41,8 @@ pub(crate) struct Prober {
 }
 
 enum Asked {
-    /// A connection in the making.
-    Tcp(Socket),
+    /// A connection in the making; whether a word was sent already.
+    Tcp(Socket, bool),
     /// A datagram was sent; an answer is awaited.
     Udp(Socket),
     /// A packet was sent; it is awaited at the other end.
@@ -96,7 +96,7 @@ fn ask(question: &Question) -> Asked {
             socket.set_nonblocking(true)?;
             match socket.connect(&address) {
                 Err(error) if error.raw_os_error() != Some(nix::libc::EINPROGRESS) => Err(error),
-                _ => Ok(Asked::Tcp(socket)),
+                _ => Ok(Asked::Tcp(socket, false)),
             }
         }),
         model::Protocol::UDP => Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)).and_then(|socket| {
@@ -152,7 +152,7 @@ pub(crate) fn round(probers: &[Prober], questions: &[Question], number: u32) -> 
         let arrived: Vec<HashSet<(IpAddr, u16)>> = probers.iter().map(Prober::arrived).collect();
         for (question, asked) in &mut asked {
             let yes = match asked {
-                Asked::Tcp(socket) => is_connected(socket),
+                Asked::Tcp(socket, sent) => is_answered(socket, sent),
                 Asked::Udp(socket) => {
                     matches!((&*socket).read(&mut [0; 64]), Ok(1..))
                 }
@@ -175,8 +175,12 @@ pub(crate) fn round(probers: &[Prober], questions: &[Question], number: u32) -> 
         .collect()
 }
 
-fn is_connected(socket: &Socket) -> bool {
-    socket.peer_addr().is_ok() && matches!(socket.take_error(), Ok(None))
+/// Whether a word came back; sends it once there is a connection. (One that a relay took is none yet.)
+fn is_answered(socket: &Socket, sent: &mut bool) -> bool {
+    if !*sent && socket.peer_addr().is_ok() {
+        *sent = socket.send(b"hostname\n").is_ok();
+    }
+    *sent && matches!((&*socket).read(&mut [0; 64]), Ok(1..))
 }
 
 /// An SCTP packet with an INIT chunk (RFC 9260, 3.3.2), as a client begins with; conntrack wants its checksum right.
@@ -230,15 +234,14 @@ pub(crate) fn echo(namespace: &str, port: u16) {
 }
 
 /// A connection from a namespace.
-pub(crate) fn connect(namespace: &str, to: (IpAddr, u16)) -> std::net::TcpStream {
+pub(crate) fn connect(namespace: &str, to: (IpAddr, u16)) -> std::io::Result<std::net::TcpStream> {
     let ns = NetNs::open(namespace).unwrap();
     let patience = Duration::from_secs(30);
     let stream = ns
         .run(|| std::net::TcpStream::connect_timeout(&to.into(), patience))
-        .unwrap()
-        .unwrap();
-    stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-    stream
+        .unwrap()?;
+    stream.set_read_timeout(Some(Duration::from_millis(300)))?;
+    Ok(stream)
 }
 
 /// Whether a word comes back by now.

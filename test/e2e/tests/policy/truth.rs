@@ -12,7 +12,7 @@ use svcnet_policy::view::{PodFacts, View};
 
 use crate::probe::{Prober, Question, round};
 
-const NAMESPACES: [&str; 3] = ["x", "y", "z"];
+pub(crate) const NAMESPACES: [&str; 3] = ["x", "y", "z"];
 const PODS: [&str; 3] = ["a", "b", "c"];
 /// What is asked of each pair: the two ports of TCP tell ports apart.
 const PORTS: [(Protocol, u16); 4] = [
@@ -72,7 +72,7 @@ fn selected(number: usize) -> Value {
 }
 
 /// The policy of a number. The lists have lengths without a common divisor, so that each item meets each other one.
-fn policy(number: usize, name: &str, namespace: &str) -> Value {
+pub(crate) fn policy(number: usize, name: &str, namespace: &str) -> Value {
     let rule = |peers_name: &str| {
         let mut rule = json!({"ports": ports(number)});
         rule[peers_name] = peers(number);
@@ -94,17 +94,17 @@ fn policy(number: usize, name: &str, namespace: &str) -> Value {
     })
 }
 
-struct Stage {
-    lab: Lab,
-    view: View,
+pub(crate) struct Stage {
+    pub(crate) lab: Lab,
+    pub(crate) view: View,
     probers: Vec<Prober>,
-    questions: Vec<Question>,
-    pods: Vec<(ObjectKey, Vec<IpAddr>)>,
+    pub(crate) questions: Vec<Question>,
+    pub(crate) pods: Vec<(ObjectKey, Vec<IpAddr>)>,
 }
 
 impl Stage {
-    fn new() -> Self {
-        let lab = Lab::up(&["--dual-stack"]);
+    /// Nine pods in a dual-stack lab, and questions about each pair.
+    pub(crate) fn new(lab: Lab) -> Self {
         let mut view = View::default();
         for namespace in NAMESPACES {
             // The third one has no label of ours.
@@ -129,30 +129,31 @@ impl Stage {
         let prober = |(key, _): &(ObjectKey, Vec<IpAddr>)| Prober::new(&lab.namespace(&key.name));
         Self {
             probers: pods.iter().map(prober).collect(),
-            questions: questions(&pods),
+            questions: questions(&pods, &PORTS),
             view,
             pods,
             lab,
         }
     }
 
-    fn expected(&self) -> Vec<bool> {
+    pub(crate) fn expected(&self) -> Vec<bool> {
         let judge = |question: &Question| {
             let of_family = |a: &&IpAddr| a.is_ipv6() == question.at.is_ipv6();
-            let from = self.pods[question.from].1.iter().find(of_family).unwrap();
+            let [from, to] =
+                [question.from, question.to].map(|pod| *self.pods[pod].1.iter().find(of_family).unwrap());
             let target = Target {
                 protocol: Some(question.protocol),
                 port: question.at.port(),
             };
             self.view
-                .judge(self.view.end(*from), self.view.end(question.at.ip()), target)
+                .judge(self.view.end(from), self.view.end(to), target)
                 .is_allowed()
         };
         self.questions.iter().map(judge).collect()
     }
 
     /// Waits until the packets say the same as the words.
-    fn check(&self, what: &str) {
+    pub(crate) fn check(&self, what: &str) {
         let expected = self.expected();
         let mut wrong = Vec::new();
         let tries = std::cell::Cell::new(0u32);
@@ -184,7 +185,7 @@ impl Stage {
         until(&format!("{what}: packets agree with the policies"), agrees);
     }
 
-    fn apply(&mut self, policies: &[Value]) {
+    pub(crate) fn apply(&mut self, policies: &[Value]) {
         self.lab
             .apply(&json!({"apiVersion": "v1", "kind": "List", "items": policies}).to_string());
         for object in policies {
@@ -217,17 +218,17 @@ fn pods(lab: &Lab, view: &mut View) -> Vec<(ObjectKey, Vec<IpAddr>)> {
     pods
 }
 
-/// From each pod to each other one, at each address and port.
-fn questions(pods: &[(ObjectKey, Vec<IpAddr>)]) -> Vec<Question> {
+/// From each pod to each other one, at each address that leads there, and port.
+pub(crate) fn questions(pods: &[(ObjectKey, Vec<IpAddr>)], ports: &[(Protocol, u16)]) -> Vec<Question> {
     let mut questions = Vec::new();
     for from in 0..pods.len() {
         for (to, (_, addresses)) in pods.iter().enumerate().filter(|(to, _)| *to != from) {
             for address in addresses {
-                questions.extend(PORTS.map(|(protocol, port)| Question {
+                questions.extend(ports.iter().map(|(protocol, port)| Question {
                     from,
                     to,
-                    at: SocketAddr::new(*address, port),
-                    protocol,
+                    at: SocketAddr::new(*address, *port),
+                    protocol: *protocol,
                 }));
             }
         }
@@ -237,7 +238,7 @@ fn questions(pods: &[(ObjectKey, Vec<IpAddr>)]) -> Vec<Question> {
 
 #[test]
 fn every_pair_of_nine_pods_under_sixty_policies() {
-    let mut stage = Stage::new();
+    let mut stage = Stage::new(Lab::up(&["--dual-stack"]));
     stage.check("without a policy");
     assert!(stage.expected().iter().all(|allowed| *allowed));
     let mut allowed_sometimes = vec![false; stage.questions.len()];

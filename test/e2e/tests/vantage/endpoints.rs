@@ -272,7 +272,7 @@ fn reached(
     of: &BTreeSet<IpAddr>,
 ) -> Option<BTreeSet<IpAddr>> {
     let (to, mark) = stage.target(&stage.service("many"), family, "vip");
-    let seen_as = stage.addresses(member);
+    let seen_as = stage.kept(member);
     let ask = || {
         let mut reached = BTreeSet::new();
         for _ in 0..count {

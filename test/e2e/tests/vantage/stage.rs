@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use svcnet_api::types::PodCidr;
 use svcnet_e2e::{Lab, until};
 use svcnet_netlink::netns::NetNs;
 
@@ -136,7 +137,7 @@ impl Stage {
         self.addresses.insert(pod.to_string(), addresses);
     }
 
-    /// On the segment, and what the overlay and the pods' bridge have: the first two of its pod network.
+    /// On the segment, what the overlay and the pods' bridge have: the first two of its pod network, and what its relays have.
     fn node_addresses(&self, node: &str, host: usize) -> Vec<IpAddr> {
         let segment = [format!("172.30.0.{host}"), format!("fd00:172:30::{host}")];
         let mut addresses: Vec<IpAddr> = segment.iter().map(|text| text.parse().unwrap()).collect();
@@ -151,7 +152,9 @@ impl Stage {
                 IpAddr::V4(network) => IpAddr::V4((network.to_bits() + 1).into()),
                 IpAddr::V6(network) => IpAddr::V6((network.to_bits() + 1).into()),
             };
+            let relay = cidr.parse::<PodCidr>().unwrap().relay();
             addresses.extend([network, gateway]);
+            addresses.extend(relay);
         }
         addresses
     }
@@ -198,6 +201,19 @@ impl Stage {
         self.addresses
             .get(member)
             .unwrap_or_else(|| panic!("nobody is called {member:?}"))
+    }
+
+    /// The addresses by which a pod may see a member whose address a rule of Services keeps. This is all that userspace mode
+    /// promises less: its relays connect from their node's address, whoever asks.
+    pub(crate) fn kept(&self, member: &str) -> Vec<IpAddr> {
+        match self.mode {
+            Mode::Nftables | Mode::Ipvs => self.addresses(member).to_vec(),
+            Mode::Userspace => NODES
+                .iter()
+                .flat_map(|node| self.addresses(node))
+                .copied()
+                .collect(),
+        }
     }
 
     /// The network namespace of a member.

@@ -1,8 +1,7 @@
 //! Tables of what must happen, and how they are checked.
 //!
 //! A line is `FROM … | TARGET | OUTCOME`, for each vantage in the first column, and holds for both families and in all proxy
-//! modes unless a last column says for which: `| v4`, `| ipvs`, `| v6 not ipvs`. Relays have no source but the node's own,
-//! so in userspace mode `kept` means any node. The outcome is `refused` (at once), `dropped` (silence), or who answers: `web2 kept, web3
+//! modes unless a last column says for which: `| v4`, `| ipvs`, `| v6 not ipvs`. The outcome is `refused` (at once), `dropped` (silence), or who answers: `web2 kept, web3
 //! by n1` means that connections are spread over both, that web2 sees the address of the one who asks and web3 one of
 //! node n1 (of one of several: `by n1 n2`). With `any:` before it, one of them is enough. Somebody else's answer is wrong, always.
 
@@ -13,7 +12,7 @@ use std::time::{Duration, Instant};
 use svcnet_netlink::netns::NetNs;
 
 use crate::probe::{self, Outcome, Transport};
-use crate::stage::{Family, Mode, NODES, Service, Stage};
+use crate::stage::{Family, Mode, Service, Stage};
 
 /// Until a change that was just made is in force on every node.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -137,19 +136,15 @@ impl Stage {
         if outcome == "dropped" {
             return Expected::Dropped;
         }
-        let of_family = |member: &str| -> Vec<IpAddr> {
-            let addresses = self.addresses(member).iter().copied();
+        let only = |mut addresses: Vec<IpAddr>| {
+            addresses.retain(|address| Family::of(*address) == family);
             addresses
-                .filter(|address| Family::of(*address) == family)
-                .collect()
         };
+        let of_family = |member: &str| only(self.addresses(member).to_vec());
         let by = outcome.split(',').map(|answer| {
             let words: Vec<&str> = answer.split_whitespace().collect();
             let seen = match words[1..] {
-                ["kept"] if self.mode == Mode::Userspace => {
-                    NODES.iter().flat_map(|node| of_family(node)).collect()
-                }
-                ["kept"] => of_family(vantage),
+                ["kept"] => only(self.kept(vantage)),
                 ["by", ref nodes @ ..] => nodes.iter().flat_map(|node| of_family(node)).collect(),
                 _ => panic!("not an answer: {answer:?}"),
             };

@@ -1,0 +1,120 @@
+//! The addresses that relays connect from where policies have been asked: made local with the first connection that needs
+//! one, and taken back when the mode has ended and the last such connection too.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use svcnet_netlink::local::LocalFor;
+use svcnet_netlink::{Rtnl, rt};
+
+struct Inner {
+    rtnl: Rtnl,
+    /// How many connections have each.
+    held: HashMap<IpAddr, usize>,
+    /// Whether the mode is in use: addresses stay then.
+    in_use: bool,
+}
+
+/// The addresses. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Sources(Arc<Mutex<Inner>>);
+
+/// Keeps an address while it is there.
+pub(crate) struct Source {
+    sources: Sources,
+    pub(crate) ip: IpAddr,
+}
+
+impl Sources {
+    pub(crate) fn open() -> Result<Self, rt::Error> {
+        let inner = Inner {
+            rtnl: Rtnl::open()?,
+            held: HashMap::new(),
+            in_use: false,
+        };
+        Ok(Self(Arc::new(Mutex::new(inner))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An address to connect from; none where it can not be had, which takes CAP_NET_ADMIN.
+    pub(crate) fn hold(&self, ip: IpAddr) -> Option<Source> {
+        let mut inner = self.lock();
+        if !inner.held.contains_key(&ip) {
+            if let Err(error) = inner.rtnl.claim_local_address(LocalFor::RelaySource, ip) {
+                tracing::debug!(%error, "no address for relays to connect from");
+                return None;
+            }
+            tracing::info!(src.addr = %ip, "relays connect from this address to pods of other nodes");
+            inner.held.insert(ip, 0);
+        }
+        *inner.held.entry(ip).or_default() += 1;
+        Some(Source {
+            sources: self.clone(),
+            ip,
+        })
+    }
+
+    /// Whether the mode is in use.
+    pub(crate) fn set_in_use(&self, in_use: bool) {
+        let mut inner = self.lock();
+        inner.in_use = in_use;
+        inner.tidy();
+    }
+
+    /// Makes the addresses local again that somebody has taken away.
+    pub(crate) fn mend(&self) {
+        let mut inner = self.lock();
+        for ip in inner.held.keys().copied().collect::<Vec<_>>() {
+            if let Err(error) = inner.rtnl.claim_local_address(LocalFor::RelaySource, ip) {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "relays can not connect from the address that other nodes expect"
+                );
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn tidy(&mut self) {
+        if self.in_use {
+            return;
+        }
+        let rtnl = &mut self.rtnl;
+        self.held.retain(|ip, count| {
+            if *count > 0 {
+                return true;
+            }
+            if let Err(error) = rtnl.delete_local_address(LocalFor::RelaySource, *ip) {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "an address stays that nothing needs"
+                );
+            }
+            false
+        });
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        let mut inner = self.sources.lock();
+        if let Some(count) = inner.held.get_mut(&self.ip) {
+            *count -= 1;
+        }
+        inner.tidy();
+    }
+}
+
+/// Takes back what an earlier process left, and says whether there was anything. Not while relays run.
+pub(crate) fn cleanup(rtnl: &mut Rtnl) -> Result<bool, rt::Error> {
+    let left = rtnl.local_addresses(LocalFor::RelaySource)?;
+    for ip in &left {
+        rtnl.delete_local_address(LocalFor::RelaySource, *ip)?;
+    }
+    Ok(!left.is_empty())
+}
