@@ -195,6 +195,7 @@ fn nft_prints_what_the_kernel_holds() {
         "type filter hook postrouting priority filter + 1; policy accept;",
         "ct reply ip saddr @ingress-pods goto ingress-pods comment \"pods that a policy isolates\"",
         "ct state invalid,untracked ip daddr @ingress-pods goto ingress-pods",
+        "ct original ip saddr @relays accept comment \"what relays of other nodes have judged\"",
         "fib saddr type local accept comment \"their own node\"",
         "ct original ip saddr . ct reply ip saddr @egress-selves accept comment \"themselves\"",
         "ct original ip saddr vmap @egress comment \"what their policies allow\"",

@@ -106,6 +106,31 @@ fn node_ports_answer_on_every_address_of_the_node() {
     }
 }
 
+/// On other addresses than those that are to answer, nobody listens; those that come later answer.
+#[test]
+fn node_ports_answer_only_where_they_are_to() {
+    let mut world = World::userspace();
+    world.restart_with_node_ports_on("192.0.2.0/24,localhost");
+    let web = service("web", "10.96.1.1", node_ports(json!({ "type": "NodePort" })));
+    world.apply_all(vec![web], vec![slice("web", &[A])]);
+    assert_eq!(ask(&world.node, "127.0.0.1:30080").unwrap().0, "a");
+    let port = format!("{NODE}:30080");
+    for from in [&world.client, &world.node] {
+        let error = connect(from, &port, PATIENCE).unwrap_err();
+        assert!(refused(&error), "{error}");
+        assert!(refused(&ask_udp(&udp(from, &port), PATIENCE).unwrap_err()));
+    }
+    world::ip(&world.node, "addr add 192.0.2.7/32 dev lo");
+    until("the new address answers", || {
+        connect(&world.b, "192.0.2.7:30080", PATIENCE).is_ok_and(|mut stream| ask_on(&mut stream).is_ok())
+    });
+    assert_eq!(
+        ask_udp(&udp(&world.b, "192.0.2.7:30080"), PATIENCE).unwrap().0,
+        "a"
+    );
+    assert_eq!(ask(&world.node, "127.0.0.1:30080").unwrap().0, "a");
+}
+
 #[test]
 fn ipv6_is_the_same() {
     let mut world = World::userspace();
@@ -175,6 +200,12 @@ fn source_ranges_let_in_only_who_is_in_them() {
     let error = connect(&world.client, "203.0.113.7:80", A_WHILE).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     assert!(ask_udp(&udp(&world.client, "203.0.113.7:80"), A_WHILE).is_err());
+    let error = connect(&world.node, "203.0.113.7:80", A_WHILE).unwrap_err();
+    assert_eq!(
+        error.kind(),
+        ErrorKind::TimedOut,
+        "the node itself is bound too: {error}"
+    );
     world.service(of(&format!("{CLIENT}/32")));
     assert_eq!(ask(&world.client, "203.0.113.7:80").unwrap().0, "a");
     assert_eq!(

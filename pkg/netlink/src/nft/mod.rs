@@ -23,6 +23,7 @@ pub(crate) mod batch;
 mod concat;
 mod dump;
 mod expr;
+mod field;
 mod listing;
 mod object;
 mod pods;
@@ -43,13 +44,13 @@ pub use expr::{
     CT_STATE_NEW, CT_STATE_NONE, CT_STATUS_DNAT, CmpOp, CtKey, DynsetOp, Expr, FibOf, Header, MetaKey,
     NAT_FULLY_RANDOM, Numgen, RTN_LOCAL, Reg, Reject,
 };
+pub use field::{ChosenBy, Field};
 pub use listing::Listing;
 pub use object::{
     Base, Chain, ChainKind, DataType, Family, Hook, MapOf, PRIORITY_DSTNAT, PRIORITY_FILTER, PRIORITY_RAW,
     PRIORITY_SRCNAT, Rule, Set, Table, Verdict,
 };
 pub use pods::EtherType;
-pub use rule::{ChosenBy, Field};
 pub use ruleset::Ruleset;
 pub use socket::{Error, Socket};
 pub use userdata::TypeOf;

@@ -2,8 +2,8 @@
 //! translations on its way, and the ends that its frame claims.
 
 use super::expr::{CT_STATE_NONE, CmpOp, CtKey, Expr, Header, MetaKey, Reg};
+use super::field::Field;
 use super::object::{Family, Rule};
-use super::rule::Field;
 
 /// Bytes of a link's name, as registers hold it (`IFNAMSIZ`).
 const IFNAMSIZ: usize = 16;

@@ -65,7 +65,8 @@ impl Openers {
                     }
                 };
                 self.relays = Some(relays.clone());
-                Ok(Box::new(Userspace::open(&relays)))
+                let backend = Userspace::open(&relays).map_err(|error| error.to_string())?;
+                Ok(Box::new(backend))
             }
         }
     }

@@ -37,7 +37,8 @@ struct Socket {
     door: Door,
     rules: Arc<Rules>,
     front: Arc<Front>,
-    socket: Listening,
+    /// One, or one for each address that a node port answers on.
+    listening: Vec<Listening>,
     closing: watch::Sender<Option<Duration>>,
 }
 
@@ -218,28 +219,29 @@ impl Held {
         ip: Option<IpAddr>,
         placed: bool,
     ) -> io::Result<()> {
-        let socket = sockets::open(key, door, placed)?;
         let front = Arc::new(Front::new(self.shared.clone(), key.protocol(), rules.clone()));
         let (closing, closed) = watch::channel(None);
-        let hold = ip.and_then(|ip| self.shared.addresses.hold(ip));
-        let socket = if key.protocol() == Protocol::Udp {
-            let desk = Arc::new(Desk::new(
-                UdpSocket::from_std(socket.into())?,
-                front.clone(),
-                key.port(),
-            ));
-            tokio::spawn(desk.clone().serve(closed, hold));
-            Listening::Udp(desk)
-        } else {
-            let listener = Arc::new(TcpListener::from_std(socket.into())?);
-            tokio::spawn(tcp::serve(listener.clone(), front.clone(), closed, hold));
-            Listening::Tcp(listener)
-        };
+        let mut listening = Vec::new();
+        for at in sockets::places(key, door) {
+            // An address of the node may be about to come.
+            let socket = sockets::open(key, at, door, placed || door.at.is_some())?;
+            let hold = ip.and_then(|ip| self.shared.addresses.hold(ip));
+            listening.push(if key.protocol() == Protocol::Udp {
+                let socket = UdpSocket::from_std(socket.into())?;
+                let desk = Arc::new(Desk::new(socket, front.clone(), key.port()));
+                tokio::spawn(desk.clone().serve(closed.clone(), hold));
+                Listening::Udp(desk)
+            } else {
+                let listener = Arc::new(TcpListener::from_std(socket.into())?);
+                tokio::spawn(tcp::serve(listener.clone(), front.clone(), closed.clone(), hold));
+                Listening::Tcp(listener)
+            });
+        }
         let held = Socket {
             door: door.clone(),
             rules: rules.clone(),
             front,
-            socket,
+            listening,
             closing,
         };
         self.sockets.insert(key, held);
@@ -250,11 +252,13 @@ impl Held {
         let Some(held) = self.sockets.get_mut(&key) else {
             return Ok(());
         };
-        let socket = match &held.socket {
-            Listening::Tcp(listener) => SockRef::from(&**listener),
-            Listening::Udp(desk) => SockRef::from(desk.socket()),
-        };
-        sockets::guard(socket, door, key.family() == Family::Ip6).map_err(|error| error.to_string())?;
+        for listening in &held.listening {
+            let socket = match listening {
+                Listening::Tcp(listener) => SockRef::from(&**listener),
+                Listening::Udp(desk) => SockRef::from(desk.socket()),
+            };
+            sockets::guard(socket, door, key.family() == Family::Ip6).map_err(|error| error.to_string())?;
+        }
         held.door = door.clone();
         Ok(())
     }
@@ -264,8 +268,10 @@ impl Held {
             return;
         };
         held.front.direct(rules.clone());
-        if let Listening::Udp(desk) = &held.socket {
-            desk.direct(rules);
+        for listening in &held.listening {
+            if let Listening::Udp(desk) = listening {
+                desk.direct(rules);
+            }
         }
         held.rules = rules.clone();
     }

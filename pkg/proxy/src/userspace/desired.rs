@@ -1,6 +1,6 @@
 //! From frontends to what sockets should do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -75,6 +75,20 @@ pub(crate) struct Desired {
 }
 
 impl Desired {
+    /// Has node ports answer on these addresses, if not on all. Whether that is news to any.
+    pub(crate) fn listen_at(&mut self, at: Option<&[IpAddr]>) -> bool {
+        let mut changed = false;
+        for (key, wanted) in &mut self.wanted {
+            if let (FrontendKey::NodePort { .. }, Wanted::Relay { door, .. }) = (key, wanted)
+                && door.at.as_deref() != at
+            {
+                door.at = at.map(Into::into);
+                changed = true;
+            }
+        }
+        changed
+    }
+
     /// Puts a frontend in, or takes it away.
     pub(crate) fn set(&mut self, key: FrontendKey, wanted: Option<Wanted>) {
         let is = wanted.is_some();
@@ -100,15 +114,24 @@ impl Desired {
     }
 }
 
-/// What becomes of a frontend on a node with these pod networks, whose node ports answer on these, if not on all addresses.
-pub(crate) fn wanted(frontend: &Frontend, pods: &[IpNet], node_ports: Option<&[IpNet]>) -> Wanted {
+/// The addresses of a node that lie in these networks, out of all that its links have; in order.
+pub(crate) fn listen_at(networks: &[IpNet], own: impl IntoIterator<Item = IpAddr>) -> Box<[IpAddr]> {
+    let answers = |ip: &IpAddr| networks.iter().any(|net| net.contains(ip)) && !is_link_local(*ip);
+    let found: BTreeSet<IpAddr> = own.into_iter().filter(answers).collect();
+    found.into_iter().collect()
+}
+
+/// Whether it is an address that takes a link to be one.
+fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
+/// What becomes of a frontend on a node with these pod networks, whose node ports answer on these addresses, if not on all.
+pub(crate) fn wanted(frontend: &Frontend, pods: &[IpNet], node_ports: Option<&[IpAddr]>) -> Wanted {
     if frontend.key.protocol() == Protocol::Sctp {
         return Wanted::Impossible("userspace mode relays TCP and UDP, not SCTP");
     }
-    let mut from = match &frontend.sources {
-        Some(networks) => From::Only(networks.clone()),
-        None => From::Everybody,
-    };
+    let mut from = From::Everybody;
     let inside = match &frontend.fate {
         Fate::NoEndpoints => return Wanted::Nobody,
         Fate::OnlyElsewhere => {
@@ -122,16 +145,23 @@ pub(crate) fn wanted(frontend: &Frontend, pods: &[IpNet], node_ports: Option<&[I
         Some(Fate::Balance(endpoints)) => Some(endpoints.as_slice().into()),
         // Others than pods and the node are dropped, whatever the reason: a socket that is there can not refuse.
         Some(Fate::OnlyElsewhere | Fate::NoEndpoints) => {
-            from = from.and(From::Only(pods.into()));
+            // Unless they are dropped all the same.
+            if from == From::Everybody {
+                from = From::Inside(pods.into());
+            }
             None
         }
     };
-    let to = match frontend.key {
+    let at = match frontend.key {
         FrontendKey::Address { .. } => None,
         FrontendKey::NodePort { .. } => node_ports.map(Into::into),
     };
     Wanted::Relay {
-        door: Door { from, to },
+        door: Door {
+            sources: frontend.sources.clone(),
+            from,
+            at,
+        },
         rules: Arc::new(Rules {
             inside,
             outside,

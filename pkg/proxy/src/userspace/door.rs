@@ -9,21 +9,23 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use socket2::SockFilter;
 
-/// Who may send to a socket, and where to.
+/// Where a frontend listens, and who may send there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Door {
+    /// The networks that everybody must come from, this node too.
+    pub(crate) sources: Option<Box<[IpNet]>>,
     pub(crate) from: From,
-    /// The networks that the socket's own address must lie in, if it is bound to all addresses and is to answer on some.
-    pub(crate) to: Option<Box<[IpNet]>>,
+    /// The addresses of this node that a node port answers on, if not on all. At others the kernel refuses.
+    pub(crate) at: Option<Box<[IpAddr]>>,
 }
 
-/// Who may send to a socket.
+/// Who of those may send to a socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum From {
     /// Everybody.
     Everybody,
     /// This node itself, and these networks.
-    Only(Box<[IpNet]>),
+    Inside(Box<[IpNet]>),
     /// Nobody.
     Nobody,
 }
@@ -32,70 +34,47 @@ impl fmt::Display for Door {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.from {
             From::Everybody => f.write_str("for everybody")?,
-            From::Only(networks) => {
+            From::Inside(networks) => {
                 f.write_str("for this node")?;
                 networks.iter().try_for_each(|net| write!(f, " {net}"))?;
             }
             From::Nobody => f.write_str("for nobody")?,
         }
-        if let Some(networks) = &self.to {
-            f.write_str(" on")?;
+        if let Some(networks) = &self.sources {
+            f.write_str(" from")?;
             networks.iter().try_for_each(|net| write!(f, " {net}"))?;
+        }
+        if let Some(addresses) = &self.at {
+            f.write_str(" on")?;
+            addresses.iter().try_for_each(|ip| write!(f, " {ip}"))?;
         }
         Ok(())
     }
 }
 
-impl From {
-    /// Who passes both.
-    pub(crate) fn and(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::Nobody, _) | (_, Self::Nobody) => Self::Nobody,
-            (Self::Everybody, other) | (other, Self::Everybody) => other,
-            (Self::Only(a), Self::Only(b)) => {
-                // Of two networks, one lies in the other or they share nothing.
-                let both = a.iter().flat_map(|x| b.iter().map(move |y| (x, y)));
-                let narrow = both.filter_map(|(x, y)| {
-                    if x.contains(y) {
-                        Some(*y)
-                    } else {
-                        y.contains(x).then_some(*x)
-                    }
-                });
-                Self::Only(narrow.collect())
-            }
-        }
-    }
-}
-
 impl Door {
-    /// The filter for a socket; none lets all in.
+    /// The filter for a socket; none lets all in. A longer one than the kernel takes (`BPF_MAXINSNS`) is refused by it: nobody is let
+    /// in wrongly by one that is cut.
     pub(crate) fn filter(&self, ipv6: bool) -> Option<Vec<SockFilter>> {
         if self.from == From::Nobody {
             return Some(vec![instruction(RETURN, 0, 0, NOTHING)]);
         }
         let mut filter = Vec::new();
-        if let Some(networks) = &self.to {
-            filter = to_these(networks, ipv6);
+        if let Some(networks) = &self.sources {
+            filter = only_from(networks, ipv6);
         }
         match &self.from {
             From::Everybody | From::Nobody if filter.is_empty() => return None,
             From::Everybody | From::Nobody => filter.push(instruction(RETURN, 0, 0, EVERYTHING)),
-            From::Only(networks) => {
+            From::Inside(networks) => {
                 filter.extend([
                     instruction(LOAD_WORD, 0, 0, INTERFACE),
                     instruction(JUMP_IF_EQUAL, 0, 1, svcnet_netlink::local::LOOPBACK),
                     instruction(RETURN, 0, 0, EVERYTHING),
                 ]);
                 for net in networks.iter().filter(|net| net.addr().is_ipv6() == ipv6) {
-                    compare(
-                        net,
-                        Side::Source,
-                        instruction(RETURN, 0, 0, EVERYTHING),
-                        &mut filter,
-                    );
+                    compare(net, instruction(RETURN, 0, 0, EVERYTHING), &mut filter);
                 }
-                // A longer one is refused by the kernel (BPF_MAXINSNS): nobody is let in wrongly by one that is cut.
                 filter.push(instruction(RETURN, 0, 0, NOTHING));
             }
         }
@@ -103,14 +82,14 @@ impl Door {
     }
 }
 
-/// Drops what is not to one of these networks, and goes on behind its last instruction with what is.
-fn to_these(networks: &[IpNet], ipv6: bool) -> Vec<SockFilter> {
+/// Drops what is not from one of these networks, and goes on behind its last instruction with what is.
+fn only_from(networks: &[IpNet], ipv6: bool) -> Vec<SockFilter> {
     // From the last to the first, since each jumps over those behind it.
     let mut behind = vec![instruction(RETURN, 0, 0, NOTHING)];
     for net in networks.iter().rev().filter(|net| net.addr().is_ipv6() == ipv6) {
         let over = u32::try_from(behind.len()).unwrap_or(u32::MAX);
         let mut these = Vec::new();
-        compare(net, Side::Destination, instruction(JUMP, 0, 0, over), &mut these);
+        compare(net, instruction(JUMP, 0, 0, over), &mut these);
         these.append(&mut behind);
         behind = these;
     }
@@ -140,28 +119,14 @@ fn instruction(code: u16, if_so: u8, if_not: u8, value: u32) -> SockFilter {
     SockFilter::new(code, if_so, if_not, value)
 }
 
-/// Which address of a packet.
-#[derive(Clone, Copy)]
-enum Side {
-    Source,
-    Destination,
+/// Where the source address is in a header.
+fn source_offset(ipv6: bool) -> u32 {
+    if ipv6 { 8 } else { 12 }
 }
 
-impl Side {
-    /// Where it is in the header.
-    fn offset(self, ipv6: bool) -> u32 {
-        match (self, ipv6) {
-            (Self::Source, false) => 12,
-            (Self::Destination, false) => 16,
-            (Self::Source, true) => 8,
-            (Self::Destination, true) => 24,
-        }
-    }
-}
-
-/// Does that where the address lies in the network, or goes on behind.
-fn compare(net: &IpNet, side: Side, then: SockFilter, filter: &mut Vec<SockFilter>) {
-    let offset = side.offset(net.addr().is_ipv6());
+/// Does that where the source address lies in the network, or goes on behind.
+fn compare(net: &IpNet, then: SockFilter, filter: &mut Vec<SockFilter>) {
+    let offset = source_offset(net.addr().is_ipv6());
     let (address, mask): (Vec<u8>, Vec<u8>) = match (net.network(), net.netmask()) {
         (IpAddr::V4(address), IpAddr::V4(mask)) => (address.octets().into(), mask.octets().into()),
         (IpAddr::V6(address), IpAddr::V6(mask)) => (address.octets().into(), mask.octets().into()),
@@ -193,40 +158,24 @@ mod tests {
         networks.iter().map(|net| net.parse().unwrap()).collect()
     }
 
-    fn only(list: &[&str]) -> From {
-        From::Only(networks(list))
-    }
-
-    #[test]
-    fn both_are_passed_by_those_that_each_lets_in() {
-        let ranges = only(&["10.0.0.0/8", "192.0.2.0/24"]);
-        assert_eq!(ranges.clone().and(From::Everybody), ranges);
-        assert_eq!(From::Nobody.and(ranges.clone()), From::Nobody);
-        let pods = only(&["10.244.0.0/16", "fd00::/32"]);
-        assert_eq!(ranges.clone().and(pods.clone()), only(&["10.244.0.0/16"]));
-        assert_eq!(pods.and(ranges), only(&["10.244.0.0/16"]));
-    }
-
     #[test]
     fn each_network_is_a_few_instructions() {
-        let length = |from: From, to: Option<&[&str]>, ipv6| {
+        let length = |sources: Option<&[&str]>, from: From, ipv6| {
             let door = Door {
+                sources: sources.map(networks),
                 from,
-                to: to.map(networks),
+                at: None,
             };
             door.filter(ipv6).map(|filter| filter.len())
         };
-        assert_eq!(length(From::Everybody, None, false), None);
-        assert_eq!(length(From::Nobody, Some(&["10.0.0.0/8"]), false), Some(1));
-        let three = only(&["10.0.0.0/8", "0.0.0.0/0", "fd00::/48"]);
-        assert_eq!(length(three, None, false), Some(3 + 4 + 1 + 1));
-        assert_eq!(
-            length(only(&["10.0.0.0/8", "fd00::/48"]), None, true),
-            Some(3 + 7 + 1)
-        );
-        assert_eq!(
-            length(From::Everybody, Some(&["10.0.0.0/8", "fd00::/32"]), false),
-            Some(4 + 1 + 1)
-        );
+        assert_eq!(length(None, From::Everybody, false), None);
+        assert_eq!(length(Some(&["10.0.0.0/8"]), From::Nobody, false), Some(1));
+        let three = From::Inside(networks(&["10.0.0.0/8", "0.0.0.0/0", "fd00::/48"]));
+        assert_eq!(length(None, three, false), Some(3 + 4 + 1 + 1));
+        let two = From::Inside(networks(&["10.0.0.0/8", "fd00::/48"]));
+        assert_eq!(length(None, two.clone(), true), Some(3 + 7 + 1));
+        let sources = ["10.0.0.0/8", "fd00::/32"];
+        assert_eq!(length(Some(&sources), From::Everybody, false), Some(4 + 1 + 1));
+        assert_eq!(length(Some(&sources), two, false), Some(4 + 1 + 3 + 4 + 1));
     }
 }

@@ -9,10 +9,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::IpNet;
 use svcnet_netlink::Rtnl;
 use svcnet_netlink::local::LocalFor;
-use svcnet_netlink::nft::Family;
 
 use super::Error;
-use super::desired::{Desired, Wanted, wanted};
+use super::desired::{Desired, Wanted, listen_at, wanted};
+use super::sockets;
 use crate::model::{Frontend, FrontendKey, Protocol};
 
 /// The kernel's lists of sockets, of the thread's network namespace: protocol, and the state of those that take what
@@ -130,11 +130,16 @@ pub struct Difference {
 impl Difference {
     /// What there is to do for a frontend, or why nothing can be.
     pub fn of(&self, key: FrontendKey) -> Vec<String> {
-        let place = place(key);
+        let at = match key {
+            FrontendKey::Address { ip, .. } => Some(ip),
+            FrontendKey::NodePort { .. } => None,
+        };
         let concerns = |operation: &&Operation| match operation {
-            Operation::Place(ip) | Operation::Release(ip) => place.ip() == *ip,
+            Operation::Place(ip) | Operation::Release(ip) => at == Some(*ip),
             Operation::Open(other) => *other == key,
-            Operation::Close(protocol, at) => (*protocol, *at) == (key.protocol(), place),
+            Operation::Close(protocol, place) => {
+                *protocol == key.protocol() && place.port() == key.port() && at == Some(place.ip())
+            }
         };
         let impossible = self.impossible.iter().filter(|(other, _)| *other == key);
         let operations = self.operations.iter().filter(concerns).map(ToString::to_string);
@@ -142,20 +147,6 @@ impl Difference {
             .chain(impossible.map(|(_, why)| (*why).to_string()))
             .collect()
     }
-}
-
-/// Where a frontend listens.
-fn place(key: FrontendKey) -> SocketAddr {
-    let ip = match key {
-        FrontendKey::Address { ip, .. } => ip,
-        FrontendKey::NodePort {
-            family: Family::Ip, ..
-        } => Ipv4Addr::UNSPECIFIED.into(),
-        FrontendKey::NodePort {
-            family: Family::Ip6, ..
-        } => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    SocketAddr::new(ip, key.port())
 }
 
 /// Compares; `node_ports` are the networks of addresses that node ports answer on, if not all.
@@ -166,6 +157,8 @@ pub fn diff(
     node_ports: Option<&[IpNet]>,
 ) -> Difference {
     let mut desired = Desired::default();
+    let node_ports = node_ports.map(|networks| listen_at(networks, seen.own.iter().copied()));
+    let node_ports = node_ports.as_deref();
     for frontend in frontends {
         desired.set(frontend.key, Some(wanted(&frontend, pods, node_ports)));
     }
@@ -179,13 +172,14 @@ pub fn diff(
         .operations
         .extend(missing.map(|ip| Operation::Place(*ip)));
     for (key, wanted) in &desired.wanted {
-        let at = (key.protocol(), place(*key));
         match wanted {
-            Wanted::Relay { .. } => {
-                listen.insert(at);
-                if !seen.listening.contains(&at) {
+            Wanted::Relay { door, .. } => {
+                let places = sockets::places(*key, door).into_iter();
+                let places: Vec<Listening> = places.map(|at| (key.protocol(), at)).collect();
+                if !places.iter().all(|place| seen.listening.contains(place)) {
                     difference.operations.push(Operation::Open(*key));
                 }
+                listen.extend(places);
             }
             Wanted::Nobody => {}
             Wanted::Impossible(why) => difference.impossible.push((*key, *why)),

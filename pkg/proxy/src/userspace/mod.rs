@@ -147,29 +147,38 @@ struct Inner {
     /// What `--nodeport-addresses` says, and which networks that is.
     node_ports: NodePortAddresses,
     node_port_networks: Option<Vec<IpNet>>,
+    /// The node's addresses in them.
+    node_port_addresses: Option<Box<[IpAddr]>>,
+    rtnl: Rtnl,
 }
 
 impl Userspace {
     /// A backend over these relays; does nothing yet.
-    pub fn open(relays: &Arc<Relays>) -> Self {
+    ///
+    /// # Errors
+    /// When a socket to the kernel can not be had.
+    pub fn open(relays: &Arc<Relays>) -> Result<Self, Error> {
+        let rtnl = Rtnl::open()?;
         tracing::warn!(
             "services are relayed on sockets: slower than in the kernel, pods see this node's address instead of their \
              clients', and connections end with this process"
         );
-        relays.shared.sources.set_in_use(true);
+        relays.shared.sources.begin();
         let inner = Arc::new(Mutex::new(Inner {
             desired: Desired::default(),
             held: Held::new(relays.shared.clone(), relays.sockets_max),
             node_ports: NodePortAddresses::default(),
             node_port_networks: None,
+            node_port_addresses: None,
+            rtnl,
         }));
         if let Some(runtime) = &relays.runtime {
             runtime.spawn(keep(Arc::downgrade(&inner), relays.shared.sources.clone()));
         }
-        Self {
+        Ok(Self {
             relays: relays.clone(),
             inner,
-        }
+        })
     }
 
     fn run<T>(&self, body: impl FnOnce(&mut Inner) -> T) -> T {
@@ -185,7 +194,7 @@ fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
 
 impl Inner {
     fn set(&mut self, key: FrontendKey, frontend: Option<&Frontend>, pods: &[IpNet]) {
-        let node_ports = self.node_port_networks.as_deref();
+        let node_ports = self.node_port_addresses.as_deref();
         let wanted = frontend.map(|frontend| wanted(frontend, pods, node_ports));
         self.desired.set(key, wanted);
     }
@@ -198,7 +207,24 @@ impl Inner {
         changed
     }
 
+    /// Looks which addresses of the node node ports answer on.
+    fn look_at_addresses(&mut self) -> Result<(), Error> {
+        self.node_port_addresses = match &self.node_port_networks {
+            None => None,
+            Some(networks) => {
+                let own = self.rtnl.addresses(None)?.into_iter();
+                Some(desired::listen_at(
+                    networks,
+                    own.map(|address| address.net.addr()),
+                ))
+            }
+        };
+        self.desired.listen_at(self.node_port_addresses.as_deref());
+        Ok(())
+    }
+
     fn converge(&mut self) -> Result<Report, Error> {
+        self.look_at_addresses()?;
         let observed = self.held.observe()?;
         let plan = plan::all(&self.desired, &observed);
         Ok(self.carry_out(&plan))
@@ -233,6 +259,8 @@ impl Backend for Userspace {
                 inner.held.close_all(Duration::ZERO);
             }
             inner.desired = Desired::default();
+            // Once for all of them.
+            inner.look_at_addresses()?;
             for frontend in frontends {
                 inner.set(frontend.key, Some(&frontend), pods);
             }
@@ -285,7 +313,7 @@ impl Drop for Userspace {
     fn drop(&mut self) {
         self.run(|inner| {
             inner.held.close_all(GRACE);
-            self.relays.shared.sources.set_in_use(false);
+            self.relays.shared.sources.end();
             inner.desired = Desired::default();
             if let Err(error) = inner.converge() {
                 tracing::warn!(
@@ -299,7 +327,7 @@ impl Drop for Userspace {
 
 /// Puts back what others take away, and tries again what could not be served, until the backend is gone.
 async fn keep(inner: Weak<Mutex<Inner>>, sources: Sources) {
-    let mut monitor = Monitor::open(&[Group::Route])
+    let mut monitor = Monitor::open(&[Group::Route, Group::Address])
         .inspect_err(|error| tracing::warn!(%error, "addresses that somebody removes are not put back"))
         .ok();
     loop {
@@ -318,6 +346,7 @@ async fn keep(inner: Weak<Mutex<Inner>>, sources: Sources) {
             Some(Err(_)) => true,
             Some(Ok(events)) => events.iter().any(|event| match event {
                 Event::LocalDeleted(ip) => inner.desired.addresses.contains_key(ip),
+                Event::Address(..) => inner.node_port_networks.is_some(),
                 event => *event == Event::Lost,
             }),
         };

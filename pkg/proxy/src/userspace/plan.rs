@@ -106,6 +106,11 @@ fn plan(
         match (wanted, is) {
             (Some((door, rules)), None) => first.push(Operation::Open(key, door.clone(), rules.clone())),
             (None, Some(_)) => first.push(Operation::Close(key)),
+            (Some((door, rules)), Some((is_door, _))) if door.at != is_door.at => {
+                // Connections stay, as with each socket that is closed.
+                first.push(Operation::Close(key));
+                first.push(Operation::Open(key, door.clone(), rules.clone()));
+            }
             (Some((door, rules)), Some((is_door, is_rules))) => {
                 // Who is let in goes before: nobody is sent where only others may go.
                 if door != is_door {

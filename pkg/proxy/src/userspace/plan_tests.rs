@@ -24,7 +24,11 @@ fn carry_out(plan: &Plan, observed: &mut Observed) {
                 }
                 assert_eq!(observed.sockets.insert(key, (door, rules)), None, "{key} is open");
             }
-            Operation::Guard(key, door) => observed.sockets.get_mut(&key).unwrap().0 = door,
+            Operation::Guard(key, door) => {
+                let held = observed.sockets.get_mut(&key).unwrap();
+                assert_eq!(held.0.at, door.at, "{key} listens elsewhere");
+                held.0 = door;
+            }
             Operation::Direct(key, rules) => observed.sockets.get_mut(&key).unwrap().1 = rules,
             Operation::Close(key) => assert!(observed.sockets.remove(&key).is_some(), "{key} is closed"),
         }
@@ -53,7 +57,7 @@ fn wishes() -> impl Strategy<Value = Option<Wanted>> {
     let door = prop_oneof![
         Just(From::Everybody),
         Just(From::Nobody),
-        Just(From::Only(["10.0.0.0/8".parse().unwrap()].into()))
+        Just(From::Inside(["10.0.0.0/8".parse().unwrap()].into()))
     ];
     let relay = (door, 1..4u8).prop_map(|(from, count)| {
         let endpoint = |n| Endpoint {
@@ -68,7 +72,11 @@ fn wishes() -> impl Strategy<Value = Option<Wanted>> {
             scheduler: Scheduler::Random,
             affinity: None,
         };
-        let door = Door { from, to: None };
+        let door = Door {
+            sources: None,
+            from,
+            at: (count == 3).then(|| [[192, 0, 2, count].into()].into()),
+        };
         Some(Wanted::Relay {
             door,
             rules: Arc::new(rules),

@@ -16,21 +16,26 @@ const BACKLOG: i32 = 4096;
 /// Of the files that may be open, the rest of the process has so many.
 const FILES_OTHER: u64 = 512;
 
-/// A socket for a frontend, bound, and listening if it is of TCP. With `anywhere` the address need not be there.
-pub(crate) fn open(key: FrontendKey, door: &Door, anywhere: bool) -> io::Result<Socket> {
-    let at = match key {
-        FrontendKey::Address { ip, port, .. } => SocketAddr::new(ip, port),
-        FrontendKey::NodePort {
-            family: Family::Ip,
-            port,
-            ..
-        } => SocketAddr::new(IpAddr::from([0; 4]), port),
-        FrontendKey::NodePort {
-            family: Family::Ip6,
-            port,
-            ..
-        } => SocketAddr::new(IpAddr::from([0; 16]), port),
+/// Where a frontend listens; at none, where a node port is to answer on addresses that the node does not have.
+pub(crate) fn places(key: FrontendKey, door: &Door) -> Vec<SocketAddr> {
+    let family = key.family();
+    let at: Vec<IpAddr> = match (key, &door.at) {
+        (FrontendKey::Address { ip, .. }, _) => vec![ip],
+        (FrontendKey::NodePort { .. }, Some(at)) => at
+            .iter()
+            .copied()
+            .filter(|ip| Family::of(*ip) == family)
+            .collect(),
+        (FrontendKey::NodePort { .. }, None) => vec![match family {
+            Family::Ip => [0; 4].into(),
+            Family::Ip6 => [0; 16].into(),
+        }],
     };
+    at.into_iter().map(|ip| SocketAddr::new(ip, key.port())).collect()
+}
+
+/// A socket for a frontend, bound, and listening if it is of TCP. With `anywhere` the address need not be there.
+pub(crate) fn open(key: FrontendKey, at: SocketAddr, door: &Door, anywhere: bool) -> io::Result<Socket> {
     let kind = match key.protocol() {
         Protocol::Udp => Type::DGRAM,
         Protocol::Tcp | Protocol::Sctp => Type::STREAM,

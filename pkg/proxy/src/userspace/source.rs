@@ -12,8 +12,8 @@ struct Inner {
     rtnl: Rtnl,
     /// How many connections have each.
     held: HashMap<IpAddr, usize>,
-    /// Whether the mode is in use: addresses stay then.
-    in_use: bool,
+    /// How many backends there are: addresses stay while there is one.
+    backends: usize,
 }
 
 /// The addresses. Cheap to clone.
@@ -31,7 +31,7 @@ impl Sources {
         let inner = Inner {
             rtnl: Rtnl::open()?,
             held: HashMap::new(),
-            in_use: false,
+            backends: 0,
         };
         Ok(Self(Arc::new(Mutex::new(inner))))
     }
@@ -58,10 +58,15 @@ impl Sources {
         })
     }
 
-    /// Whether the mode is in use.
-    pub(crate) fn set_in_use(&self, in_use: bool) {
+    /// A backend begins: addresses are kept.
+    pub(crate) fn begin(&self) {
+        self.lock().backends += 1;
+    }
+
+    /// One ends. With the last, addresses are kept for connections only.
+    pub(crate) fn end(&self) {
         let mut inner = self.lock();
-        inner.in_use = in_use;
+        inner.backends = inner.backends.saturating_sub(1);
         inner.tidy();
     }
 
@@ -81,7 +86,7 @@ impl Sources {
 
 impl Inner {
     fn tidy(&mut self) {
-        if self.in_use {
+        if self.backends > 0 {
             return;
         }
         let rtnl = &mut self.rtnl;

@@ -174,7 +174,7 @@ impl World {
     pub(crate) fn restart_with_node_ports_on(&mut self, addresses: &str) {
         let relays = self.relays.clone();
         let open = || match relays {
-            Some(relays) => Box::new(Userspace::open(&relays)),
+            Some(relays) => Box::new(Userspace::open(&relays).unwrap()),
             None => (self.open)(),
         };
         let backend = self.node.run(open).unwrap();

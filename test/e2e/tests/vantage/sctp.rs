@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use svcnet_e2e::until;
 
-use crate::stage::{Family, Stage};
+use crate::stage::{Family, Mode, Stage};
 use crate::table::Expected;
 
 const SERVICES: &str = "
@@ -60,6 +60,10 @@ fn sctp_from_each_vantage() {
             row(&stage, service, line, &mut ports);
         }
     };
+    if stage.mode == Mode::Userspace {
+        // Relays are of TCP and UDP: the node itself is asked, and says that it does not speak SCTP.
+        return check("sctp", "near far | vip | refused\nclient | n1 | refused");
+    }
     check(
         "sctp",
         "
@@ -149,6 +153,8 @@ struct Ends {
     to: SocketAddr,
     from: Socket,
     errors: Socket,
+    /// Type and code of the error that refuses a packet.
+    refusal: [u8; 2],
     pods: [(&'static str, Socket); 2],
 }
 
@@ -174,6 +180,14 @@ impl Ends {
             to,
             from,
             errors: raw(vantage, if to.is_ipv4() { 1 } else { 58 }),
+            refusal: match (stage.mode, to.is_ipv4()) {
+                // Protocol unreachable; unrecognized next header.
+                (Mode::Userspace, true) => [3, 2],
+                (Mode::Userspace, false) => [4, 1],
+                // Port unreachable.
+                (_, true) => [3, 3],
+                (_, false) => [1, 4],
+            },
             pods: ["web2", "web3"].map(|pod| (pod, raw(pod, SCTP))),
         }
     }
@@ -208,12 +222,11 @@ impl Ends {
         Outcome::Silence
     }
 
-    /// Whether it is an ICMP error, port unreachable, about that packet.
+    /// Whether it is the ICMP error that refuses that packet.
     fn refuses(&self, packet: &[u8], source_port: u16) -> bool {
         let v4 = self.to.is_ipv4();
         let (_, icmp) = without_header(packet, v4);
-        let kind = if v4 { [3, 3] } else { [1, 4] };
-        let Some(quoted) = icmp.strip_prefix(&kind).and_then(|rest| rest.get(6..)) else {
+        let Some(quoted) = icmp.strip_prefix(&self.refusal).and_then(|rest| rest.get(6..)) else {
             return false;
         };
         let sctp = if v4 {
