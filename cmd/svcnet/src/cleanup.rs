@@ -105,6 +105,15 @@ impl fmt::Display for Plan {
     }
 }
 
+/// What addresses are made local for.
+const LOCAL: [LocalFor; 5] = [
+    LocalFor::Relays,
+    LocalFor::Loopback,
+    LocalFor::HostPorts,
+    LocalFor::LoopbackByIpvs,
+    LocalFor::RelaySource,
+];
+
 /// Looks at what is there of svcnet's.
 pub(crate) fn plan(extent: &Extent) -> anyhow::Result<Plan> {
     let mut plan = Plan::default();
@@ -154,13 +163,7 @@ pub(crate) fn plan(extent: &Extent) -> anyhow::Result<Plan> {
         .into_iter()
         .filter(|address| extent.cluster_dns.contains(&address.net.addr()));
     plan.0.extend(dns.map(Operation::Address));
-    for purpose in [
-        LocalFor::Relays,
-        LocalFor::Loopback,
-        LocalFor::HostPorts,
-        LocalFor::LoopbackByIpvs,
-        LocalFor::RelaySource,
-    ] {
+    for purpose in LOCAL {
         let addresses = rtnl.local_addresses(purpose)?;
         plan.0
             .extend(addresses.into_iter().map(|ip| Operation::Local(purpose, ip)));

@@ -10,12 +10,15 @@
 mod world;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use svcnet_netlink::Rtnl;
 use svcnet_netlink::local::LocalFor;
+use svcnet_proxy::{Admission, Admitted, Protocol};
+use tokio::sync::watch;
 use world::{
     A, B, C, CLIENT, NODE, PATIENCE, World, ask, ask_on, ask_udp, connect, names, node_ports, service, slice,
     udp,
@@ -369,4 +372,119 @@ fn what_an_earlier_process_left_is_taken_over() {
     assert_eq!(ask(&world.b, VIP).unwrap().0, "a");
     let again = world.apply_all(vec![web], vec![slice("web", &[A])]);
     assert_eq!(again.operations, 0);
+}
+
+/// The address that relays connect from to pods elsewhere: the broadcast address of the pods' bridge.
+const RELAY: &str = "10.244.1.255";
+
+/// Denies one client one endpoint.
+#[derive(Debug, Default)]
+struct Policy {
+    denied: Mutex<Vec<(IpAddr, IpAddr)>>,
+    changes: watch::Sender<u64>,
+}
+
+impl Policy {
+    fn deny(&self, denied: &[(&str, &str)]) {
+        let pairs = denied
+            .iter()
+            .map(|(from, to)| (from.parse().unwrap(), to.parse().unwrap()));
+        *self.denied.lock().unwrap() = pairs.collect();
+        self.changes.send_modify(|number| *number += 1);
+    }
+}
+
+impl Admission for Policy {
+    fn admits(&self, client: IpAddr, endpoint: SocketAddr, _: Protocol) -> Admitted {
+        if self.denied.lock().unwrap().contains(&(client, endpoint.ip())) {
+            return Admitted::No;
+        }
+        let elsewhere = endpoint.ip() == C.parse::<IpAddr>().unwrap();
+        Admitted::Yes {
+            from: elsewhere.then(|| RELAY.parse().unwrap()),
+        }
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
+
+fn sources(world: &World) -> Vec<IpAddr> {
+    let found = world.node.run(|| {
+        Rtnl::open()
+            .unwrap()
+            .local_addresses(LocalFor::RelaySource)
+            .unwrap()
+    });
+    found.unwrap()
+}
+
+#[test]
+fn relays_do_as_policies_say() {
+    let policy = Arc::new(Policy::default());
+    let mut world = World::relaying(Some(policy.clone()));
+    world.service(service("web", "10.96.1.1", json!({})));
+    world.slice(slice("web", &[A, C]));
+    for _ in 0..20 {
+        let seen = [
+            ask(&world.b, VIP).unwrap(),
+            ask_udp(&udp(&world.b, VIP), PATIENCE).unwrap(),
+        ];
+        for (name, seen) in seen {
+            assert_eq!(seen.starts_with(RELAY), name == "c", "{name} saw {seen}");
+        }
+    }
+    assert_eq!(sources(&world), [RELAY.parse::<IpAddr>().unwrap()]);
+    // One of two endpoints is denied: the other one serves. The node itself is not asked about.
+    policy.deny(&[(B, C)]);
+    assert_eq!(names(&world.b, VIP), ["a"]);
+    assert_eq!(names(&world.node, VIP), ["a", "c"]);
+    // Both are: what stands is held, what begins waits, datagrams are lost; and all go on when they may.
+    let mut stands = connect(&world.b, VIP, PATIENCE).unwrap();
+    assert_eq!(ask_on(&mut stands).unwrap().0, "a");
+    let datagrams = udp(&world.b, VIP);
+    assert_eq!(ask_udp(&datagrams, PATIENCE).unwrap().0, "a");
+    policy.deny(&[(B, C), (B, A)]);
+    let silent = |stream: &mut std::net::TcpStream| {
+        stream.set_read_timeout(Some(A_WHILE)).unwrap();
+        stream
+            .read(&mut [0])
+            .is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    };
+    until("datagrams are lost", || ask_udp(&datagrams, A_WHILE).is_err());
+    let mut begins = connect(&world.b, VIP, PATIENCE).unwrap();
+    for stream in [&mut stands, &mut begins] {
+        stream.write_all(b"?").unwrap();
+        assert!(silent(stream));
+    }
+    assert_eq!(
+        ask(&world.a, VIP).unwrap().1.split('.').count(),
+        4,
+        "others are served"
+    );
+    policy.deny(&[(B, C)]);
+    for stream in [&mut stands, &mut begins] {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = [0; 64];
+        let length = stream.read(&mut answer).unwrap();
+        assert!(answer[..length].starts_with(b"a "), "{:?}", &answer[..length]);
+    }
+    until("datagrams arrive", || ask_udp(&datagrams, A_WHILE).is_ok());
+    // The address stays while a connection needs it, and goes with the mode.
+    policy.deny(&[]);
+    world.slice(slice("web", &[C]));
+    let mut far = connect(&world.b, VIP, PATIENCE).unwrap();
+    assert_eq!(ask_on(&mut far).unwrap().0, "c");
+    let nftables = || -> Box<dyn svcnet_proxy::Backend> {
+        Box::new(
+            svcnet_proxy::Nftables::open(&world::pod_networks(), &world::settings().service_cidrs).unwrap(),
+        )
+    };
+    let nftables = world.node.run(nftables).unwrap();
+    world.switch(nftables);
+    assert_eq!(ask_on(&mut far).unwrap().0, "c");
+    assert_eq!(sources(&world).len(), 1);
+    drop(far);
+    until("the address is taken back", || sources(&world).is_empty());
 }

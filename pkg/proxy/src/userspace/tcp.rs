@@ -32,6 +32,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 const DENIED_MAX: Duration = Duration::from_secs(127);
 /// How often it is looked whether the peer of a connection that must wait has gone.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often a connection that must wait tries again, whether or not policies change: endpoints may.
+const AGAIN: Duration = Duration::from_secs(5);
 /// What is read at once.
 const CHUNK: usize = 8 * 1024;
 
@@ -197,7 +199,7 @@ async fn wait(
     let deadline = Instant::now() + DENIED_MAX;
     let asked = async {
         loop {
-            next(changes).await;
+            _ = timeout(AGAIN, next(changes)).await;
             match connect(peer, local, front).await {
                 Err(Unserved::Denied) => {}
                 Err(Unserved::NoEndpoint) => return None,

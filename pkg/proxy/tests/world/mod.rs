@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 use svcnet_netlink::netns::OwnedNetNs;
 use svcnet_proxy::userspace::Relays;
-use svcnet_proxy::{Backend, Engine, Nftables, Report, Settings, Sysctls, Update, Userspace};
+use svcnet_proxy::{Admission, Backend, Engine, Nftables, Report, Settings, Sysctls, Update, Userspace};
 use svcnet_runtime::Change;
 
 /// Longest wait for something that happens: generous, machines can be busy.
@@ -84,15 +84,16 @@ impl World {
 
     /// With a proxy that relays on sockets.
     pub(crate) fn userspace() -> Self {
+        Self::relaying(None)
+    }
+
+    /// The same; its relays ask who may reach whom, if there is somebody to ask.
+    pub(crate) fn relaying(admission: Option<Arc<dyn Admission>>) -> Self {
         let mut world = Self::bare(nftables);
         let sysctls = Sysctls::new(world.run_dir.path());
         let pods = ["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()];
-        world.relays = Some(
-            world
-                .node
-                .run(|| Relays::start(&pods, sysctls, None).unwrap())
-                .unwrap(),
-        );
+        let start = || Relays::start(&pods, sysctls, admission).unwrap();
+        world.relays = Some(world.node.run(start).unwrap());
         world.with_engine()
     }
 
