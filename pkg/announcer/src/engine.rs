@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use svcnet_netlink::Rtnl;
-use svcnet_netlink::monitor::{Group, Monitor};
+use svcnet_netlink::monitor::{Event, Group, Monitor};
 use svcnet_netlink::packet::{arp, ndp};
 use svcnet_runtime::Component;
 use tokio::sync::{mpsc, watch};
@@ -121,13 +121,14 @@ impl Running {
         loop {
             self.work().await;
             let deadline = self.deadline();
+            let concerns = |e: &Event| links::concerns(e, self.core.carriers(), &self.engine.config);
             let woken = tokio::select! {
                 biased;
                 () = self.engine.shutdown.cancelled() => Woken::Shutdown,
                 (length, from) = beats::receive(self.beats.as_ref(), &mut buffer) => Woken::Datagram(length, from),
                 Some(frame) = frames.recv() => Woken::Frame(frame),
                 Ok(()) = self.engine.desired.changed() => Woken::Desired,
-                () = links_changed(monitor.as_mut()) => Woken::Links,
+                () = links_changed(monitor.as_mut(), concerns) => Woken::Links,
                 () = tokio::time::sleep_until(deadline.into()) => Woken::Time,
             };
             match woken {
@@ -395,14 +396,16 @@ impl Running {
     }
 }
 
-async fn links_changed(monitor: Option<&mut Monitor>) {
-    match monitor {
-        Some(monitor) => {
-            if monitor.next().await.is_err() {
-                tokio::time::sleep(RETRY).await;
-            }
+async fn links_changed(monitor: Option<&mut Monitor>, concerns: impl Fn(&Event) -> bool) {
+    let Some(monitor) = monitor else {
+        return tokio::time::sleep(RETRY).await;
+    };
+    loop {
+        match monitor.next().await {
+            Ok(events) if events.iter().any(&concerns) => return,
+            Ok(_) => {}
+            Err(_) => return tokio::time::sleep(RETRY).await,
         }
-        None => tokio::time::sleep(RETRY).await,
     }
 }
 

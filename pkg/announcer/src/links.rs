@@ -3,6 +3,7 @@
 use std::fmt;
 
 use svcnet_netlink::link::Link;
+use svcnet_netlink::monitor::{Event, Happened};
 use svcnet_netlink::packet::Mac;
 
 use crate::config::{Config, LinkPattern};
@@ -42,6 +43,18 @@ pub(crate) fn carriers(links: &[Link], config: &Config) -> Vec<Carrier> {
         })
     };
     links.iter().filter_map(carrier).collect()
+}
+
+/// Whether a change may make them others: what pods come and go by is no news.
+pub(crate) fn concerns(event: &Event, carriers: &[Carrier], config: &Config) -> bool {
+    let Event::Link(happened, link) = event else {
+        return *event == Event::Lost;
+    };
+    let known = carriers.iter().find(|c| c.index == link.index);
+    match (happened, fitness(link, config)) {
+        (Happened::Set, Ok(mac)) => known.is_none_or(|c| (c.name.as_str(), c.mac) != (&link.name, mac)),
+        (Happened::Set, Err(_)) | (Happened::Deleted, _) => known.is_some(),
+    }
 }
 
 /// The link's address, if it carries announcements.

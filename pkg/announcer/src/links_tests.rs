@@ -78,3 +78,32 @@ fn links_that_are_asked_for_are_the_only_ones() {
         0
     );
 }
+
+#[test]
+fn only_what_changes_the_carriers_is_looked_at() {
+    let config = Config::default();
+    let known = carriers(&[link("eth0")], &config);
+    let concern = |happened, link: Link| concerns(&Event::Link(happened, Box::new(link)), &known, &config);
+    let other = |name: &str| Link {
+        index: 9,
+        ..link(name)
+    };
+    assert!(!concern(Happened::Set, link("eth0")));
+    assert!(concern(Happened::Deleted, link("eth0")));
+    assert!(concern(Happened::Set, link("renamed")));
+    let down = Link {
+        up: false,
+        ..link("eth0")
+    };
+    assert!(concern(Happened::Set, down));
+    let another_mac = Link {
+        mac: Some([2, 0, 0, 0, 0, 9]),
+        ..link("eth0")
+    };
+    assert!(concern(Happened::Set, another_mac));
+    assert!(concern(Happened::Set, other("eth1")));
+    // A pod's.
+    assert!(!concern(Happened::Set, other("veth0123456789")));
+    assert!(!concern(Happened::Deleted, other("veth0123456789")));
+    assert!(concerns(&Event::Lost, &known, &config));
+}

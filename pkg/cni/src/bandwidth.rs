@@ -44,6 +44,9 @@ pub fn apply(
     bandwidth: &Bandwidth,
     mtu: u32,
 ) -> Result<(), rt::Error> {
+    if bandwidth.is_unlimited() {
+        return Ok(());
+    }
     let Some(link) = rt.link(&host_name(attachment))? else {
         return Ok(());
     };

@@ -164,16 +164,26 @@ impl PodLink {
 /// When the pod has an interface of that name, or the kernel refuses.
 pub fn add(rt: &mut Rtnl, netns: &NetNs, link: &PodLink) -> Result<Made, Error> {
     let mut pod = Rtnl::open_in(netns)?;
-    if pod.link(&link.ifname)?.is_some() {
-        return Err(Error::Exists(link.ifname.clone()));
-    }
     let bridge = rt.link(BRIDGE_NAME)?.ok_or(Error::NoBridge)?;
-    let made = make(rt, &mut pod, netns, link, &bridge);
-    if made.is_err() {
+    if let Err(error) = add_pair(rt, netns, link, &bridge) {
+        if !error.is_exists() {
+            return Err(error.into());
+        }
+        if pod.link(&link.ifname)?.is_some() {
+            return Err(Error::Exists(link.ifname.clone()));
+        }
+        rt.delete_link_named(&link.host_name)?;
+        add_pair(rt, netns, link, &bridge)?;
+    }
+    if let Err(error) = open(rt, &mut pod, netns, link) {
         // The error that counts is the first one.
         let _ = rt.delete_link_named(&link.host_name);
+        return Err(error);
     }
-    made
+    Ok(Made {
+        bridge_mac: bridge.mac.map(MacAddr::new),
+        host_mac: host_mac(&link.host_name),
+    })
 }
 
 /// What was made.
@@ -182,13 +192,21 @@ pub struct Made {
     /// The Ethernet address of the bridge.
     pub bridge_mac: Option<MacAddr>,
     /// The Ethernet address of the node's end.
-    pub host_mac: Option<MacAddr>,
+    pub host_mac: MacAddr,
 }
 
-fn make(rt: &mut Rtnl, pod: &mut Rtnl, netns: &NetNs, link: &PodLink, bridge: &Link) -> Result<Made, Error> {
+/// The Ethernet address of a node's end: known without asking the kernel.
+fn host_mac(name: &str) -> MacAddr {
+    let mut first = [0; 6];
+    first.copy_from_slice(Sha256::digest(name).get(..6).unwrap_or(&[0; 6]));
+    MacAddr::local_from(&first)
+}
+
+/// Both ends, each in its place under its name, and down. The bridge never has the node's end as a port that is not isolated.
+fn add_pair(rt: &mut Rtnl, netns: &NetNs, link: &PodLink, bridge: &Link) -> Result<(), rt::Error> {
     let near = VethEnd {
         name: &link.host_name,
-        mac: None,
+        mac: Some(host_mac(&link.host_name).octets()),
         master: Some(bridge.index),
         netns: None,
     };
@@ -198,23 +216,15 @@ fn make(rt: &mut Rtnl, pod: &mut Rtnl, netns: &NetNs, link: &PodLink, bridge: &L
         master: None,
         netns: Some(netns),
     };
-    match rt.add_veth(near, far, Some(link.mtu)) {
-        Err(error) if error.is_exists() => {
-            rt.delete_link_named(&link.host_name)?;
-            rt.add_veth(near, far, Some(link.mtu))?;
-        }
-        other => other?,
-    }
-    let host = rt.link(&link.host_name)?;
-    if let Some(host) = &host {
-        rt.set_port(
-            host.index,
-            Port {
-                isolated: true,
-                hairpin: false,
-            },
-        )?;
-    }
+    rt.add_closed_veth(near, far, Some(link.mtu))
+}
+
+fn open(rt: &mut Rtnl, pod: &mut Rtnl, netns: &NetNs, link: &PodLink) -> Result<(), Error> {
+    let isolated = Port {
+        isolated: true,
+        hairpin: false,
+    };
+    rt.open_port(&link.host_name, isolated)?;
     let index = match pod.link(&link.ifname)? {
         Some(found) => found.index,
         None => return Err(netns::Error::NotANamespace(netns.path().to_path_buf()).into()),
@@ -230,10 +240,7 @@ fn make(rt: &mut Rtnl, pod: &mut Rtnl, netns: &NetNs, link: &PodLink, bridge: &L
     for route in link.routes(index) {
         pod.replace_route(route)?;
     }
-    Ok(Made {
-        bridge_mac: bridge.mac.map(MacAddr::new),
-        host_mac: host.and_then(|h| h.mac).map(MacAddr::new),
-    })
+    Ok(())
 }
 
 /// Deletes the link; that there is none is fine. The pod's end goes with the node's.

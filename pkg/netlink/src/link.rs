@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
+    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
     InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 
@@ -224,6 +224,16 @@ pub(crate) fn named(name: &str) -> LinkMessage {
     message
 }
 
+fn port_info(port: Port) -> LinkAttribute {
+    LinkAttribute::LinkInfo(vec![
+        LinkInfo::PortKind(InfoPortKind::Bridge),
+        LinkInfo::PortData(InfoPortData::BridgePort(vec![
+            InfoBridgePort::Isolated(port.isolated),
+            InfoBridgePort::HairpinMode(port.hairpin),
+        ])),
+    ])
+}
+
 fn set_up(message: &mut LinkMessage) {
     message.header.flags |= LinkFlags::Up;
     message.header.change_mask |= LinkFlags::Up;
@@ -347,6 +357,29 @@ impl Rtnl {
     /// # Errors
     /// When a name is taken where it is to be ([`Error::is_exists`]), or the kernel refuses.
     pub fn add_veth(&mut self, near: VethEnd<'_>, far: VethEnd<'_>, mtu: Option<u32>) -> Result<(), Error> {
+        self.add_veth_pair(near, far, mtu, true)
+    }
+
+    /// The same with both ends down: for a port of a bridge that [`Self::open_port`] opens.
+    ///
+    /// # Errors
+    /// As [`Self::add_veth`].
+    pub fn add_closed_veth(
+        &mut self,
+        near: VethEnd<'_>,
+        far: VethEnd<'_>,
+        mtu: Option<u32>,
+    ) -> Result<(), Error> {
+        self.add_veth_pair(near, far, mtu, false)
+    }
+
+    fn add_veth_pair(
+        &mut self,
+        near: VethEnd<'_>,
+        far: VethEnd<'_>,
+        mtu: Option<u32>,
+        up: bool,
+    ) -> Result<(), Error> {
         let end = |end: VethEnd<'_>| {
             let mut message = named(end.name);
             message
@@ -362,7 +395,9 @@ impl Rtnl {
             message
         };
         let mut message = end(near);
-        set_up(&mut message);
+        if up {
+            set_up(&mut message);
+        }
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(end(far)))),
@@ -420,15 +455,31 @@ impl Rtnl {
     pub fn set_port(&mut self, index: u32, port: Port) -> Result<(), Error> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        message.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(vec![
-                InfoBridgePort::Isolated(port.isolated),
-                InfoBridgePort::HairpinMode(port.hairpin),
-            ])),
-        ]));
+        message.attributes.push(port_info(port));
         self.request(RouteNetlinkMessage::NewLink(message), 0)
             .map_err(|e| e.about("set bridge port", format_args!("#{index}: {port:?}")))
+    }
+
+    /// Sets what kind of port the link of that name is, and sets it up, in one step: it is never up as another kind. It gets
+    /// no link-local address: what is a port of a bridge has no use for one.
+    ///
+    /// # Errors
+    /// As [`Self::set_port`].
+    pub fn open_port(&mut self, name: &str, port: Port) -> Result<(), Error> {
+        let addressless = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
+            AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
+        ])]);
+        let mut plain = named(name);
+        plain.attributes.push(port_info(port));
+        set_up(&mut plain);
+        let mut message = plain.clone();
+        message.attributes.push(addressless);
+        let opened = match self.request(RouteNetlinkMessage::NewLink(message), 0) {
+            // Without IPv6, or with links too small for it.
+            Err(refusal) if refusal.is_unsupported() => self.request(RouteNetlinkMessage::NewLink(plain), 0),
+            other => other,
+        };
+        opened.map_err(|e| e.about("open bridge port", format_args!("{name}: {port:?}")))
     }
 
     /// Deletes a link, and with it the peer of a veth; that there is none is fine.

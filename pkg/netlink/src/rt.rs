@@ -122,6 +122,13 @@ impl Refusal {
             Some(Errno::ENODEV | Errno::ENOENT | Errno::ESRCH)
         )
     }
+
+    pub(crate) fn is_unsupported(&self) -> bool {
+        matches!(
+            self.source.raw_os_error().map(Errno::from_raw),
+            Some(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT)
+        )
+    }
 }
 
 /// A socket to rtnetlink in one network namespace.

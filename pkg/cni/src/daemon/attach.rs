@@ -10,9 +10,10 @@ use svcnet_api::types::MacAddr;
 use svcnet_api::wellknown::BRIDGE_NAME;
 use svcnet_netlink::Rtnl;
 use svcnet_netlink::netns::NetNs;
+use tokio::task::JoinError;
 
 use super::serve::{Network, Server, not_yet};
-use crate::ipam::{self, Lease, RangeSet, Wish};
+use crate::ipam::{self, Lease, RangeSet, Unsynced, Wish};
 use crate::isolation::Subject;
 use crate::link::{self, Made, PodLink};
 use crate::protocol::{
@@ -34,9 +35,13 @@ impl Server {
         let _turn = self.busy.enter(attachment.container());
         let mut rt = Rtnl::open().map_err(failed)?;
         self.clear_former(&mut rt, &netns, &network, attachment)?;
-        let lease = self.reserve(attachment, &sets, path, request)?;
+        let (lease, unsynced) = self.reserve(attachment, &sets, path, request)?;
         let pod_link = pod_link(&lease, &network);
-        let made = match self.set_up(&mut rt, &netns, &lease, &pod_link) {
+        // The disk and the kernel work at the same time.
+        let syncing = tokio::task::spawn_blocking(|| unsynced.sync());
+        let made = self.set_up(&mut rt, &netns, &lease, &pod_link);
+        let synced = tokio::runtime::Handle::current().block_on(syncing);
+        let made = match made.and_then(|made| durable(synced).map(|()| made)) {
             Ok(made) => made,
             Err(error) => {
                 // The error that counts is the first one.
@@ -78,7 +83,7 @@ impl Server {
         sets: &[RangeSet],
         netns: &Path,
         request: &Request,
-    ) -> Result<Lease, CniError> {
+    ) -> Result<(Lease, Unsynced), CniError> {
         let wish = Wish {
             attachment,
             network: &request.config.name,
@@ -102,7 +107,7 @@ impl Server {
         }
     }
 
-    fn try_reserve(&self, wish: &Wish<'_>, sets: &[RangeSet]) -> Result<Lease, CniError> {
+    fn try_reserve(&self, wish: &Wish<'_>, sets: &[RangeSet]) -> Result<(Lease, Unsynced), CniError> {
         let mut ipam = self.ipam();
         if let Some((mapping, other)) = hostport::conflict(wish, ipam.leases()) {
             let whose = other
@@ -131,8 +136,8 @@ impl Server {
         if ipam.get(wish.attachment).is_some_and(stale) {
             ipam.release(wish.attachment).map_err(refused)?;
         }
-        let reserved = ipam.reserve(wish, sets).map_err(refused)?;
-        Ok(reserved.lease().clone())
+        let (reserved, unsynced) = ipam.reserve(wish, sets).map_err(refused)?;
+        Ok((reserved.lease().clone(), unsynced))
     }
 
     fn set_up(
@@ -189,7 +194,7 @@ impl Server {
         AddResult {
             interfaces: vec![
                 interface(BRIDGE_NAME, made.bridge_mac, None),
-                interface(&link.host_name, made.host_mac, None),
+                interface(&link.host_name, Some(made.host_mac), None),
                 interface(&link.ifname, Some(link.mac), Some(netns)),
             ],
             ips: ips
@@ -220,6 +225,17 @@ pub(super) fn pod_link(lease: &Lease, network: &Network) -> PodLink {
         &network.cidrs,
         network.mtu,
     )
+}
+
+/// Whether the lease is on disk.
+fn durable(synced: Result<Result<(), ipam::Error>, JoinError>) -> Result<(), CniError> {
+    let why = match synced {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => error.to_string(),
+        // The runtime shuts down, and the disk was not waited for.
+        Err(error) => error.to_string(),
+    };
+    Err(CniError::new(code::IO, "failed to write the lease").because(why))
 }
 
 fn failed(error: impl ToString) -> CniError {

@@ -38,8 +38,11 @@ impl Server {
             CniError::new(code::KERNEL, "failed to delete the link").because(e)
         };
         link::delete(rt, attachment).map_err(failed)?;
-        bandwidth::delete(rt, attachment).map_err(failed)?;
         let lease = self.ipam().get(attachment).cloned();
+        // A lease says what was made; without one there may be anything.
+        if lease.as_ref().is_none_or(|l| !l.runtime.bandwidth.is_unlimited()) {
+            bandwidth::delete(rt, attachment).map_err(failed)?;
+        }
         if let (Some(isolation), Some(lease)) = (&self.isolation, &lease) {
             isolation.release(Subject::from(lease));
         }

@@ -32,6 +32,9 @@ pub enum Error {
 pub struct HostPorts {
     /// Addresses of this host that no host port answers on.
     own: Vec<IpAddr>,
+    /// Opened once and kept: closing a socket of nf_tables waits until the kernel has forgotten what was deleted last by
+    /// whomever (`nft_rcv_nl_event`), which takes a grace period of RCU, tens of milliseconds.
+    socket: Option<Socket>,
     /// What the kernel holds; unknown at first, after a failure, and when somebody else may have changed it.
     held: Option<Observed>,
 }
@@ -41,6 +44,7 @@ impl HostPorts {
     pub fn new(own: &[IpAddr]) -> Self {
         Self {
             own: own.to_vec(),
+            socket: None,
             held: None,
         }
     }
@@ -57,12 +61,20 @@ impl HostPorts {
     pub fn sync(&mut self, desired: &Desired, empty: Empty) -> Result<Plan, Error> {
         // Where somebody else changed a table, the kernel refuses all of it, or what is not there.
         let believed = self.held.take();
-        let by_belief = believed.and_then(|held| self.try_sync(desired, held, empty).ok());
+        let mut socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => Socket::open()?,
+        };
+        let by_belief = believed.and_then(|held| self.try_sync(&mut socket, desired, held, empty).ok());
         let (plan, held) = match by_belief {
             Some(done) => done,
-            None => self.try_sync(desired, self.observe()?, empty)?,
+            None => {
+                let observed = self.observe(&mut socket)?;
+                self.try_sync(&mut socket, desired, observed, empty)?
+            }
         };
         self.held = Some(held);
+        self.socket = Some(socket);
         Ok(plan)
     }
 
@@ -74,21 +86,24 @@ impl HostPorts {
 
     fn try_sync(
         &self,
+        socket: &mut Socket,
         desired: &Desired,
         observed: Observed,
         empty: Empty,
     ) -> Result<(Plan, Observed), Error> {
         let plan = plan(desired, &observed, empty);
-        self.apply(&plan)?;
+        self.apply(socket, &plan)?;
         let held = carried_out(&plan, desired, &observed);
         Ok((plan, held))
     }
 
-    fn observe(&self) -> Result<Observed, Error> {
-        observe(|socket, family| Ok(table::ruleset(family, &self.own).holds(socket, |_| false)?))
+    fn observe(&self, socket: &mut Socket) -> Result<Observed, Error> {
+        observe(socket, |socket, family| {
+            Ok(table::ruleset(family, &self.own).holds(socket, |_| false)?)
+        })
     }
 
-    fn apply(&self, plan: &Plan) -> Result<(), Error> {
+    fn apply(&self, socket: &mut Socket, plan: &Plan) -> Result<(), Error> {
         if plan.is_empty() {
             return Ok(());
         }
@@ -96,9 +111,8 @@ impl HostPorts {
         for (family, op) in &plan.0 {
             self.put(&mut batch, *family, op)?;
         }
-        let mut socket = Socket::open()?;
         socket.commit(batch)?;
-        forget_datagrams(&mut socket, plan)?;
+        forget_datagrams(socket, plan)?;
         Ok(())
     }
 
@@ -142,7 +156,8 @@ impl HostPorts {
 /// # Errors
 /// When the kernel refuses.
 pub fn forget(addresses: &[IpAddr]) -> Result<(), Error> {
-    let observed = observe(|_, _| Ok(true))?;
+    let mut socket = Socket::open()?;
+    let observed = observe(&mut socket, |_, _| Ok(true))?;
     let held = observed
         .iter()
         .filter_map(|(family, e)| Some((*family, e.clone()?)));
@@ -157,7 +172,7 @@ pub fn forget(addresses: &[IpAddr]) -> Result<(), Error> {
         };
         elements.loopback.retain(still);
     }
-    HostPorts::new(&[]).apply(&plan(&desired, &observed, Empty::Goes))
+    HostPorts::new(&[]).apply(&mut socket, &plan(&desired, &observed, Empty::Goes))
 }
 
 /// What ports of these leases do not lead where they should; `own` as for [`HostPorts::new`].
@@ -169,7 +184,7 @@ pub fn missing<'a>(
     own: &[IpAddr],
 ) -> Result<Vec<(Frontend, Target)>, Error> {
     let desired = desired(leases);
-    let observed = HostPorts::new(own).observe()?;
+    let observed = HostPorts::new(own).observe(&mut Socket::open()?)?;
     let holds = |family, port: &Frontend, to: &Target| {
         let held = observed.get(family).and_then(Option::as_ref);
         held.and_then(|held| held.ports.get(port)) == Some(to)
@@ -182,10 +197,12 @@ pub fn missing<'a>(
 }
 
 /// What there is of our tables; `right` says whether one is as it is declared.
-fn observe(right: impl Fn(&mut Socket, Family) -> Result<bool, Error>) -> Result<Observed, Error> {
+fn observe(
+    socket: &mut Socket,
+    right: impl Fn(&mut Socket, Family) -> Result<bool, Error>,
+) -> Result<Observed, Error> {
     let mut observed = Observed::new();
     for family in [Family::Ip, Family::Ip6] {
-        let mut socket = Socket::open()?;
         let there = match socket.table(&table::table(family)) {
             Ok(found) => found.is_some(),
             // Without nf_tables there can be no table of ours.
@@ -193,8 +210,8 @@ fn observe(right: impl Fn(&mut Socket, Family) -> Result<bool, Error>) -> Result
             Err(error) => return Err(error.into()),
         };
         if there {
-            let held = if right(&mut socket, family)? {
-                Some(elements(&mut socket, family)?)
+            let held = if right(socket, family)? {
+                Some(elements(socket, family)?)
             } else {
                 None
             };

@@ -5,15 +5,17 @@
 //! JSON file for each attachment, named after it, and `last`, the lease given up last.
 //!
 //! # Update protocol
-//! A lease is written to a file with a leading dot, synced, and renamed into place before its address is used. Giving
-//! it up is one rename or unlink: over `last` if no younger lease was ever given up, else away. Every lease has a
+//! A lease is written to a file with a leading dot and renamed into place before its address is used, and synced before
+//! anybody is told of it ([`Unsynced`]): outside the lock, beside the making of the link, so that the file system makes one
+//! commit for all that wait. Giving it up is one rename or unlink: over `last` if no younger lease was ever given up, else away. Every lease has a
 //! serial number greater than all before it, so that the youngest of the leases and of `last` is where the search for
 //! the next address goes on: an address is not used again before all others were. Where all that are free have been
 //! used since the start, the one that has been free for longest comes first.
 //!
 //! # Crash recovery
 //! Each step is atomic: a kill leaves the state before or after it, and at most a dot file, which the next start
-//! removes. The directory is not synced: a lease that a power failure takes was one of a container that it took too.
+//! removes. A power failure takes the containers along: the lease that it takes too is nobody's, and of one that was not
+//! synced yet it may leave a name with nothing behind it, which the next start removes as well. The directory is not synced.
 //!
 //! # What will not scale
 //! The files are read at start: a node has hundreds of pods, not millions.
@@ -34,6 +36,8 @@ pub use ring::{RangeError, RangeSet};
 
 /// How many addresses are remembered as given up.
 const RELEASED_MAX: usize = 4096;
+/// The file of the lease given up last.
+const LAST: &str = "last";
 /// The network that leases without one are of.
 const DEFAULT_NETWORK: &str = "svcnet";
 
@@ -158,6 +162,24 @@ pub enum Reserved {
     Kept(Lease),
 }
 
+/// A lease that a kill leaves, but a power failure may take: its address must not be told before [`Self::sync`].
+#[derive(Debug)]
+#[must_use = "the lease is not durable"]
+pub struct Unsynced {
+    file: File,
+    path: PathBuf,
+}
+
+impl Unsynced {
+    /// Waits until the lease is on disk. It needs no lock: those who sync at the same time share the file system's commit.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub fn sync(self) -> Result<(), Error> {
+        self.file.sync_data().map_err(at("sync", &self.path))
+    }
+}
+
 impl Reserved {
     /// The lease.
     pub fn lease(&self) -> &Lease {
@@ -207,12 +229,20 @@ impl Ipam {
                 continue;
             }
             let bytes = fs::read(&path).map_err(at("read", &path))?;
+            if bytes.is_empty() {
+                tracing::info!(
+                    lease = name,
+                    "a power failure took what was in a lease, and its container: it goes"
+                );
+                fs::remove_file(&path).map_err(at("remove", &path))?;
+                continue;
+            }
             let lease: Lease = serde_json::from_slice(&bytes).map_err(|source| Error::NotALease {
                 path: path.clone(),
                 source,
             })?;
             self.note_last(&lease);
-            if name == "last" {
+            if name == LAST {
                 self.last_in_file = lease.serial;
             } else {
                 self.taken.extend(&lease.addresses);
@@ -238,14 +268,19 @@ impl Ipam {
         self.leases.values()
     }
 
-    /// Gives an attachment an address of each range set, or says which it has already.
+    /// Gives an attachment an address of each range set, or says which it has already; and what is left to do
+    /// before anybody is told of it.
     ///
     /// # Errors
     /// When a set has none left, an address that was asked for can not be had, or the lease can not be written: none is
     /// given then.
-    pub fn reserve(&mut self, wish: &Wish<'_>, sets: &[RangeSet]) -> Result<Reserved, Error> {
+    pub fn reserve(
+        &mut self,
+        wish: &Wish<'_>,
+        sets: &[RangeSet],
+    ) -> Result<(Reserved, Unsynced), Error> {
         if let Some(lease) = self.leases.get(wish.attachment) {
-            return Ok(Reserved::Kept(lease.clone()));
+            return Ok((Reserved::Kept(lease.clone()), self.unsynced(wish.attachment)?));
         }
         let addresses = self.choose(&wish.runtime.ips, sets)?;
         let lease = Lease {
@@ -258,14 +293,14 @@ impl Ipam {
             runtime: wish.runtime.clone(),
             unpinned: wish.unpinned,
         };
-        self.write(&lease)?;
+        let unsynced = self.write(&lease)?;
         self.taken.extend(&lease.addresses);
         for address in &lease.addresses {
             self.released.remove(address);
         }
         self.note_last(&lease);
         self.leases.insert(lease.attachment.clone(), lease.clone());
-        Ok(Reserved::New(lease))
+        Ok((Reserved::New(lease), unsynced))
     }
 
     /// Addresses for an attachment, those that are asked for first.
@@ -327,17 +362,24 @@ impl Ipam {
             .map(|l| &l.attachment)
     }
 
-    fn write(&self, lease: &Lease) -> Result<(), Error> {
+    /// What is left to do for a lease to be durable, also for one of a process that was killed before it did.
+    fn unsynced(&self, attachment: &Attachment) -> Result<Unsynced, Error> {
+        let path = self.path(attachment);
+        let file = File::open(&path).map_err(at("open", &path))?;
+        Ok(Unsynced { file, path })
+    }
+
+    fn write(&self, lease: &Lease) -> Result<Unsynced, Error> {
         let path = self.path(&lease.attachment);
         let draft = self.dir.join(format!(".{}", file_name(&lease.attachment)));
-        let write = || -> io::Result<()> {
+        let write = || -> io::Result<File> {
             let mut file = File::create(&draft)?;
             file.write_all(&serde_json::to_vec(lease)?)?;
-            // Without this a power failure may leave the name with no content behind it.
-            file.sync_data()?;
-            fs::rename(&draft, &path)
+            fs::rename(&draft, &path)?;
+            Ok(file)
         };
-        write().map_err(at("write", &path))
+        let file = write().map_err(at("write", &path))?;
+        Ok(Unsynced { file, path })
     }
 
     /// Takes an attachment's addresses back; nothing when it has none.
@@ -350,7 +392,7 @@ impl Ipam {
         };
         let path = self.path(attachment);
         if lease.serial > self.last_in_file {
-            fs::rename(&path, self.dir.join("last")).map_err(at("put aside", &path))?;
+            fs::rename(&path, self.dir.join(LAST)).map_err(at("put aside", &path))?;
             self.last_in_file = lease.serial;
         } else {
             fs::remove_file(&path).map_err(at("remove", &path))?;

@@ -30,7 +30,9 @@ fn reserve_as(ipam: &mut Ipam, n: u8, runtime: &RuntimeConfig) -> Result<Reserve
         runtime,
         unpinned: false,
     };
-    ipam.reserve(&wish, &sets())
+    let (reserved, unsynced) = ipam.reserve(&wish, &sets())?;
+    unsynced.sync()?;
+    Ok(reserved)
 }
 
 fn reserve(ipam: &mut Ipam, n: u8) -> Result<Lease, Error> {

@@ -159,7 +159,8 @@ pub struct Bandwidth {
 }
 
 impl Bandwidth {
-    fn is_unlimited(&self) -> bool {
+    /// Whether there is no limit, either way.
+    pub fn is_unlimited(&self) -> bool {
         *self == Self::default()
     }
 }

@@ -1,5 +1,6 @@
 //! The socket to nf_tables: commits batches, reads back what the kernel holds.
 
+use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -84,6 +85,14 @@ impl Error {
 /// A socket to nf_tables, in the network namespace of the thread that opened it.
 pub struct Socket {
     exchange: Exchange,
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Socket")
+            .field("port", &self.port())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Socket {
