@@ -9,6 +9,7 @@
 
 mod node;
 
+use std::collections::BTreeSet;
 use std::thread;
 
 use node::{Api, Container, Node, eventually};
@@ -80,6 +81,16 @@ fn add_gives_a_network_check_finds_it_and_del_takes_it_away() {
         ),
         (&json!("svcnet0"), &json!(true))
     );
+    assert_eq!(
+        port[0]["address"], host_mac,
+        "the result says what the kernel has"
+    );
+    let addresses = node.json(&format!("ip -j address show dev {host}"));
+    assert_eq!(
+        addresses[0]["addr_info"],
+        json!([]),
+        "a port needs no address of its own"
+    );
 
     let mut config = node.config("1.0.0");
     config["prevResult"] = result;
@@ -107,6 +118,53 @@ fn add_gives_a_network_check_finds_it_and_del_takes_it_away() {
     assert!(!node.run(&format!("ip link show {host}")).0);
     let error = node.plugin("CHECK", &container, &config).unwrap_err();
     assert_eq!(error["details"], "eth0 of container c1 has no address");
+}
+
+/// Leases are written one after the other and synced together; ports of the host go through one socket.
+#[test]
+fn many_at_once_get_an_address_each_and_leave_none() {
+    const AT_ONCE: usize = 16;
+    let node = Node::start(Api::default());
+    let containers: Vec<Container> = (0..AT_ONCE)
+        .map(|n| Container::new(&format!("many{n}")))
+        .collect();
+    let config = |n: usize| {
+        let mut config = node.config("1.0.0");
+        let mapping = json!({ "hostPort": 30_000 + n, "containerPort": 80, "protocol": "tcp" });
+        config["runtimeConfig"] = json!({ "portMappings": [mapping] });
+        config
+    };
+    let addresses: BTreeSet<String> = thread::scope(|scope| {
+        let calls = containers.iter().enumerate().map(|(n, container)| {
+            let (node, config) = (&node, config(n));
+            scope.spawn(move || {
+                let result = node.plugin("ADD", container, &config).expect("ADD");
+                result["ips"][0]["address"].as_str().unwrap().to_string()
+            })
+        });
+        let calls: Vec<_> = calls.collect();
+        calls.into_iter().map(|call| call.join().unwrap()).collect()
+    });
+    assert_eq!(addresses.len(), AT_ONCE, "{addresses:?}");
+    assert_eq!(node.leases(), AT_ONCE);
+    let ports = || node.run("nft list map ip svcnet-hostport ports").1;
+    for n in 0..AT_ONCE {
+        let port = format!("tcp . {}", 30_000 + n);
+        assert!(ports().contains(&port), "{port}: {}", ports());
+    }
+    for (n, container) in containers.iter().enumerate() {
+        assert_eq!(node.plugin("CHECK", container, &config(n)), Ok(Value::Null));
+    }
+    thread::scope(|scope| {
+        for (n, container) in containers.iter().enumerate() {
+            let (node, config) = (&node, config(n));
+            scope.spawn(move || node.plugin("DEL", container, &config).expect("DEL"));
+        }
+    });
+    assert_eq!(node.leases(), 0);
+    let links = node.run("ip -o link").1;
+    assert!(!links.contains("veth"), "{links}");
+    assert!(!ports().contains("tcp . 30"), "{}", ports());
 }
 
 #[test]

@@ -4,9 +4,11 @@
 //! pod 10.244.1.2 --- svcnet0 node 172.30.0.11 === 172.30.0.12 node svcnet0 --- 10.244.2.2 pod
 //! ```
 //! Pods, bridges and the link between the nodes are made the same way; what differs is what lies between the bridges. The
-//! overlay's side includes its nftables table, and so connection tracking, which the other side does without.
+//! overlay's side includes its nftables table, and so connection tracking, which a network made with `ip` alone does without:
+//! its pods reach nobody outside. So there is a third one beside, which has a rule that masquerades, and tracks too.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -22,9 +24,20 @@ use svcnet_overlay::{Config, Kernel, Mode, VERIFY_EVERY, apply, observe};
 use crate::path::{ip, round_trips, serve, stream_to};
 use crate::stats::{Spread, median, ratios, row};
 
-/// Turns of a round, of both sides together, and of each.
-const TURNS: usize = 20;
+/// Networks that are measured side by side.
+const SIDES: usize = 3;
+/// Turns of a round, of all sides together, and of each.
+const TURNS: usize = 10 * SIDES;
 const TURNS_EACH: f64 = 10.0;
+/// The rules that a network made by hand needs for its pods to reach others.
+const MASQUERADE: &str = "table ip hand {
+  chain postrouting {
+    type nat hook postrouting priority srcnat
+    ip saddr 10.244.0.0/16 ip daddr 10.244.0.0/16 accept
+    ip saddr 10.244.0.0/16 masquerade
+  }
+}
+";
 
 /// Two nodes, and a pod on each.
 struct World {
@@ -38,6 +51,8 @@ struct World {
 enum By {
     Overlay(Mode),
     Hand(Mode),
+    /// By hand, with [`MASQUERADE`].
+    HandMasqueraded(Mode),
 }
 
 #[derive(Default)]
@@ -55,17 +70,19 @@ pub(crate) fn measure(rounds: usize, seconds: f64, trips: u32) -> Result<()> {
             "pod to pod over direct routes; over routes made with `ip`",
         ),
     ] {
-        let worlds = [World::new(By::Overlay(mode))?, World::new(By::Hand(mode))?];
-        let mut rates = [Rates::default(), Rates::default()];
+        let worlds = [By::Overlay(mode), By::Hand(mode), By::HandMasqueraded(mode)].map(World::new);
+        let [ours, bare, masqueraded] = worlds;
+        let worlds = [ours?, bare?, masqueraded?];
+        let mut rates: [Rates; SIDES] = Default::default();
         // The first packets of a path are not like the others.
         for world in &worlds {
             world.measure(&mut Rates::default(), 0.2, trips / 10)?;
         }
         for round in 0..rounds {
-            // In short turns: what else the machine does meets both.
-            let mut parts = [Rates::default(), Rates::default()];
+            // In short turns: what else the machine does meets all.
+            let mut parts: [Rates; SIDES] = Default::default();
             for turn in 0..TURNS {
-                let which = (round + turn) % 2;
+                let which = (round + turn) % SIDES;
                 worlds[which].measure(&mut parts[which], seconds / TURNS_EACH, trips / 10)?;
             }
             for (rates, parts) in rates.iter_mut().zip(&parts) {
@@ -73,25 +90,31 @@ pub(crate) fn measure(rounds: usize, seconds: f64, trips: u32) -> Result<()> {
                 rates.trips.push(median(&parts.trips));
             }
         }
-        let [ours, theirs] = &rates;
-        let gigabits = |bits| Spread::scaled(bits, 1e-9, 1).unit(" Gbit/s").to_string();
-        row(
-            &format!("throughput, {what}"),
-            &gigabits(&ours.bits),
-            &gigabits(&theirs.bits),
-            &format!("{}; bar 0.98", Spread::new(&ratios(&ours.bits, &theirs.bits), 2)),
-        );
-        row(
-            &format!("round trips per second, {what}"),
-            &Spread::new(&ours.trips, 0).to_string(),
-            &Spread::new(&theirs.trips, 0).to_string(),
-            &format!(
-                "{}; bar 0.98",
-                Spread::new(&ratios(&ours.trips, &theirs.trips), 2)
-            ),
-        );
+        let [ours, bare, masqueraded] = &rates;
+        print(what, ours, bare, "bar 0.98");
+        let what = format!("{what} and a rule that masquerades");
+        print(&what, ours, masqueraded, "which tracks connections as well");
     }
     Ok(())
+}
+
+fn print(what: &str, ours: &Rates, theirs: &Rates, remark: &str) {
+    let gigabits = |bits| Spread::scaled(bits, 1e-9, 1).unit(" Gbit/s").to_string();
+    row(
+        &format!("throughput, {what}"),
+        &gigabits(&ours.bits),
+        &gigabits(&theirs.bits),
+        &format!("{}; {remark}", Spread::new(&ratios(&ours.bits, &theirs.bits), 2)),
+    );
+    row(
+        &format!("round trips per second, {what}"),
+        &Spread::new(&ours.trips, 0).to_string(),
+        &Spread::new(&theirs.trips, 0).to_string(),
+        &format!(
+            "{}; {remark}",
+            Spread::new(&ratios(&ours.trips, &theirs.trips), 2)
+        ),
+    );
 }
 
 impl World {
@@ -124,9 +147,12 @@ impl World {
                     let sysctls = Sysctls::new(run_dir.path(), "overlay");
                     node.run(|| make(mode, n, &sysctls))??;
                 }
-                By::Hand(mode) => {
+                By::Hand(mode) | By::HandMasqueraded(mode) => {
                     node.run(|| sysctl::set("net/ipv4/ip_forward", "1"))??;
                     by_hand(mode, n, node)?;
+                    if matches!(by, By::HandMasqueraded(_)) {
+                        masquerade(node, run_dir.path())?;
+                    }
                 }
             }
         }
@@ -208,4 +234,12 @@ fn by_hand(mode: Mode, own: u8, node: &OwnedNetNs) -> Result<()> {
         node,
         &format!("route add 10.244.{peer}.0/24 via 10.244.{peer}.0 dev vx onlink"),
     )
+}
+
+fn masquerade(node: &OwnedNetNs, scratch: &Path) -> Result<()> {
+    let file = scratch.join("masquerade.nft");
+    std::fs::write(&file, MASQUERADE)?;
+    let loaded = node.run(|| std::process::Command::new("nft").arg("-f").arg(&file).status())??;
+    ensure!(loaded.success(), "nft refused its rules");
+    Ok(())
 }

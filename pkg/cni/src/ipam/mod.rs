@@ -274,11 +274,7 @@ impl Ipam {
     /// # Errors
     /// When a set has none left, an address that was asked for can not be had, or the lease can not be written: none is
     /// given then.
-    pub fn reserve(
-        &mut self,
-        wish: &Wish<'_>,
-        sets: &[RangeSet],
-    ) -> Result<(Reserved, Unsynced), Error> {
+    pub fn reserve(&mut self, wish: &Wish<'_>, sets: &[RangeSet]) -> Result<(Reserved, Unsynced), Error> {
         if let Some(lease) = self.leases.get(wish.attachment) {
             return Ok((Reserved::Kept(lease.clone()), self.unsynced(wish.attachment)?));
         }

@@ -184,6 +184,47 @@ fn one_process_at_a_time_and_no_guess_about_what_is_not_readable() {
     assert!(matches!(Ipam::open(dir.path()), Err(Error::NotALease { .. })));
 }
 
+/// Of a lease that was not synced a power failure may leave the name alone: its container is gone too.
+#[test]
+fn what_a_power_failure_leaves_is_nobodys() {
+    let dir = TempDir::new().unwrap();
+    let mut ipam = Ipam::open(dir.path()).unwrap();
+    let kept = reserve(&mut ipam, 0).unwrap();
+    let lost = reserve(&mut ipam, 1).unwrap();
+    drop(ipam);
+    for name in [file_name(&lost.attachment).as_str(), LAST] {
+        File::create(dir.path().join("leases").join(name)).unwrap();
+    }
+    let mut ipam = Ipam::open(dir.path()).unwrap();
+    assert_eq!(ipam.leases().collect::<Vec<_>>(), [&kept]);
+    assert_eq!(reserve(&mut ipam, 1).unwrap().addresses, lost.addresses);
+    drop(ipam);
+    assert_eq!(Ipam::open(dir.path()).unwrap().leases().count(), 2);
+}
+
+/// A kill between writing a lease and syncing it: the next start has it, and can still sync it.
+#[test]
+fn a_lease_that_was_not_synced_can_be_synced_by_the_next_process() {
+    let dir = TempDir::new().unwrap();
+    let runtime = RuntimeConfig::default();
+    let attachment = attachment(0);
+    let wish = Wish {
+        attachment: &attachment,
+        network: "svcnet",
+        netns: Path::new("/run/netns/x"),
+        pod: None,
+        runtime: &runtime,
+        unpinned: false,
+    };
+    let mut ipam = Ipam::open(dir.path()).unwrap();
+    let (reserved, unsynced) = ipam.reserve(&wish, &sets()).unwrap();
+    drop((ipam, unsynced));
+    let mut ipam = Ipam::open(dir.path()).unwrap();
+    let (again, unsynced) = ipam.reserve(&wish, &sets()).unwrap();
+    assert_eq!(again, Reserved::Kept(reserved.lease().clone()));
+    unsynced.sync().unwrap();
+}
+
 /// What a step does to the directory, and where it may be killed.
 #[derive(Debug, Clone, Copy)]
 enum Step {

@@ -32,6 +32,9 @@ pub(crate) const HAIRPIN: &str = "hairpin";
 pub(crate) const CLUSTER_IPS: &str = "cluster-ips";
 /// Frontends that let only some networks in.
 pub(crate) const RESTRICTED: &str = "restricted";
+/// Chains of the first packets of connections, behind the translation.
+const NEW_INCOMING: &str = "new-incoming";
+const NEW_OUTGOING: &str = "new-outgoing";
 /// Chain of the connections that no frontend was found for.
 const REFUSE: &str = "refuse";
 /// Chain that answers in the way of each protocol that there is nothing here.
@@ -88,7 +91,7 @@ pub(crate) const fn table(family: Family) -> Table {
 }
 
 /// Where our table listens.
-const BASE_CHAINS: [(&str, ChainKind, Hook, i32); 8] = [
+const BASE_CHAINS: [(&str, ChainKind, Hook, i32); 6] = [
     ("prerouting", ChainKind::Nat, Hook::Prerouting, PRIORITY_DSTNAT),
     ("output", ChainKind::Nat, Hook::Output, PRIORITY_DSTNAT),
     // Before other tables' masquerading: the first that translates a connection is the last to see it.
@@ -111,19 +114,6 @@ const BASE_CHAINS: [(&str, ChainKind, Hook, i32); 8] = [
         Hook::Output,
         PRIORITY_DSTNAT + 10,
     ),
-    // Before the translation: afterwards nobody knows where a packet was to go.
-    (
-        "restrict-prerouting",
-        ChainKind::Filter,
-        Hook::Prerouting,
-        PRIORITY_DSTNAT - 10,
-    ),
-    (
-        "restrict-output",
-        ChainKind::Filter,
-        Hook::Output,
-        PRIORITY_DSTNAT - 10,
-    ),
 ];
 
 /// Whether a rule may come into force only after those that translate. Rules of one transaction are in force at once, but
@@ -140,7 +130,8 @@ pub(crate) fn ruleset(family: Family, networks: &Networks) -> Ruleset {
         ruleset = ruleset.chain(Chain::base(name, kind, hook, priority));
     }
     ruleset = ruleset
-        .chain(Chain::regular("restrict"))
+        .chain(Chain::regular(NEW_INCOMING))
+        .chain(Chain::regular(NEW_OUTGOING))
         .chain(Chain::regular(TURN_AWAY))
         .chain(Chain::regular(REFUSE))
         .chain(Chain::regular("services"))
@@ -169,7 +160,7 @@ pub(crate) fn ruleset(family: Family, networks: &Networks) -> Ruleset {
                 .interval()
                 .comment("frontend . who is let in"),
         );
-    let ruleset = restrict(translate(ruleset, family, networks), family);
+    let ruleset = translate(restrict(ruleset, family), family, networks);
     let ruleset = refuse(masquerade(ruleset, family, networks), family, networks);
     if family == Family::Ip6 && networks.answers_on_loopback6() {
         loopback::rules(ruleset)
@@ -178,26 +169,21 @@ pub(crate) fn ruleset(family: Family, networks: &Networks) -> Ruleset {
     }
 }
 
+/// Before the translation: afterwards nobody knows where a packet was to go. In the chains that translate, since those see the
+/// first packet of a connection alone: what is let in passes no rule for it any more.
 fn restrict(mut ruleset: Ruleset, family: Family) -> Ruleset {
     let key = Place::Address.key();
     let with_source = [key, &[Field::Saddr]].concat();
-    for chain in ["restrict-prerouting", "restrict-output"] {
+    for chain in ["prerouting", "output"] {
         ruleset = ruleset.rule(
             Rule::new(chain)
-                .ct_new()
                 .in_set(family, key, RESTRICTED)
-                .jump("restrict")
+                .not_in_set(family, &with_source, SOURCES)
+                .drop()
                 .comment("LoadBalancer addresses with source ranges"),
         );
     }
     ruleset
-        .rule(
-            Rule::new("restrict")
-                .in_set(family, &with_source, SOURCES)
-                .accept()
-                .comment("let in"),
-        )
-        .rule(Rule::new("restrict").drop().comment("not let in"))
 }
 
 fn translate(mut ruleset: Ruleset, family: Family, networks: &Networks) -> Ruleset {
@@ -299,24 +285,30 @@ fn masquerade(mut ruleset: Ruleset, family: Family, networks: &Networks) -> Rule
 }
 
 fn refuse(mut ruleset: Ruleset, family: Family, networks: &Networks) -> Ruleset {
-    for chain in ["refuse-prerouting", "refuse-output"] {
-        ruleset = ruleset.rule(clear(Rule::new(chain)));
-    }
     if family == Family::Ip {
         let loopback = IpNet::V4(Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8));
         let rule = Rule::new("refuse-prerouting")
-            .in_link_not("lo")
             .daddr(loopback)
+            .in_link_not("lo")
             .ct_not_dnat()
             .drop();
         // Node ports answer on 127.0.0.1, which takes route_localnet; that must not open loopback to the neighbours.
         ruleset = ruleset.rule(rule.comment("loopback is not for others"));
     }
+    // Every packet comes by here: all but the first of a connection by one rule, for it counts between pods.
+    for (chain, new) in [
+        ("refuse-prerouting", NEW_INCOMING),
+        ("refuse-output", NEW_OUTGOING),
+    ] {
+        ruleset = ruleset
+            .rule(Rule::new(chain).ct_new().jump(new).comment("new connections"))
+            .rule(clear(Rule::new(new)));
+    }
     // What this node sends to itself comes by here a second time, a moment later: it has been judged on its way out.
-    let incoming = Rule::new("refuse-prerouting").in_link_not("lo");
-    for rule in [incoming, Rule::new("refuse-output")] {
-        let rule = rule.ct_new().ct_not_dnat().jump(REFUSE);
-        ruleset = ruleset.rule(rule.comment("new connections that nothing was found for"));
+    let incoming = Rule::new(NEW_INCOMING).in_link_not("lo");
+    for rule in [incoming, Rule::new(NEW_OUTGOING)] {
+        let rule = rule.ct_not_dnat().jump(REFUSE);
+        ruleset = ruleset.rule(rule.comment("nothing was found for them"));
     }
     let refuse = || Rule::new(REFUSE);
     let turn_away = || Rule::new(TURN_AWAY);

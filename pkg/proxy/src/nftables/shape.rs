@@ -359,7 +359,7 @@ pub(crate) const fn index_of(code: u32) -> u32 {
 /// What clears the priority when everything has been looked up. Not before, for a rule that goes on to an endpoint ends
 /// there; so it belongs into a chain behind.
 pub(crate) fn clear(rule: Rule) -> Rule {
-    let ours = rule.ct_new().priority_masked(MAGIC_MASK, MAGIC);
+    let ours = rule.priority_masked(MAGIC_MASK, MAGIC);
     ours.clear_priority().comment("all is looked up")
 }
 
