@@ -7,10 +7,10 @@
 //! # Update protocol
 //! A lease is written to a file with a leading dot and renamed into place before its address is used, and synced before
 //! anybody is told of it ([`Unsynced`]): outside the lock, beside the making of the link, so that the file system makes one
-//! commit for all that wait. Giving it up is one rename or unlink: over `last` if no younger lease was ever given up, else away. Every lease has a
-//! serial number greater than all before it, so that the youngest of the leases and of `last` is where the search for
-//! the next address goes on: an address is not used again before all others were. Where all that are free have been
-//! used since the start, the one that has been free for longest comes first.
+//! commit for all that wait. Giving it up is one rename or unlink: over `last` if no younger lease was ever given up, else
+//! away. Every lease has a serial number greater than all before it, so that the youngest of the leases and of `last` is
+//! where the search for the next address goes on: an address is not used again before all others were. Where all that are
+//! free have been used since the start, the one that has been free for longest comes first.
 //!
 //! # Crash recovery
 //! Each step is atomic: a kill leaves the state before or after it, and at most a dot file, which the next start
