@@ -81,16 +81,6 @@ fn add_gives_a_network_check_finds_it_and_del_takes_it_away() {
         ),
         (&json!("svcnet0"), &json!(true))
     );
-    assert_eq!(
-        port[0]["address"], host_mac,
-        "the result says what the kernel has"
-    );
-    let addresses = node.json(&format!("ip -j address show dev {host}"));
-    assert_eq!(
-        addresses[0]["addr_info"],
-        json!([]),
-        "a port needs no address of its own"
-    );
 
     let mut config = node.config("1.0.0");
     config["prevResult"] = result;
@@ -118,6 +108,21 @@ fn add_gives_a_network_check_finds_it_and_del_takes_it_away() {
     assert!(!node.run(&format!("ip link show {host}")).0);
     let error = node.plugin("CHECK", &container, &config).unwrap_err();
     assert_eq!(error["details"], "eth0 of container c1 has no address");
+}
+
+#[test]
+fn the_nodes_end_is_as_the_result_says_and_has_no_address() {
+    let node = Node::start(Api::default());
+    let container = Container::new("c1");
+    let result = add(&node, &container);
+    let end = &result["interfaces"][1];
+    let found = node.json(&format!(
+        "ip -j address show dev {}",
+        end["name"].as_str().unwrap()
+    ));
+    assert_eq!(found[0]["address"], end["mac"]);
+    // A port of a bridge has no use for one.
+    assert_eq!(found[0]["addr_info"], json!([]));
 }
 
 /// Leases are written one after the other and synced together; ports of the host go through one socket.
