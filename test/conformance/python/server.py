@@ -63,8 +63,12 @@ class Server:
         self.process.kill()
         self.process.wait()
 
-    def client(self):
-        return config.new_client_from_config(self.path("kubeconfig.yaml"))
+    def client(self, **options):
+        """A client of its administrator; `options` are attributes of its configuration."""
+        settings = client.Configuration()
+        for name, value in options.items():
+            setattr(settings, name, value)
+        return config.new_client_from_config(self.path("kubeconfig.yaml"), client_configuration=settings)
 
     def end(self):
         self.kill()
