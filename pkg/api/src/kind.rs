@@ -80,6 +80,11 @@ impl Kind {
         }
     }
 
+    /// Whether it is a custom resource for the real server, not one of its own kinds.
+    pub fn is_custom(&self) -> bool {
+        !self.group.is_empty() && !self.group.ends_with(".k8s.io")
+    }
+
     /// `services`, or `endpointslices.discovery.k8s.io`: how errors name the resource.
     pub fn resource(&self) -> String {
         if self.group.is_empty() {

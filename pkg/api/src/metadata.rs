@@ -22,6 +22,7 @@ pub(crate) fn validate(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<Fie
         metadata,
         old.map(|o| &o["metadata"]),
         &path.child("finalizers"),
+        kind.is_custom(),
     ));
     if let Some(old) = old {
         errors.extend(changes(metadata, &old["metadata"], &path));
@@ -111,15 +112,26 @@ fn owners(metadata: &Value, path: &FieldPath) -> Vec<FieldError> {
     errors
 }
 
-fn finalizers(metadata: &Value, old: Option<&Value>, path: &FieldPath) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    for (index, finalizer) in metadata.list("finalizers").iter().enumerate() {
-        let finalizer = finalizer.as_str().unwrap_or_default();
-        errors.extend(each(
-            &path.index(index),
-            finalizer,
-            names::qualified_name(finalizer),
-        ));
+/// Two rules are told of the whole list, and that names have a domain of each item; custom resources are only warned of the last.
+fn finalizers(metadata: &Value, old: Option<&Value>, path: &FieldPath, is_custom: bool) -> Vec<FieldError> {
+    const STANDARD: [&str; 3] = ["kubernetes", "orphan", "foregroundDeletion"];
+    let list = metadata.list("finalizers");
+    let named = || list.iter().map(|f| f.as_str().unwrap_or_default());
+    let mut errors: Vec<FieldError> = named()
+        .flat_map(|name| each(path, name, names::qualified_name(name)))
+        .collect();
+    if named().any(|n| n == "orphan") && named().any(|n| n == "foregroundDeletion") {
+        let detail = "finalizer orphan and foregroundDeletion cannot be both set";
+        errors.push(FieldError::invalid(path.clone(), Value::from(list), detail));
+    }
+    if !is_custom {
+        let bare = named()
+            .enumerate()
+            .filter(|(_, name)| !name.contains('/') && !STANDARD.contains(name));
+        errors.extend(bare.map(|(index, name)| {
+            let detail = "name is neither a standard finalizer name nor is it fully qualified";
+            FieldError::invalid(path.index(index), name, detail)
+        }));
     }
     let Some(old) = old.filter(|old| old.has("deletionTimestamp")) else {
         return errors;

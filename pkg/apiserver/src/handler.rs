@@ -25,7 +25,7 @@ use crate::server::Server;
 use crate::url::{self, Path, Query, Target};
 use crate::write::{self, Outcome, Place, Written};
 use crate::{
-    carry, delete, list_options, managed, object, own, owner_references, patch, read, root, traits, watch,
+    carry, delete, list_options, managed, object, own, owner_references, patch, read, root, traits, warnings, watch,
 };
 
 /// How often an apply may find that its object has come or gone meanwhile.
@@ -188,7 +188,7 @@ async fn answer(
                 abort: peer.abort,
                 trail,
             };
-            call.answer(request.into_body()).await
+            call.answer_or_warn(request.into_body()).await
         }
     }
 }
@@ -270,11 +270,13 @@ fn not_found() -> ApiError {
 /// 404 for kinds that are not here, and why for those that one might look for.
 fn not_served(path: &str) -> ApiError {
     let mut error = not_found();
-    let group = path
-        .trim_matches('/')
-        .strip_prefix("apis/")
-        .and_then(|rest| rest.split('/').next());
-    if let Some(why) = group.and_then(traits::not_served) {
+    let words: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let why = match words[..] {
+        ["apis", group, ..] => traits::not_served(group),
+        ["api", _, "namespaces", _, plural, ..] | ["api", _, plural, ..] => traits::not_served_core(plural),
+        _ => None,
+    };
+    if let Some(why) = why {
         error.message = format!("{}: {why}", error.message);
     }
     error
@@ -304,6 +306,18 @@ fn verb(method: &Method, target: &Target, query: &Query) -> Result<&'static str,
 }
 
 impl Call {
+    /// Whoever uses a kind that goes out of use hears it, also with a refusal.
+    async fn answer_or_warn(self, body: Incoming) -> Result<Reply, ApiError> {
+        let deprecated = traits::of(self.target.kind).deprecated;
+        let answered = self.answer(body).await;
+        let Some(warning) = deprecated else {
+            return answered;
+        };
+        let mut reply = answered.unwrap_or_else(Reply::from);
+        reply.warnings.insert(0, warning.to_string());
+        Ok(reply)
+    }
+
     async fn answer(self, body: Incoming) -> Result<Reply, ApiError> {
         let Target {
             kind,
@@ -389,7 +403,11 @@ impl Call {
                 ApiError::not_found(target.kind, &target.name)
             }
             Some(why) => ApiError::new(Reason::MethodNotAllowed, why),
-            None => not_found(),
+            // What looks like a subresource of a Namespace may be a kind that is not there.
+            None => not_served(&format!(
+                "/api/{}/{}/{}/{}",
+                target.kind.version, target.kind.plural, target.name, target.subresource
+            )),
         }
     }
 
@@ -421,12 +439,12 @@ impl Call {
         }
     }
 
-    fn written(&self, done: &Written, warnings: Vec<String>) -> Result<Reply, ApiError> {
-        let code = if done.outcome == Outcome::Created {
-            201
-        } else {
-            200
-        };
+    fn written(&self, done: &Written, mut warnings: Vec<String>) -> Result<Reply, ApiError> {
+        let creates = done.outcome == Outcome::Created;
+        let code = if creates { 201 } else { 200 };
+        if self.target.subresource.is_empty() && self.verb != "delete" {
+            warnings.extend(warnings::of(self.target.kind, creates, &done.object));
+        }
         let mut reply = read::shown(self.target.kind, code, &done.object, &self.query, self.form)?;
         reply.warnings = warnings;
         Ok(reply)
@@ -538,7 +556,7 @@ impl Call {
     async fn delete(&self, body: &[u8]) -> Result<Reply, ApiError> {
         let (place, options) = self.deletion(body)?;
         let done = self.server.delete(place, &options).await?;
-        if done.outcome == Outcome::Terminating {
+        if done.outcome == Outcome::Terminating || traits::of(self.target.kind).returns_deleted {
             return self.written(&done, Vec::new());
         }
         let status = delete::deletion_status(self.target.kind, &self.target.name, &done.object);

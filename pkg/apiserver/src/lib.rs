@@ -45,6 +45,7 @@ mod server;
 mod table;
 mod traits;
 mod url;
+mod warnings;
 mod watch;
 mod write;
 

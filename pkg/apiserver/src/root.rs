@@ -77,6 +77,7 @@ fn paths() -> serde_json::Value {
             "/healthz",
             "/livez",
             "/metrics",
+            "/openapi/v2",
             "/openapi/v3",
             "/readyz",
             "/version",

@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use svcnet_api::Kind;
 
 use crate::default_class::ClassRule;
+use crate::warnings;
 
 /// The exceptions of one kind.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Traits {
     /// `spec.finalizers` keep an object alive, are changed through the subresource `finalize` alone, and show in
     /// `status.phase`.
@@ -31,6 +33,12 @@ pub(crate) struct Traits {
     pub(crate) filled_in: &'static [&'static [&'static str]],
     /// Objects have a class, and a default one when they are made without.
     pub(crate) class: Option<ClassRule>,
+    /// A deletion that is done answers with the object rather than with a Status.
+    pub(crate) returns_deleted: bool,
+    /// What whoever uses the kind is warned of.
+    pub(crate) deprecated: Option<&'static str>,
+    /// What whoever writes an object is warned of; whether it is a new one.
+    pub(crate) warns: Option<fn(&Value, bool) -> Vec<String>>,
 }
 
 const NONE: Traits = Traits {
@@ -44,6 +52,9 @@ const NONE: Traits = Traits {
     immortal: &[],
     filled_in: &[],
     class: None,
+    returns_deleted: false,
+    deprecated: None,
+    warns: None,
 };
 
 static TABLE: [(&str, &str, Traits); 10] = [
@@ -70,6 +81,7 @@ static TABLE: [(&str, &str, Traits); 10] = [
         "pods",
         Traits {
             graceful: true,
+            returns_deleted: true,
             ..NONE
         },
     ),
@@ -78,6 +90,8 @@ static TABLE: [(&str, &str, Traits); 10] = [
         "services",
         Traits {
             filled_in: &[&["spec", "clusterIPs"]],
+            returns_deleted: true,
+            warns: Some(warnings::of_service),
             ..NONE
         },
     ),
@@ -104,6 +118,7 @@ static TABLE: [(&str, &str, Traits); 10] = [
         "endpoints",
         Traits {
             create_on_update: true,
+            deprecated: Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
             ..NONE
         },
     ),
@@ -125,6 +140,7 @@ static TABLE: [(&str, &str, Traits); 10] = [
                 field: "ingressClassName",
                 annotation: "kubernetes.io/ingress.class",
             }),
+            warns: Some(warnings::of_ingress),
             ..NONE
         },
     ),
@@ -148,7 +164,7 @@ pub(crate) fn of(kind: &Kind) -> &'static Traits {
 
 /// Whether the kind is a custom resource for the real server, not one of its own.
 pub(crate) fn is_custom(kind: &Kind) -> bool {
-    !kind.group.is_empty() && !kind.group.ends_with(".k8s.io")
+    kind.is_custom()
 }
 
 /// Whether `metadata.generation` counts the changes of a kind's objects. The real server's older kinds have none.
@@ -172,6 +188,12 @@ pub(crate) fn has_subresource(kind: &Kind, subresource: &str) -> bool {
 
 /// Where to ask for what the real server has below a kind, and this one has not: it runs no containers.
 pub(crate) fn elsewhere(kind: &Kind, subresource: &str) -> Option<&'static str> {
+    if subresource == "proxy" && matches!((kind.group, kind.plural), ("", "nodes" | "pods" | "services")) {
+        return Some(
+            "svcnet proxies nothing through its API: connect to the address itself, which every node reaches, or make a \
+             Service of type NodePort",
+        );
+    }
     if (kind.group, kind.plural) != ("", "pods") {
         return None;
     }
@@ -197,8 +219,29 @@ pub(crate) fn elsewhere(kind: &Kind, subresource: &str) -> Option<&'static str> 
 
 /// Why kinds of a group are not served that users know from whole clusters.
 pub(crate) fn not_served(group: &str) -> Option<&'static str> {
-    let workloads = matches!(group, "apps" | "batch" | "autoscaling");
-    workloads.then_some(
-        "svcnet is a network without workloads: run pods with a container runtime or with `svcnet pod run`",
-    )
+    match group {
+        "apps" | "batch" | "autoscaling" | "policy" => Some(
+            "svcnet is a network without workloads: run pods with a container runtime or with `svcnet pod run`",
+        ),
+        "rbac.authorization.k8s.io" => Some(
+            "svcnet has three built-in roles and no RBAC: `svcnet token create --role admin|node|viewer`",
+        ),
+        _ => None,
+    }
+}
+
+/// The same of kinds of the core group, whose others are served.
+pub(crate) fn not_served_core(plural: &str) -> Option<&'static str> {
+    match plural {
+        "serviceaccounts" => {
+            Some("svcnet has no service accounts: `svcnet token create --role admin|node|viewer`")
+        }
+        "replicationcontrollers"
+        | "persistentvolumeclaims"
+        | "persistentvolumes"
+        | "resourcequotas"
+        | "limitranges"
+        | "podtemplates" => not_served("apps"),
+        _ => None,
+    }
 }

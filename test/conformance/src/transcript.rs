@@ -15,7 +15,8 @@
 //!
 //! `[..]` stands for anything within a line, a line of `...` for any lines, `[NS]` for the case's namespace. Several
 //! commands of a case share the namespace. A command that begins with `$~` is tried again until it says what it must:
-//! for what controllers do in their own time.
+//! for what controllers do in their own time. Before standard input that begins with `{` comes a line `---`: up to 1.32 kubectl takes
+//! it for JSON otherwise.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -224,6 +225,11 @@ impl<'a> Room<'a> {
             .spawn();
         let mut child = child.unwrap_or_else(|error| panic!("bash: {error}"));
         if let Some(mut pipe) = child.stdin.take() {
+            let stdin = if stdin.starts_with('{') {
+                format!("---\n{stdin}")
+            } else {
+                stdin.to_string()
+            };
             // Who reads none of it closes the pipe.
             _ = pipe.write_all(stdin.as_bytes());
         }
