@@ -442,7 +442,9 @@ impl Call {
     fn written(&self, done: &Written, mut warnings: Vec<String>) -> Result<Reply, ApiError> {
         let creates = done.outcome == Outcome::Created;
         let code = if creates { 201 } else { 200 };
-        if self.target.subresource.is_empty() && self.verb != "delete" {
+        // What is gone is not warned of.
+        let stands = creates || matches!(done.outcome, Outcome::Updated | Outcome::Unchanged);
+        if self.target.subresource.is_empty() && stands {
             warnings.extend(warnings::of(self.target.kind, creates, &done.object));
         }
         let mut reply = read::shown(self.target.kind, code, &done.object, &self.query, self.form)?;

@@ -133,7 +133,8 @@ fn payload(family: Family, base: u32, offset: u32, length: u32) -> Value {
         (2, _, 0, 1) => (icmp, "type"),
         _ => {
             let base = ["ll", "nh", "th"].get(base as usize).copied().unwrap_or("ih");
-            return json!({"payload": {"base": base, "offset": offset * 8, "len": length * 8}});
+            let bits = |bytes: u32| u64::from(bytes) * 8;
+            return json!({"payload": {"base": base, "offset": bits(offset), "len": bits(length)}});
         }
     };
     json!({"payload": {"protocol": protocol, "field": field}})
@@ -379,5 +380,18 @@ fn dynset(body: &Reader<'_>, registers: &Registers) -> Value {
             json!({"map": {"op": op, "elem": elem, "data": data, "map": set}})
         }
         None => json!({"set": {"op": op, "elem": elem, "set": set}}),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_that_no_packet_has_is_shown_too() {
+        assert_eq!(
+            payload(Family::Ip, 1, u32::MAX, 1),
+            json!({"payload": {"base": "nh", "offset": 34_359_738_360_u64, "len": 8}})
+        );
     }
 }
