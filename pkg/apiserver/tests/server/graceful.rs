@@ -75,7 +75,7 @@ async fn a_pod_of_a_node_is_marked_and_goes_when_its_node_says_so() {
     let other = json!({"gracePeriodSeconds": 0, "preconditions": {"uid": "another"}});
     assert_eq!(delete(&server, "p", other).await.0, 409);
     let (code, done) = server.delete(&format!("{PODS}/p?gracePeriodSeconds=0")).await;
-    assert_eq!((code, done["kind"].as_str()), (200, Some("Status")), "{done}");
+    assert_eq!((code, done["kind"].as_str()), (200, Some("Pod")), "{done}");
     assert_eq!(server.get(&format!("{PODS}/p")).await.0, 404);
     server.stop().await;
 }

@@ -70,8 +70,8 @@ async fn an_object_lives_and_dies() {
     );
 
     let (code, deleted) = server.delete(&one).await;
-    assert_eq!((code, deleted["status"].as_str().unwrap()), (200, "Success"));
-    assert_eq!(deleted["details"]["uid"], made["metadata"]["uid"]);
+    assert_eq!((code, deleted["kind"].as_str()), (200, Some("Service")));
+    assert_eq!(deleted["metadata"]["uid"], made["metadata"]["uid"]);
     let (code, gone) = server.get(&one).await;
     assert_eq!(code, 404);
     assert_eq!(gone["message"], "services \"web\" not found");
