@@ -25,7 +25,8 @@ use crate::server::Server;
 use crate::url::{self, Path, Query, Target};
 use crate::write::{self, Outcome, Place, Written};
 use crate::{
-    carry, delete, list_options, managed, object, own, owner_references, patch, read, root, traits, warnings, watch,
+    carry, delete, list_options, managed, object, own, owner_references, patch, read, root, traits, warnings,
+    watch,
 };
 
 /// How often an apply may find that its object has come or gone meanwhile.

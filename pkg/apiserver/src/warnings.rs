@@ -1,5 +1,5 @@
-//! What writers are told beside the answer (`Warning` headers): the strategies' WarningsOnCreate and WarningsOnUpdate of the real
-//! server, and owners that are named twice.
+//! What writers are told beside the answer (`Warning` headers): the WarningsOnCreate and WarningsOnUpdate of the real server's
+//! strategies.
 
 use std::net::IpAddr;
 
