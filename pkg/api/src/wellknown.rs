@@ -10,6 +10,8 @@ pub const LABEL_SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-
 pub const ANNOTATION_SCHEDULER: &str = "svcnet.io/scheduler";
 /// Annotation of a Service: the shares of new connections that endpoints take, as in `web-0=3, node/n1=2, zone/a=0`.
 pub const ANNOTATION_WEIGHTS: &str = "svcnet.io/weights";
+/// Annotation of a Pod: further names of it in its namespace, as in `db,postgres`. A Service of that name goes before it.
+pub const ANNOTATION_ALIASES: &str = "svcnet.io/aliases";
 /// Annotation of a Pod that CNI made an object for: the uid that the runtime has for it. It is there once the labels are, too.
 pub const ANNOTATION_RUNTIME_UID: &str = "svcnet.io/runtime-uid";
 /// Label of a Node: the zone that it is in.

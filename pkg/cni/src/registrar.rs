@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta as Meta;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Status;
 use serde_json::{Value, json};
-use svcnet_api::wellknown::ANNOTATION_RUNTIME_UID;
+use svcnet_api::wellknown::{ANNOTATION_ALIASES, ANNOTATION_RUNTIME_UID};
 use svcnet_runtime::backoff::Backoff;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -36,8 +36,6 @@ pub(crate) async fn is_told(client: &kube::Client, pod: &PodRef, uid: &str) -> b
 /// On Pods that the daemon made, with the value `cni`.
 const LABEL_CREATED_BY: &str = "svcnet.io/created-by";
 
-/// Further names of a pod, as its runtime gave them.
-const ANNOTATION_ALIASES: &str = "svcnet.io/aliases";
 /// How long the runtime is asked for the labels of a sandbox that it does not know yet, and how long apart.
 const LABEL_WAIT_MAX: Duration = Duration::from_secs(20);
 const LABEL_DELAY: Duration = Duration::from_millis(20);

@@ -98,6 +98,41 @@ fn a_headless_service_is_its_ready_pods() {
     });
 }
 
+/// Further names of pods, which container runtimes give by CNI's capability `aliases`.
+#[test]
+fn a_pod_has_its_aliases_where_no_service_has_them() {
+    let lab = Lab::up(&[]);
+    lab.web();
+    for (pod, aliases) in [
+        ("web1", "svcnet.io/aliases=db,store"),
+        ("web2", "svcnet.io/aliases=store"),
+    ] {
+        let annotated = lab.kubectl(&["annotate", "pod", pod, aliases]);
+        assert!(annotated.ok, "{annotated:?}");
+    }
+    let (first, second) = (lab.pod_ip("web1"), lab.pod_ip("web2"));
+    let mut both = vec![first.clone(), second];
+    both.sort();
+    let name = |alias: &str| format!("{alias}.default.svc.cluster.local");
+    until("one pod has the one name, and both the other", || {
+        let found = [lab.dig("n1", &[&name("db")]), lab.dig("web2", &[&name("store")])];
+        (found == [vec![first.clone()], both.clone()]).then_some(())
+    });
+    lab.apply(&NGINX.replace("name: nginx", "name: db"));
+    let service = lab.cluster_ip("db");
+    until("a Service of that name goes before it", || {
+        (lab.dig("n1", &[&name("db")]) == [service.clone()]).then_some(())
+    });
+    assert!(lab.kubectl(&["delete", "service", "db"]).ok);
+    until("and without it the pod has its name again", || {
+        (lab.dig("n1", &[&name("db")]) == [first.clone()]).then_some(())
+    });
+    assert!(lab.lab(&["pod", "rm"], &["web1"]).ok);
+    until("a pod that is gone has none", || {
+        (lab.dig_status("n1", &[&name("db")]) == "NXDOMAIN").then_some(())
+    });
+}
+
 /// Scenarios 19 and 20. The upstream is a small name server on the host outside the cluster.
 #[test]
 fn an_external_name_is_chased() {

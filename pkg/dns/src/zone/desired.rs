@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::ServiceEntry;
-use super::facts::{Key, Kind, ServiceFacts, SliceFacts};
+use super::facts::{Endpoint, Key, Kind, ServiceFacts, SliceFacts};
 
 /// The zone's entry for a Service and its EndpointSlices.
 pub(super) fn service(
@@ -33,6 +33,26 @@ pub(super) fn service(
         facts,
         slices,
     }
+}
+
+/// The zone's entry for a further name of pods: as a headless Service of theirs would be, and ready or not, for who gave
+/// them the name wants them to find each other.
+pub(super) fn alias(key: Key, addresses: impl Iterator<Item = IpAddr>) -> ServiceEntry {
+    let endpoints = addresses.map(|address| Endpoint {
+        address,
+        hostname: None,
+        ready: true,
+    });
+    let facts = ServiceFacts {
+        kind: Kind::Headless,
+        ports: [].into(),
+        publish_not_ready: true,
+    };
+    let slice = SliceFacts {
+        endpoints: endpoints.collect(),
+        ports: [].into(),
+    };
+    service(key, Arc::new(facts), std::iter::once(Arc::new(slice)))
 }
 
 /// By family; sorted and without doubles (an endpoint may stand in two slices while it moves), if asked for.

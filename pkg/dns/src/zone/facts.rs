@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use svcnet_api::wellknown::LABEL_SERVICE_NAME;
+use svcnet_api::wellknown::{ANNOTATION_ALIASES, LABEL_SERVICE_NAME};
 
 use crate::name::{Name, push_label};
 
@@ -220,6 +220,23 @@ pub(super) fn pod_addresses(pod: &Pod) -> Vec<IpAddr> {
     addresses.sort_unstable();
     addresses.dedup();
     addresses
+}
+
+/// The further names that a Pod has in its namespace (CNI's capability `aliases`). What is no label can be nobody's name.
+pub(super) fn pod_aliases(pod: &Pod) -> Box<[Key]> {
+    let annotations = pod.metadata.annotations.as_ref();
+    let (Some(list), Some(namespace)) = (
+        annotations.and_then(|a| a.get(ANNOTATION_ALIASES)),
+        pod.metadata.namespace.as_deref(),
+    ) else {
+        return [].into();
+    };
+    let names = list.split(',').map(|name| name.trim().to_ascii_lowercase());
+    let labels = names.filter(|name| !name.is_empty() && !name.contains('.'));
+    let mut keys: Vec<Key> = labels.filter_map(|name| Key::service(namespace, &name)).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys.into()
 }
 
 fn read_port(name: Option<&str>, protocol: Option<&str>, number: Option<i32>) -> Option<Port> {

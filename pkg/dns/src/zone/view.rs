@@ -4,7 +4,7 @@
 //! *dirty*, and [`View::plan`] turns the dirty ones into the changes that make a zone match: in proportion to what
 //! changed, never to what there is.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::facts::{Key, ServiceFacts, SliceFacts, pod_addresses};
+use super::facts::{Key, ServiceFacts, SliceFacts, pod_addresses, pod_aliases};
 use super::plan::{self, Plan};
 use super::{PodEntry, ServiceEntry, Zone, desired};
 
@@ -34,6 +34,9 @@ pub struct View {
     pods: HashMap<Id, Box<[IpAddr]>>,
     /// How many pods have an address: those on the host's network share it.
     pods_at: HashMap<(Key, IpAddr), u32>,
+    /// The further names of pods, each with the addresses of those that have it. Most pods have none.
+    aliases: HashMap<Key, BTreeMap<Id, Box<[IpAddr]>>>,
+    aliases_of: HashMap<Id, Box<[Key]>>,
     dirty: Dirty,
 }
 
@@ -162,6 +165,9 @@ impl View {
     /// The whole list of pods.
     pub fn reset_pods<'a>(&mut self, list: impl IntoIterator<Item = &'a Pod>) {
         self.pods.clear();
+        self.aliases_of.clear();
+        let aliases = std::mem::take(&mut self.aliases).into_keys();
+        self.dirty.services.extend(aliases);
         self.dirty
             .pods
             .extend(std::mem::take(&mut self.pods_at).into_keys());
@@ -173,11 +179,36 @@ impl View {
     /// A pod is new or has changed.
     pub fn apply_pod(&mut self, pod: &Pod) {
         self.set_pod(pod, pod_addresses(pod).into());
+        self.set_aliases(pod, pod_aliases(pod));
     }
 
     /// A pod is gone.
     pub fn delete_pod(&mut self, pod: &Pod) {
         self.set_pod(pod, [].into());
+        self.set_aliases(pod, [].into());
+    }
+
+    fn set_aliases(&mut self, pod: &Pod, aliases: Box<[Key]>) {
+        let Some(id) = id(&pod.metadata) else { return };
+        for key in self.aliases_of.remove(&id).into_iter().flatten() {
+            if let Some(pods) = self.aliases.get_mut(&key) {
+                pods.remove(&id);
+                if pods.is_empty() {
+                    self.aliases.remove(&key);
+                }
+            }
+            self.dirty.services.insert(key);
+        }
+        // One that has no address has no names either.
+        let Some(addresses) = self.pods.get(&id).filter(|_| !aliases.is_empty()) else {
+            return;
+        };
+        for key in &aliases {
+            let pods = self.aliases.entry(key.clone()).or_default();
+            pods.insert(id.clone(), addresses.clone());
+            self.dirty.services.insert(key.clone());
+        }
+        self.aliases_of.insert(id, aliases);
     }
 
     fn set_pod(&mut self, pod: &Pod, addresses: Box<[IpAddr]>) {
@@ -230,7 +261,10 @@ impl View {
     }
 
     fn service(&self, key: &Key) -> Option<ServiceEntry> {
-        let facts = self.services.get(key)?;
+        let Some(facts) = self.services.get(key) else {
+            let pods = self.aliases.get(key)?;
+            return Some(desired::alias(key.clone(), pods.values().flatten().copied()));
+        };
         let slices = self.slices.get(key).map(Vec::as_slice).unwrap_or_default();
         Some(desired::service(
             key.clone(),

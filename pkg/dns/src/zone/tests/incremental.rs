@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use proptest::prelude::*;
+use svcnet_api::wellknown::ANNOTATION_ALIASES;
 
 use super::cluster::{external, namespace, pod, service, settings, slice};
 use crate::zone::table::{Entry, Table};
@@ -105,7 +106,11 @@ impl Objects {
                 }
             }
             Step::Pod(ns, name, bits) => {
-                let object = pod(NAMESPACES[ns], NAMES[name], &chosen(bits));
+                let mut object = pod(NAMESPACES[ns], NAMES[name], &chosen(bits));
+                // Names that Services have, too, and one of their own.
+                let aliases = [None, Some("a"), Some("B, x"), Some("x,y.z")][usize::from(bits) % 4];
+                object.metadata.annotations =
+                    aliases.map(|list| [(ANNOTATION_ALIASES.to_string(), list.to_string())].into());
                 view.apply_pod(&object);
                 self.pods.insert((ns, name), object);
             }
