@@ -22,6 +22,7 @@ outside() {
 
 # server ARGUMENTS…: starts it, and returns when it is ready.
 server() {
+  rm -f /tmp/server.out
   # Its greeting comes when all its parts are ready.
   svcnet server --node-name box --node-ip $NODE "$@" >/tmp/server.out 2>>/tmp/server.log &
   SERVER=$!
