@@ -347,6 +347,22 @@ fn what_others_disturb_is_mended() {
     assert_eq!(ask(&world.b, VIP).unwrap().0, "a");
 }
 
+/// As those of ipvs mode go, when this mode has taken over.
+#[test]
+fn an_address_that_a_link_gives_up_is_made_local() {
+    let mut world = World::userspace();
+    world::ip(&world.node, "address add 10.96.1.1/32 dev lo");
+    world.service(service("web", "10.96.1.1", json!({})));
+    world.slice(slice("web", &[A]));
+    assert_eq!(names(&world.b, VIP), ["a"]);
+    assert!(local_addresses(&world).is_empty(), "the link has it");
+    world::ip(&world.node, "address delete 10.96.1.1/32 dev lo");
+    until("the address is local again", || {
+        local_addresses(&world) == ["10.96.1.1"]
+    });
+    assert_eq!(names(&world.b, VIP), ["a"]);
+}
+
 /// A process that ended leaves addresses behind; the next takes them over, and away.
 #[test]
 fn what_an_earlier_process_left_is_taken_over() {

@@ -346,7 +346,11 @@ async fn keep(inner: Weak<Mutex<Inner>>, sources: Sources) {
             Some(Err(_)) => true,
             Some(Ok(events)) => events.iter().any(|event| match event {
                 Event::LocalDeleted(ip) => inner.desired.addresses.contains_key(ip),
-                Event::Address(..) => inner.node_port_networks.is_some(),
+                // One that a link had was left alone, and is gone with it: those of ipvs mode go when this one has begun.
+                Event::Address(_, address) => {
+                    inner.node_port_networks.is_some()
+                        || inner.desired.addresses.contains_key(&address.net.addr())
+                }
                 event => *event == Event::Lost,
             }),
         };
