@@ -190,7 +190,7 @@ async fn what_is_taken_at_one_server_is_taken_at_the_other() {
     // A port.
     let port = json!({"type": "NodePort", "nodePort": 30_100});
     make(&first, "web", port.clone()).await.unwrap();
-    let refused = make(&second, "other", port.clone()).await.unwrap_err();
+    let refused = make(&second, "other", port).await.unwrap_err();
     assert!(
         refused.contains("provided port is already allocated"),
         "{refused}"
@@ -198,7 +198,8 @@ async fn what_is_taken_at_one_server_is_taken_at_the_other() {
     // Freed at one, it is free at the other.
     let services: Api<Service> = Api::namespaced(first.clone(), "default");
     services.delete("web", &DeleteParams::default()).await.unwrap();
-    make(&second, "other", port).await.unwrap();
+    let apart = json!({"type": "NodePort", "nodePort": 30_100, "clusterIP": "10.77.0.3"});
+    make(&second, "other", apart).await.unwrap();
 
     // An address, and all of them.
     let taken = make(&first, "a", json!({"clusterIP": "10.77.0.5"}))
