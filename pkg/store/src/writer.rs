@@ -78,11 +78,11 @@ impl Writer {
                 accepted: Vec::new(),
             };
             let mut next = Some(first);
-            if self.shared.is_short() {
-                // Heartbeats come at any time, so that readiness does not wait for a change.
-                _ = self.look_for_room(0);
-            }
             while let Some(request) = next {
+                if self.shared.is_short() {
+                    // Heartbeats come at any time, so that readiness does not wait for a change.
+                    _ = self.look_for_room(0);
+                }
                 match request {
                     Request::Write(writes, answer) => {
                         round.bytes += writes.iter().map(Write::len).sum::<usize>();
