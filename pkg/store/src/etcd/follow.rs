@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use super::channel::{CallError, Channel, framed};
+use super::REACH_MAX;
+use super::channel::{CallError, Channel};
 use super::codec::{Codec, DecodeError, Path};
 use super::wire::{
-    self, KeyValue, RangeRequest, RangeResponse, WatchCreateRequest, WatchProgressRequest, WatchRequest,
-    WatchResponse,
+    self, KeyValue, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse,
+    WatchCreateRequest, WatchRequest, WatchResponse,
 };
 use crate::error::OpenError;
 use crate::history::Event;
@@ -168,10 +169,10 @@ impl Follower {
                 start_revision: wire::signed(position + 1),
                 prev_kv: true,
             }),
-            progress: None,
         };
         let opened = self.channel.stream("/etcdserverpb.Watch/Watch", &create).await;
-        let (questions, mut answers) = match opened {
+        // The stream lasts as long as its questions may.
+        let (_questions, mut answers) = match opened {
             Ok(opened) => opened,
             Err(error) => return error.into(),
         };
@@ -184,8 +185,7 @@ impl Follower {
                         return Ended::Broken("the store is closed".to_string());
                     }
                     self.progress.borrow_and_update();
-                    let progress = Some(WatchProgressRequest {});
-                    _ = questions.try_send(framed(&WatchRequest { create: None, progress }));
+                    self.tick();
                     continue;
                 }
             };
@@ -220,11 +220,36 @@ impl Follower {
                 changes.push(change);
             }
         }
-        // Without events it is the answer to a question for progress: there are no more up to here.
-        if last == 0 && !answer.created {
-            last = wire::revision(answer.header);
+        if last > 0 {
+            self.shared.apply(changes, last);
         }
-        self.shared.apply(changes, last);
+    }
+
+    /// Writes a value that this watch sees, and with it everything before. etcd itself could be asked how far the watch is
+    /// (`WatchProgressRequest`), but before 3.4.25 and 3.5.8 its answer overtakes events that are still on their way (etcd issue
+    /// 15220).
+    fn tick(&self) {
+        let (channel, key) = (self.channel.clone(), self.codec.value_key("tick"));
+        let put = PutRequest {
+            key,
+            ..PutRequest::default()
+        };
+        let request = TxnRequest {
+            success: vec![RequestOp {
+                put: Some(put),
+                ..RequestOp::default()
+            }],
+            ..TxnRequest::default()
+        };
+        tokio::spawn(timeout(REACH_MAX, async move {
+            while channel
+                .call::<TxnResponse>("/etcdserverpb.KV/Txn", &request)
+                .await
+                .is_err()
+            {
+                sleep(RETRY_FIRST).await;
+            }
+        }));
     }
 
     fn change(&self, kv: &KeyValue, deleted: bool, before: Option<&KeyValue>) -> Option<(Collection, Event)> {

@@ -54,13 +54,13 @@ use crate::store::{Committed, Shared, Write};
 use crate::value::Change;
 
 /// How long a reader waits for memory to reach etcd's revision.
-const REACH_MAX: Duration = Duration::from_secs(8);
+pub(crate) const REACH_MAX: Duration = Duration::from_secs(8);
 /// How long a writer waits until memory has its write. It is done in any case.
 const SEE_MAX: Duration = Duration::from_secs(5);
 /// How long closing waits for what is put in order. Leases end by themselves, later.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
-/// When a revision does not come by itself within this, etcd is asked how far the watch is: others write there too.
-const PROGRESS_AFTER: Duration = Duration::from_millis(20);
+/// When a revision does not come by itself within this, it may be another's who uses the etcd, and is passed by a write.
+const PROGRESS_AFTER: Duration = Duration::from_millis(100);
 
 /// A store on etcd, open.
 #[derive(Debug)]

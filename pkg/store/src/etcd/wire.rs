@@ -161,16 +161,10 @@ pub(crate) struct WatchCreateRequest {
     pub(crate) prev_kv: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub(crate) struct WatchProgressRequest {}
-
-/// One of its fields is set.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct WatchRequest {
     #[prost(message, optional, tag = "1")]
     pub(crate) create: Option<WatchCreateRequest>,
-    #[prost(message, optional, tag = "3")]
-    pub(crate) progress: Option<WatchProgressRequest>,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
