@@ -1,5 +1,7 @@
 //! How long a request may take: as long as its client says (`?timeout=34s`), and no longer than the server allows (kube-apiserver,
 //! `endpoints/filters/request_deadline.go`, `server/filters/timeout.go`). Watches have a time of their own.
+//!
+//! A deadline is around the whole of a request; a write is a task of its own, which goes on when its answer is overdue.
 
 use std::time::Duration;
 

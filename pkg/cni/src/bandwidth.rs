@@ -1,5 +1,8 @@
 //! How fast a container may be (the capability `bandwidth`): a token bucket on the node's end of its link for what goes to
 //! it, and for what comes from it one on an `ifb` link of its own, where it waits rather than being lost.
+//!
+//! Both are what common kernels have: `matchall` and `police` often lack, so a `u32` filter sends packets to the `ifb`
+//! link, and a queue loses less than a policer.
 
 use svcnet_netlink::qdisc::TokenBucket;
 use svcnet_netlink::{Rtnl, rt};

@@ -3,6 +3,9 @@
 //! A pod has its address alone (`/32`), and everything, its neighbours on the same node included, is behind the
 //! gateway: the node routes all pod traffic, so that it passes the node's hooks in both directions, and no bridge
 //! filter is needed. The ports are isolated from each other, which a pod could otherwise get around.
+//!
+//! A port is made closed, isolated, and then opened, without an address of its own (`Rtnl::open_port`): the bridge
+//! never has one that is not isolated, and no role looks at links or addresses anew for each pod that comes.
 
 use std::fmt;
 use std::net::IpAddr;

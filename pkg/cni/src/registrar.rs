@@ -2,6 +2,9 @@
 //!
 //! A pod that a runtime starts without the API knowing it (podman, `ctr`, `crictl`) gets a Pod object, which goes with it. Its
 //! labels are those that the runtime tells over its socket, else those of the pod's annotation.
+//!
+//! Runtimes tell labels only of sandboxes that run, so such a pod is held, not waited for: it starts isolated, and the
+//! Pod object gets the runtime's uid once its labels are right, which is what lets the pod go (`svcnet_policy::gate`).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

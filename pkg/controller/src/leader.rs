@@ -1,6 +1,8 @@
 //! Of several servers, one runs the controllers: who holds a Lease, by the rules of client-go's leader election
 //! (`tools/leaderelection`). A holder renews; others wait until it has not for as long as the Lease says, by their own
 //! clocks; whoever cannot renew in time stops before others may begin.
+//!
+//! With one server too: `svcnet controller` may run beside it.
 
 use std::time::Duration;
 

@@ -14,6 +14,9 @@
 //! protocol 115, and the table `ip svcnet-overlay`. It neither makes nor changes the bridge of the pods.
 //!
 //! [`desired`] and [`plan`] are pure; [`observe`] reads the kernel and [`apply`] writes it.
+//!
+//! The service range is routed through the pods' bridge, with its address as source: so nodes without a default route
+//! reach Services, and with a source that peers can answer without masquerading.
 
 pub mod apply;
 pub mod desired;

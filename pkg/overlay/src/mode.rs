@@ -1,4 +1,8 @@
 //! Which way packets take to the pods of other nodes.
+//!
+//! A mode takes the routes over before the other's link goes. A route is one key whatever link it leads over, so
+//! setting it replaces the other mode's in one step. `auto` receives both ways: changing all nodes by way of it loses
+//! nothing.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,4 +1,7 @@
 //! From a kubeconfig to an API client.
+//!
+//! It differs from kube's default in TCP keepalive and user timeout (a watch over a cut cable ends in seconds, not in
+//! minutes), in names being resolved without the C library (static binary), and in saying a failure once.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,4 +1,7 @@
 //! The half of the store that survives: sled, and the files around it.
+//!
+//! sled never meets a full disk: its flush may then hang for ever, or leave a log that does not open again. The writer
+//! asks for the room before each round ([`room`]), so refusing leaves nothing half done and goes over by itself.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};

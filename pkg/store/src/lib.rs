@@ -39,6 +39,11 @@
 //!
 //! # What will not scale
 //! All objects are in memory, and one thread writes. 100,000 objects of 1 KiB are about 150 MB.
+//!
+//! # Two places for it
+//! Everything that can be read is in memory, by the same code (`state`, `history`, `watch`); sled's writer thread or etcd's
+//! watch ([`etcd`]) fills it. So readers know no difference, but for one call: [`Store::sync`] waits until memory has what other
+//! servers were told is done. `tests/contract.rs` runs the same cases against both.
 
 mod disk;
 mod error;

@@ -3,6 +3,8 @@
 //! The lines are Events of audit.k8s.io/v1 at level Metadata, so that what reads the real server's log reads this one:
 //! who, from where, what, which object, with which outcome; never what objects hold. Reads that were answered are not in
 //! it, nor are successful writes to kinds that live in memory alone (heartbeats: they are to cost no disk writes).
+//!
+//! A line waits for room in the queue rather than being dropped, and is written for a request whose client has gone.
 
 mod file;
 mod trail;

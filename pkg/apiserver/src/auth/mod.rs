@@ -1,4 +1,8 @@
 //! Who calls, and what they may do.
+//!
+//! `rules` judges requests, `review` answers `can-i` with the same functions. A node's rights depend on the object
+//! (`may_object`), so they are judged again where the stored one is at hand. A node must not name Secrets in pods that
+//! it makes: it may read those that its pods name.
 
 mod authenticate;
 mod identity;

@@ -1,5 +1,7 @@
 //! Nodes whose certificates are no longer good. A record says since when: what was made before is refused, and a node that
 //! joins again is let in. So nothing needs to be known of the certificates that were given away.
+//!
+//! A new certificate is dated behind the record. Looked at with each request, since connections last.
 
 use jiff::Timestamp;
 use serde_json::Value;

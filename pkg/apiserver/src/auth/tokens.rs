@@ -2,6 +2,9 @@
 //! token by which nodes join lies in a file of its own besides, for people to read (`pki::token`).
 //!
 //! A secret has 160 random bits: no guessing gets through its hash, which therefore needs to be neither slow nor salted.
+//!
+//! Tokens are no kind, but a collection of the store that no verb reaches. A watch ends with its token
+//! (`Tokens::ended`).
 
 use std::str::FromStr;
 use std::sync::{PoisonError, RwLock};

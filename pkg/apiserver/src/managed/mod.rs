@@ -5,6 +5,12 @@
 //! the fields that it adds and changes, and takes them from others. An apply gives it the fields of the applied
 //! configuration, and refuses to change others' unless it is forced. Fields are told apart by the schema: lists whose items
 //! have keys item by item, atomic ones as a whole.
+//!
+//! In the terms of structured-merge-diff: a `Set` is what `fieldsV1` holds, `walk` says what counts as one field,
+//! `merge` compares, merges and removes, `updater` decides. Owners are settled between defaults and admissions, so
+//! defaults are the writer's and what is allocated is nobody's; what the strategies of the real server fill in
+//! (`Traits::filled_in`) is left out. An object without owners (of a former version, or reset) has none until it is
+//! applied to.
 
 mod last_applied;
 mod merge;

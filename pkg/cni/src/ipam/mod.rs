@@ -19,6 +19,11 @@
 //!
 //! # What will not scale
 //! The files are read at start: a node has hundreds of pods, not millions.
+//!
+//! # A lease is all that a container is
+//! What the runtime asked for is in it, so that host ports, Pod objects and what CHECK compares with are computed from leases
+//! alone. ADD writes the lease first and DEL removes it last; links are named after the attachment, so that each side finds
+//! the other's leftovers.
 
 mod ring;
 

@@ -4,6 +4,10 @@
 //! say the same in the form that clients look for, a moment later, and are made anew when somebody deletes them. Those
 //! of others (a gateway's) are left alone; the allocator knows them. A ServiceCIDR that is being deleted goes when no
 //! address needs it any more, which the allocator has the last word on.
+//!
+//! The objects are stored, not computed on reading: computed, one write of a Service would be several events of one
+//! revision in another kind's watch, and a client that resumes between them would miss some; and those of others must
+//! be stored anyway. A crash between the two writes leaves nothing to repair but the mirror.
 
 mod apply;
 mod desired;

@@ -3,6 +3,14 @@
 //!
 //! IPAddresses whose parent is a Service count for nothing here: they say what Services say, and are kept in step with
 //! them by a controller.
+//!
+//! A ServiceCIDR is drawn from as soon as its write stands. It carries its finalizer and its Ready condition from the
+//! beginning; a controller takes the finalizer off, and the allocator refuses that while an address needs the range,
+//! whoever asks. The flag's own networks are always drawn from; the object `kubernetes` says them and is not changed
+//! when the flag changes, so that Services in the old range are still in one.
+//!
+//! A Node tells (`svcnet.io/host-ports`) all ports that stay open, not the range's: agents need not know the range.
+//! Such ports are given only to who asks for them by number.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};

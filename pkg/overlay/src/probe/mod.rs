@@ -1,6 +1,10 @@
 //! What really passes to each peer: now and then a packet of the size that should pass is sent, never to be cut on the way,
 //! and where it is not answered, smaller ones (as RFC 4821 and RFC 8899 have it, without waiting for routers to say what they
 //! dropped). Peers are svcnet's own, so whatever the mode, an echo request comes back.
+//!
+//! The echo request goes in a VXLAN datagram of our own that must not be cut, since the kernel's own are cut silently.
+//! A smaller path becomes the `mtu` of the peer's route, so that the kernel tells pods, and a rule lowers the segment
+//! size of TCP by the routes there and back; it is there only while some route says less.
 
 mod checksums;
 mod packet;

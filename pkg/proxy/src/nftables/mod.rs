@@ -4,6 +4,16 @@
 //! costs the same at 1,000 and at 100,000 services. `layout.rs` declares the tables, `slot.rs` says how frontends lie
 //! in their sets, `choice.rs` how schedulers choose, `plan.rs` decides, `apply.rs` and `observe.rs` talk to the kernel, `stale.rs` clears what a change
 //! leaves in the kernel's memory.
+//!
+//! A packet may look twice, before and after a change: each lookup in nf_tables sees the newest generation of the sets,
+//! so the count of endpoints and the endpoint can be of two states. Therefore each `dnat` has a rule behind it that
+//! takes the first index, and a chain or a hairpin that nobody uses any more stays for a second or two
+//! (`Backend::tidy`). The test `churn` failed without the two.
+//!
+//! A chain of a shape looks nothing up: for a new rule that looks into a map the kernel walks all of the map
+//! (`nf_tables_bind_set`), with 300,000 endpoints 150 ms for the first Service of a count. So such a chain only chooses
+//! an index, which the packet's priority carries on to a rule that is always there; priorities are cleared behind all
+//! that, since a rule that translates is a packet's last.
 
 mod apply;
 mod choice;

@@ -2,6 +2,9 @@
 //!
 //! An address stays while a connection goes through it, also when no Service has it any more: without it the kernel
 //! would not deliver the connection's packets. The last one to let go takes it back.
+//!
+//! They are local routes, not addresses of a link: a route carries the mark of who made it, so that a crash leaves
+//! nothing that cannot be told from the host's own.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;

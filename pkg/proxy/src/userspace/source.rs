@@ -1,5 +1,11 @@
 //! The addresses that relays connect from where policies have been asked: made local with the first connection that needs
 //! one, and taken back when the mode has ended and the last such connection too.
+//!
+//! To pods elsewhere that is the last address of this node's network, which nothing else uses and which the set
+//! `relays` of each node's policies lets in; nobody has to announce it. What is not known to be a pod is reached from
+//! the node's usual address, and judged where it is. To IPv4 the last address is the bridge's broadcast address: a
+//! local route before the kernel's own makes it an ordinary one (`Rtnl::claim_local_address`). A process of a node in
+//! this mode may bind to it and pass policies elsewhere, as it may pass those of its own node's pods.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

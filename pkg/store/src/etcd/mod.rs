@@ -20,6 +20,9 @@
 //!
 //! # What will not scale
 //! As for the embedded store: all objects are in the memory of each server.
+//!
+//! etcd is spoken by hand, a dozen messages over HTTP/2, which is here anyway: the crate `etcd-client` needs `protoc`
+//! to build.
 
 mod channel;
 mod codec;
