@@ -117,16 +117,7 @@ impl ApiError {
 
     /// `Service "nginx" is invalid: spec.ports: Required value`, or the list in brackets where there are several.
     pub fn invalid(kind: &Kind, name: &str, errors: &[FieldError]) -> Self {
-        let text = match errors {
-            [one] => one.to_string(),
-            many => format!(
-                "[{}]",
-                many.iter()
-                    .map(ToString::to_string)
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            ),
-        };
+        let text = FieldError::list(errors);
         let head = if kind.group.is_empty() {
             kind.kind.to_string()
         } else {

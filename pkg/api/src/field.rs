@@ -152,6 +152,20 @@ impl FieldError {
         }
     }
 
+    /// As messages have them: one as it is, several in brackets.
+    pub fn list(errors: &[Self]) -> String {
+        match errors {
+            [one] => one.to_string(),
+            many => format!(
+                "[{}]",
+                many.iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
+        }
+    }
+
     /// The entry in `Status.details.causes`.
     pub fn to_cause(&self) -> Value {
         let reason = match self.problem {

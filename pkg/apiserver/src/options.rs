@@ -103,16 +103,7 @@ pub(crate) fn dry_run_error(given: &[&str]) -> Option<FieldError> {
 
 /// 422 about options: `PatchOptions.meta.k8s.io "" is invalid: …`.
 pub(crate) fn invalid(kind: &str, errors: &[FieldError]) -> ApiError {
-    let text = match errors {
-        [one] => one.to_string(),
-        many => format!(
-            "[{}]",
-            many.iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(", ")
-        ),
-    };
+    let text = FieldError::list(errors);
     let causes: Vec<Value> = errors.iter().map(FieldError::to_cause).collect();
     let mut refused = ApiError::new(
         Reason::Invalid,

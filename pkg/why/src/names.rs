@@ -1,5 +1,6 @@
 //! From what was typed to who is meant.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use svcnet_api::names;
 
 use crate::cluster::{Cluster, key, name, namespace};
@@ -72,36 +73,35 @@ fn with_svc(rest: &str, domain: &str) -> Option<String> {
 
 /// Services that are called almost so: in that namespace, or so in another.
 pub(crate) fn services_like(cluster: &Cluster, of_namespace: &str, called: &str) -> Vec<String> {
-    let candidates = cluster.services.iter().map(|service| {
-        let there = &service.metadata;
-        let elsewhere = usize::from(namespace(there) != of_namespace);
-        let shown = if elsewhere == 0 {
-            name(there).to_string()
-        } else {
-            key(there)
-        };
-        (distance(name(there), called), elsewhere, shown)
-    });
+    let candidates = cluster
+        .services
+        .iter()
+        .map(|service| candidate(&service.metadata, of_namespace, called));
     nearest(called, candidates)
 }
 
 /// Pods and nodes that are called almost so.
 pub(crate) fn sources_like(cluster: &Cluster, of_namespace: &str, called: &str) -> Vec<String> {
-    let pods = cluster.pods.iter().map(|pod| {
-        let there = &pod.metadata;
-        let elsewhere = usize::from(namespace(there) != of_namespace);
-        let shown = if elsewhere == 0 {
-            name(there).to_string()
-        } else {
-            key(there)
-        };
-        (distance(name(there), called), elsewhere, shown)
-    });
+    let pods = cluster
+        .pods
+        .iter()
+        .map(|pod| candidate(&pod.metadata, of_namespace, called));
     let nodes = cluster.nodes.iter().map(|node| {
         let there = name(&node.metadata);
         (distance(there, called), 0, there.to_string())
     });
     nearest(called, pods.chain(nodes))
+}
+
+/// How far an object's name is from what was said, whether it is of another namespace (then 1), and how it is shown.
+fn candidate(object: &ObjectMeta, of_namespace: &str, called: &str) -> (usize, usize, String) {
+    let here = namespace(object) == of_namespace;
+    let shown = if here {
+        name(object).to_string()
+    } else {
+        key(object)
+    };
+    (distance(name(object), called), usize::from(!here), shown)
 }
 
 fn nearest(called: &str, candidates: impl Iterator<Item = (usize, usize, String)>) -> Vec<String> {

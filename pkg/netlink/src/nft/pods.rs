@@ -104,20 +104,7 @@ impl Rule {
     /// `ct state invalid,untracked`: a packet that belongs to no connection.
     #[must_use]
     pub fn ct_none(self) -> Self {
-        self.expr(Expr::Ct {
-            key: CtKey::State,
-            original: false,
-            reg: Reg::W0,
-        })
-        .expr(Expr::Mask {
-            reg: Reg::W0,
-            mask: CT_STATE_NONE.to_ne_bytes().to_vec(),
-        })
-        .expr(Expr::Cmp {
-            reg: Reg::W0,
-            op: CmpOp::Ne,
-            data: vec![0; 4],
-        })
+        self.ct_bit(CtKey::State, CT_STATE_NONE, CmpOp::Ne)
     }
 
     /// `ether type TYPE`

@@ -242,8 +242,8 @@ impl Rule {
         self.ct_bit(CtKey::Status, CT_STATUS_DNAT, CmpOp::Eq)
     }
 
-    /// A bit is set when it differs from zero, which is how `nft` asks.
-    fn ct_bit(self, key: CtKey, bit: u32, op: CmpOp) -> Self {
+    /// One of the bits is set when what is left of them differs from zero, which is how `nft` asks.
+    pub(super) fn ct_bit(self, key: CtKey, bits: u32, op: CmpOp) -> Self {
         self.expr(Expr::Ct {
             key,
             original: false,
@@ -251,7 +251,7 @@ impl Rule {
         })
         .expr(Expr::Mask {
             reg: Reg::W0,
-            mask: bit.to_ne_bytes().to_vec(),
+            mask: bits.to_ne_bytes().to_vec(),
         })
         .expr(Expr::Cmp {
             reg: Reg::W0,
