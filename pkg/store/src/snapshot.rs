@@ -28,7 +28,7 @@ use crate::writer::REVISION_BLOCK;
 
 const MAGIC: &str = "svcnet-snapshot 1";
 /// How far revisions jump: more than any server gives out between a snapshot and its being restored.
-const JUMP: u64 = 100 * REVISION_BLOCK;
+pub(crate) const JUMP: u64 = 100 * REVISION_BLOCK;
 /// Objects in one batch.
 const BATCH: usize = 1000;
 

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use etcd::{Etcd, SOON};
 use svcnet_store::{
-    Change, CollectionSpec, CommitError, EtcdConfig, Key, Keyring, OpenError, SharedValues, Store, Template,
-    Write,
+    Change, CollectionSpec, CommitError, EtcdConfig, Key, Keyring, ListError, OpenError, Range, SharedValues,
+    Store, Template, Write, restore_etcd,
 };
 
 fn specs() -> Vec<CollectionSpec> {
@@ -227,4 +227,98 @@ async fn an_etcd_that_is_not_there_is_named() {
         .unwrap_err()
         .to_string();
     assert!(refused.contains("--datastore-endpoint"), "{refused}");
+}
+
+/// What stands before the revision in an object of these tests, as [`template`] has it.
+fn without_revision(object: &[u8]) -> Option<Template> {
+    let text = std::str::from_utf8(object).ok()?;
+    Some(template(text.split_once('@')?.0))
+}
+
+async fn restore(store: &Store, config: &EtcdConfig, file: &Path, force: bool) -> u64 {
+    std::fs::write(file, store.snapshot().unwrap().concat()).unwrap();
+    restore_etcd(file, config, &specs(), None, force, without_revision)
+        .await
+        .unwrap()
+        .revision
+}
+
+/// Whoever goes on from one of these is told to list anew.
+fn are_gone(store: &Store, revisions: &[u64]) {
+    let services = store.collection("services").unwrap();
+    for &revision in revisions {
+        let watch = store.watch(services, revision).map(|_| ());
+        assert!(
+            matches!(watch, Err(ListError::Compacted(_))),
+            "{revision}: {watch:?}"
+        );
+        let list = store
+            .list(services, &Range::default(), Some(revision))
+            .map(|_| ());
+        assert!(
+            matches!(list, Err(ListError::Compacted(_))),
+            "{revision}: {list:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_away_while_a_new_etcd_was_restored_lists_anew() {
+    let (first, second) = (Etcd::start().await, Etcd::start().await);
+    let before = open(&first.config("/svcnet")).await;
+    let mut seen = vec![before.revision()];
+    for turn in 0..5 {
+        let name = format!("s{turn}");
+        let done = before
+            .commit(put(key(&before, "services", &name), "x", None))
+            .await;
+        seen.push(done.unwrap().revision);
+    }
+    let config = second.config("/svcnet");
+    let file = second.file("snapshot");
+    let began = restore(&before, &config, &file, false).await;
+    // What came after the snapshot was seen too, and is no more.
+    let lost = before
+        .commit(put(key(&before, "services", "late"), "x", None))
+        .await;
+    seen.push(lost.unwrap().revision);
+    // The etcd's own revisions come to those of before, and go by.
+    let others = SharedValues::new(&second.config("/others")).unwrap();
+    for _ in 0..20 {
+        others.set("x", "y".into()).await.unwrap();
+    }
+    let (one, two) = (open(&config).await, open(&config).await);
+    assert!(one.revision() >= began);
+    are_gone(&one, &seen);
+    // What is there says its new revision, and is written by that one on any server.
+    let s0 = key(&one, "services", "s0");
+    let is = one.get(&s0).unwrap();
+    assert!(is.revision > seen[6] && is.value == format!("x@{}", is.revision));
+    let mut watcher = two
+        .watch(two.collection("services").unwrap(), two.revision())
+        .unwrap();
+    let refused = two.commit(put(s0.clone(), "y", Some(seen[1]))).await;
+    assert_eq!(
+        refused.unwrap_err(),
+        CommitError::Conflict {
+            current: Some(is.revision)
+        }
+    );
+    let done = one.commit(put(s0.clone(), "y", Some(is.revision))).await.unwrap();
+    assert!(done.revision > began && two.sync().await.unwrap() >= done.revision);
+    let events = watcher.next().await.unwrap().events;
+    assert_eq!(
+        (events[0].revision, &events[0].value),
+        (done.revision, &done.value)
+    );
+    // The same again, upon what is there by now: they do not go back for it.
+    for store in [&one, &two] {
+        store.close().await;
+    }
+    seen.extend([is.revision, done.revision]);
+    let again = restore(&before, &config, &file, true).await;
+    assert!(again > done.revision);
+    let three = open(&config).await;
+    are_gone(&three, &seen);
+    assert!(three.get(&key(&three, "services", "late")).is_some());
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::revisions::Revisions;
 use crate::key::{Collection, CollectionSpec, Key, object_path};
 use crate::keyring::{self, Keyring, Sealed};
 use crate::value::Template;
@@ -21,6 +22,8 @@ pub(crate) struct Codec {
     prefix: String,
     specs: Vec<CollectionSpec>,
     keyring: Option<Arc<Keyring>>,
+    /// How its revisions are counted.
+    pub(crate) revisions: Revisions,
 }
 
 /// Why a value cannot be read.
@@ -37,7 +40,13 @@ impl Codec {
             prefix: prefix.trim_end_matches('/').to_string(),
             specs: specs.to_vec(),
             keyring,
+            revisions: Revisions::default(),
         }
+    }
+
+    /// The same, of a store whose revisions are counted so.
+    pub(crate) fn counting(self, revisions: Revisions) -> Self {
+        Self { revisions, ..self }
     }
 
     pub(crate) fn collections(&self) -> usize {

@@ -15,7 +15,7 @@ use super::REACH_MAX;
 use super::channel::{CallError, Channel};
 use super::codec::{Codec, DecodeError, Path};
 use super::wire::{
-    self, KeyValue, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse,
+    KeyValue, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse,
     WatchCreateRequest, WatchRequest, WatchResponse,
 };
 use crate::error::OpenError;
@@ -48,12 +48,14 @@ pub(crate) async fn list(channel: &Channel, codec: &Codec) -> Result<Listed, Ope
         revision: 0,
         entries: (0..codec.collections()).map(|_| BTreeMap::new()).collect(),
     };
+    // At which revision of etcd's own the list is; 0 until the first answer says.
+    let mut at = 0;
     loop {
         let request = RangeRequest {
             key: key.clone(),
             range_end: range_end.clone(),
             limit: PAGE,
-            revision: wire::signed(listed.revision),
+            revision: at,
             ..RangeRequest::default()
         };
         let answered = channel.call("/etcdserverpb.KV/Range", &request).await;
@@ -61,16 +63,17 @@ pub(crate) async fn list(channel: &Channel, codec: &Codec) -> Result<Listed, Ope
             // A list that took so long that its revision is gone begins anew.
             Err(CallError::Refused {
                 code: OUT_OF_RANGE, ..
-            }) if listed.revision > 0 => {
+            }) if at > 0 => {
                 key = codec.objects().0;
-                listed.revision = 0;
+                at = 0;
                 listed.entries.iter_mut().for_each(BTreeMap::clear);
                 continue;
             }
             answered => answered.map_err(|e| OpenError::Etcd(e.to_string()))?,
         };
-        if listed.revision == 0 {
-            listed.revision = wire::revision(answer.header);
+        if at == 0 {
+            at = answer.header.map_or(0, |h| h.revision);
+            listed.revision = codec.revisions.seen(at);
         }
         for kv in &answer.kvs {
             take(codec, kv, &mut listed)?;
@@ -86,7 +89,7 @@ fn take(codec: &Codec, kv: &KeyValue, listed: &mut Listed) -> Result<(), OpenErr
     let Some((collection, path)) = codec.place(&kv.key) else {
         return Ok(());
     };
-    let revision = kv.revision();
+    let revision = codec.revisions.seen(kv.mod_revision);
     let value = codec.decode(&kv.key, &kv.value, revision).map_err(|error| {
         let what = String::from_utf8_lossy(&kv.key).into_owned();
         match error {
@@ -170,7 +173,7 @@ impl Follower {
             create: Some(WatchCreateRequest {
                 key,
                 range_end,
-                start_revision: wire::signed(position + 1),
+                start_revision: self.codec.revisions.etcds(position + 1),
                 prev_kv: true,
             }),
         };
@@ -199,7 +202,7 @@ impl Follower {
                 Ok(Some(answer)) if answer.compact_revision > 0 => return Ended::Compacted,
                 Ok(Some(answer)) if answer.canceled => return Ended::Broken(answer.cancel_reason),
                 Ok(Some(answer)) => {
-                    if answer.created && wire::revision(answer.header) < position {
+                    if answer.created && self.codec.revisions.of_header(answer.header) < position {
                         tracing::error!(
                             "the revisions of etcd have gone back: was it restored from a backup?"
                         );
@@ -219,7 +222,7 @@ impl Follower {
         let mut last = 0;
         for event in answer.events {
             let Some(kv) = event.kv else { continue };
-            last = last.max(kv.revision());
+            last = last.max(self.codec.revisions.seen(kv.mod_revision));
             if let Some(change) = self.change(&kv, event.kind == DELETED, event.prev_kv.as_ref()) {
                 changes.push(change);
             }
@@ -258,7 +261,7 @@ impl Follower {
 
     fn change(&self, kv: &KeyValue, deleted: bool, before: Option<&KeyValue>) -> Option<(Collection, Event)> {
         let (collection, path) = self.codec.place(&kv.key)?;
-        let revision = kv.revision();
+        let revision = self.codec.revisions.seen(kv.mod_revision);
         let stored = if deleted {
             before.map(|kv| &kv.value)
         } else {

@@ -67,9 +67,11 @@ impl Compactor {
         }
         let answer = values::look(&self.channel, &self.codec, "compact").await?;
         let there = answer.kvs.into_iter().next();
-        let text = |kv: &wire::KeyValue| std::str::from_utf8(&kv.value).ok()?.parse::<u64>().ok();
+        let text = |kv: &wire::KeyValue| std::str::from_utf8(&kv.value).ok()?.parse::<i64>().ok();
         let done = there.as_ref().and_then(text).unwrap_or_default();
         let at = there.map_or(0, |kv| kv.mod_revision);
+        // Etcd's own revisions: clients see none of these.
+        let until = self.codec.revisions.etcds(until);
         // Another server has done it meanwhile.
         if done >= until {
             return Ok(());
@@ -78,9 +80,7 @@ impl Compactor {
         if !values::swap(&self.channel, &self.codec, "compact", value, at).await? {
             return Ok(());
         }
-        let request = CompactionRequest {
-            revision: wire::signed(until),
-        };
+        let request = CompactionRequest { revision: until };
         let _: CompactionResponse = self.channel.call("/etcdserverpb.KV/Compact", &request).await?;
         // The swap is a revision too, the only one since if nobody else has written.
         self.idle_at = now + 1;

@@ -6,11 +6,12 @@
 //! | PREFIX `/o/` COLLECTION `/` NAMESPACE `/` NAME | the object, as [`codec`] writes it |
 //! | PREFIX `/m/compact` | the revision up to which a server has compacted |
 //! | PREFIX `/m/restoring` | there while a snapshot is restored ([`restore`]) |
+//! | PREFIX `/m/revisions-ahead` | how far revisions are ahead of etcd's ([`revisions`]) |
 //! | PREFIX `/m/…` | what [`SharedValues`] keeps, as the cluster's keys |
 //!
 //! # Reads
 //! Every server has all objects in memory, filled by one list at start and by one watch from then on ([`follow`]). Revisions
-//! are etcd's. Memory lags a little behind: [`Etcd::sync`] asks etcd for its revision (linearized, one question for all who
+//! are etcd's, counted on from those of the store that a snapshot came from. Memory lags a little behind: [`Etcd::sync`] asks etcd for its revision (linearized, one question for all who
 //! ask at the time) and returns when memory has reached it.
 //!
 //! # Writes
@@ -30,6 +31,7 @@ mod config;
 mod follow;
 mod keep;
 mod restore;
+mod revisions;
 mod values;
 mod wire;
 
@@ -46,6 +48,7 @@ use self::channel::{CallError, Channel, RESOURCE_EXHAUSTED};
 use self::codec::Codec;
 pub use self::config::{Endpoint, EndpointError, EtcdConfig, EtcdTlsError, Resolve};
 pub use self::restore::restore_etcd;
+use self::revisions::Revisions;
 pub use self::values::SharedValues;
 use self::wire::{
     Compare, DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse,
@@ -87,12 +90,14 @@ impl Etcd {
         shared: impl FnOnce(follow::Listed) -> Arc<Shared>,
     ) -> Result<Self, OpenError> {
         let channel = Arc::new(Channel::new(config)?);
-        let codec = Arc::new(Codec::new(&config.prefix, specs, keyring));
+        let codec = Codec::new(&config.prefix, specs, keyring);
         let restoring = restore::is_under_way(&channel, &codec).await;
         if restoring.map_err(|e| OpenError::Etcd(e.to_string()))? {
             let why = "a snapshot is being restored to it, or was in part: let `svcnet store restore` come to its end";
             return Err(OpenError::Etcd(why.to_string()));
         }
+        let revisions = Revisions::of(&channel, &codec).await;
+        let codec = Arc::new(codec.counting(revisions.map_err(|e| OpenError::Etcd(e.to_string()))?));
         let listed = follow::list(&channel, &codec).await?;
         let shared = shared(listed);
         let stop = CancellationToken::new();
@@ -154,7 +159,7 @@ impl Etcd {
         if !answer.succeeded {
             return Err(self.lost(&request, &answer, &first.0));
         }
-        let revision = wire::revision(answer.header);
+        let revision = self.codec.revisions.of_header(answer.header);
         // Who asks next is to see it. The watch may be away: it is done all the same.
         _ = timeout(SEE_MAX, self.shared.reached(revision)).await;
         let committed = writes.into_iter().map(|write| Committed {
@@ -170,7 +175,7 @@ impl Etcd {
         Compare {
             target: values::TARGET_MOD,
             key: self.codec.key(key),
-            mod_revision: Some(wire::signed(expect.unwrap_or_default())),
+            mod_revision: Some(expect.map_or(0, |revision| self.codec.revisions.etcds(revision))),
             ..Compare::default()
         }
     }
@@ -212,7 +217,7 @@ impl Etcd {
                 continue;
             };
             if compare.key == self.codec.key(first) {
-                first_is = Some(found.map(wire::KeyValue::revision));
+                first_is = Some(found.map(|kv| self.codec.revisions.seen(kv.mod_revision)));
             } else {
                 return CommitError::Guard { path: path.into() };
             }
@@ -291,7 +296,7 @@ impl Reader {
             let waiting = std::mem::take(&mut waiting);
             match answer {
                 Ok(answer) => {
-                    let revision = wire::revision(answer.header);
+                    let revision = self.codec.revisions.of_header(answer.header);
                     if self.shared.read().revision >= revision {
                         tell(waiting, &Ok(revision));
                         continue;

@@ -1,7 +1,8 @@
 //! Filling an etcd out of a snapshot.
 //!
 //! The objects are written in many transactions. While that goes on a mark stands beside them, and no server opens the store: one that
-//! was restored in part is none. Revisions are etcd's own, so objects get others than they had.
+//! was restored in part is none. Objects get other revisions than they had, behind those of the snapshot by far and behind those of the
+//! store that was there ([`revisions`](super::revisions)): whoever names one of before is older than all that servers remember, and lists anew.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,9 +12,11 @@ use bytes::Bytes;
 use super::channel::{CallError, Channel};
 use super::codec::Codec;
 use super::config::EtcdConfig;
+use super::revisions::{self, Revisions};
 use super::values;
 use super::wire::{
-    self, DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse,
+    DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest,
+    TxnResponse,
 };
 use crate::disk;
 use crate::error::OpenError;
@@ -49,7 +52,7 @@ pub async fn restore_etcd(
     force: bool,
     template: impl Fn(&[u8]) -> Option<Template>,
 ) -> Result<Restored, RestoreError> {
-    let (_, objects) = snapshot::read(snapshot)?;
+    let (last, objects) = snapshot::read(snapshot)?;
     let keyring = keyring.map(Arc::new);
     let codec = Codec::new(&config.prefix, specs, keyring.clone());
     let mut contents = Contents::default();
@@ -61,12 +64,14 @@ pub async fn restore_etcd(
     }
     let channel = Channel::new(config).map_err(OpenError::from)?;
     let failed = |error: CallError| RestoreError::Open(OpenError::Etcd(error.to_string()));
-    let there = there(&channel, &codec).await.map_err(failed)?;
+    let (there, now) = there(&channel, &codec).await.map_err(failed)?;
     match there {
         There::Servers => return Err(RestoreError::Running),
         There::Objects if !force => return Err(RestoreError::EtcdThere(codec.prefix().to_string())),
         There::Objects | There::Nothing => {}
     }
+    let before = Revisions::of(&channel, &codec).await.map_err(failed)?;
+    let codec = codec.counting(before.reach(last + snapshot::JUMP, now));
     contents.revision = fill(&channel, &codec, puts).await.map_err(failed)?;
     Ok(Restored {
         revision: contents.revision,
@@ -121,7 +126,8 @@ enum There {
     Servers,
 }
 
-async fn there(channel: &Channel, codec: &Codec) -> Result<There, CallError> {
+/// That, and the revision at which etcd is itself.
+async fn there(channel: &Channel, codec: &Codec) -> Result<(There, u64), CallError> {
     let (mut key, range_end) = codec.objects();
     let mut found = There::Nothing;
     loop {
@@ -133,12 +139,13 @@ async fn there(channel: &Channel, codec: &Codec) -> Result<There, CallError> {
             ..RangeRequest::default()
         };
         let answer: RangeResponse = channel.call("/etcdserverpb.KV/Range", &request).await?;
+        let now = Revisions::default().of_header(answer.header);
         if answer.kvs.iter().any(|kv| kv.lease != 0) {
-            return Ok(There::Servers);
+            return Ok((There::Servers, now));
         }
         match answer.kvs.last() {
-            None => return Ok(found),
-            Some(_) if !answer.more => return Ok(There::Objects),
+            None => return Ok((found, now)),
+            Some(_) if !answer.more => return Ok((There::Objects, now)),
             Some(last) => {
                 key = [last.key.as_ref(), &[0]].concat().into();
                 found = There::Objects;
@@ -156,8 +163,13 @@ async fn fill(channel: &Channel, codec: &Codec, puts: Vec<PutRequest>) -> Result
         value: Bytes::from_static(b"1"),
         lease: 0,
     };
+    let counted = PutRequest {
+        key: codec.value_key(revisions::AHEAD),
+        value: codec.revisions.stored().into(),
+        lease: 0,
+    };
     let emptied = DeleteRangeRequest { key, range_end };
-    done(channel, vec![put_of(marked), delete_of(emptied)]).await?;
+    done(channel, vec![put_of(marked), put_of(counted), delete_of(emptied)]).await?;
     let (mut some, mut bytes) = (Vec::new(), 0);
     for put in puts {
         if some.len() == OPERATIONS_MAX || bytes + put.value.len() > BYTES_MAX {
@@ -172,16 +184,17 @@ async fn fill(channel: &Channel, codec: &Codec, puts: Vec<PutRequest>) -> Result
         ..DeleteRangeRequest::default()
     };
     done(channel, some).await?;
-    done(channel, vec![delete_of(whole)]).await
+    let header = done(channel, vec![delete_of(whole)]).await?;
+    Ok(codec.revisions.of_header(header))
 }
 
-async fn done(channel: &Channel, success: Vec<RequestOp>) -> Result<u64, CallError> {
+async fn done(channel: &Channel, success: Vec<RequestOp>) -> Result<Option<ResponseHeader>, CallError> {
     let request = TxnRequest {
         success,
         ..TxnRequest::default()
     };
     let answer: TxnResponse = channel.call("/etcdserverpb.KV/Txn", &request).await?;
-    Ok(wire::revision(answer.header))
+    Ok(answer.header)
 }
 
 fn put_of(put: PutRequest) -> RequestOp {

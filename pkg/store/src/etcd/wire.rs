@@ -220,22 +220,6 @@ pub(crate) struct LeaseKeepAliveResponse {
     pub(crate) ttl: i64,
 }
 
-impl KeyValue {
-    pub(crate) fn revision(&self) -> u64 {
-        u64::try_from(self.mod_revision).unwrap_or_default()
-    }
-}
-
-/// The revision in a header; 0 without one.
-pub(crate) fn revision(header: Option<ResponseHeader>) -> u64 {
-    header.map_or(0, |h| u64::try_from(h.revision).unwrap_or_default())
-}
-
-/// A revision as etcd has it.
-pub(crate) fn signed(revision: u64) -> i64 {
-    i64::try_from(revision).unwrap_or(i64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
