@@ -317,6 +317,8 @@ fn same_way_back(target: &Target) {
 mod tests {
     use super::*;
 
+    include!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/over_seeds.rs"));
+
     #[test]
     fn seeds_keep_the_promises() {
         let dir = tempfile::tempdir().unwrap();
@@ -330,13 +332,7 @@ mod tests {
             ("token", &|data| bench.token(data)),
         ];
         for (target, run) in targets {
-            let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/");
-            let mut count = 0;
-            for seed in std::fs::read_dir(format!("{seeds}{target}")).unwrap() {
-                run(&std::fs::read(seed.unwrap().path()).unwrap());
-                count += 1;
-            }
-            assert!(count > 1, "no seeds for {target}");
+            over_seeds(target, run);
         }
     }
 }

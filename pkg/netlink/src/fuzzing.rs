@@ -63,16 +63,12 @@ pub fn netlink(data: &[u8]) {
 mod tests {
     use super::*;
 
+    include!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/over_seeds.rs"));
+
     #[test]
     fn seeds_keep_the_promises() {
         for (target, run) in [("frame", frame as fn(&[u8])), ("netlink", netlink)] {
-            let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/");
-            let mut count = 0;
-            for seed in std::fs::read_dir(format!("{seeds}{target}")).unwrap() {
-                run(&std::fs::read(seed.unwrap().path()).unwrap());
-                count += 1;
-            }
-            assert!(count > 1, "no seeds for {target}");
+            over_seeds(target, run);
         }
     }
 }
