@@ -11,6 +11,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use svcnet_api::metallb::{AddressRange, CONFIG_MAP_KEY, IPAddressPool, L2Advertisement, LegacyConfig};
 use svcnet_api::selector::{LabelSelector, SelectorError};
+use svcnet_api::types::legacy;
 use svcnet_api::wellknown::{LABEL_EXCLUDE_LB, LABEL_SERVICE_NAME};
 use svcnet_runtime::Change;
 
@@ -265,7 +266,7 @@ impl Service {
         let status = service.status.as_ref()?.load_balancer.as_ref()?;
         let ingress = status.ingress.iter().flatten();
         // A proxy-mode ingress address is not for the node's proxy, but it is announced all the same.
-        let addresses: Vec<IpAddr> = ingress.filter_map(|i| i.ip.as_ref()?.parse().ok()).collect();
+        let addresses: Vec<IpAddr> = ingress.filter_map(|i| legacy::address(i.ip.as_ref()?)).collect();
         (!addresses.is_empty()).then(|| Self {
             addresses,
             local: spec.external_traffic_policy.as_deref() == Some("Local"),

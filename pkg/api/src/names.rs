@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::kind::NameRule;
+use crate::types::legacy;
 
 const LABEL_1123: &str = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
 const SUBDOMAIN_1123: &str = "[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*";
@@ -148,19 +149,19 @@ pub fn port_number(value: i64) -> Vec<String> {
     }
 }
 
-/// An address of either family.
+/// An address of either family, as it was always read (`IsValidIPForLegacyField`).
 pub fn ip_address(value: &str) -> Vec<String> {
-    match value.parse::<IpAddr>() {
-        Ok(_) => Vec::new(),
-        Err(_) => vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_string()],
+    match legacy::address(value) {
+        Some(_) => Vec::new(),
+        None => vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_string()],
     }
 }
 
-/// A network of either family; host bits may be set, as in the real one.
+/// A network of either family, as it was always read (`IsValidCIDRForLegacyField`); host bits may be set.
 pub fn cidr(value: &str) -> Vec<String> {
-    match value.parse::<IpNet>() {
-        Ok(_) => Vec::new(),
-        Err(_) => vec!["must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".to_string()],
+    match legacy::network(value) {
+        Some(_) => Vec::new(),
+        None => vec!["must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".to_string()],
     }
 }
 

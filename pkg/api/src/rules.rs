@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::field::{FieldError, FieldPath};
 use crate::names;
+use crate::types::legacy;
 
 /// Reads fields that may be missing. Types are right: the schema was checked before.
 pub(crate) trait Fields {
@@ -117,7 +118,7 @@ pub(crate) fn labels(path: &FieldPath, object: &Value, name: &str) -> Vec<FieldE
 /// Addresses that name one endpoint wherever they are used: no loopback, no link-local, and the like
 /// (`ValidateNonSpecialIP`).
 pub(crate) fn endpoint_address(path: &FieldPath, value: &str) -> Vec<FieldError> {
-    let Ok(address) = value.parse::<IpAddr>() else {
+    let Some(address) = legacy::address(value) else {
         return vec![FieldError::invalid(
             path.clone(),
             value,

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use svcnet_api::selector::{LabelSelector, SelectorError};
+use svcnet_api::types::legacy;
 
 /// Namespace and name of an object; ordered by namespace, so that a namespace is a range.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -276,8 +277,8 @@ impl Peer {
     fn parse(namespace: &str, peer: &NetworkPolicyPeer) -> Result<Self, ParseError> {
         if let Some(block) = &peer.ip_block {
             let net = |text: &String| {
-                let net = text.parse::<IpNet>().map(|net| net.trunc());
-                net.map_err(|_| ParseError::Network(text.clone()))
+                let net = legacy::network(text).map(|net| net.trunc());
+                net.ok_or_else(|| ParseError::Network(text.clone()))
             };
             let except = block.except.iter().flatten().map(net).collect::<Result<_, _>>()?;
             return Ok(Self::Block(Block {

@@ -1,7 +1,6 @@
 //! EndpointSlice: a part of what is behind a Service, of one address family.
 
 use std::collections::HashSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde_json::Value;
 
@@ -11,6 +10,7 @@ use crate::kind::{Kind, NameRule};
 use crate::metadata;
 use crate::names;
 use crate::rules::{Fields, each, endpoint_address, immutable, port_number, protocol};
+use crate::types::legacy;
 
 const ENDPOINTS_MAX: usize = 1000;
 const ADDRESSES_MAX: usize = 100;
@@ -91,13 +91,9 @@ fn validate_endpoint(endpoint: &Value, type_: &str, path: &FieldPath) -> Vec<Fie
     for (index, address) in addresses.iter().enumerate() {
         let (address, at) = (address.as_str().unwrap_or_default(), at.index(index));
         let family = match type_ {
-            "IPv4" => address
-                .parse::<Ipv4Addr>()
-                .is_err()
+            "IPv4" => (!legacy::address(address).is_some_and(|a| a.is_ipv4()))
                 .then_some("must be a valid IPv4 address"),
-            "IPv6" => address
-                .parse::<Ipv6Addr>()
-                .is_err()
+            "IPv6" => (!legacy::address(address).is_some_and(|a| a.is_ipv6()))
                 .then_some("must be a valid IPv6 address"),
             _ => None,
         };

@@ -1,7 +1,6 @@
 //! NetworkPolicy: who may talk to which pods, and whom they may talk to. Words and order are those of kube-apiserver
 //! (pkg/apis/networking/validation, pkg/apis/networking/v1/defaults.go).
 
-use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -13,6 +12,7 @@ use crate::metadata;
 use crate::names;
 use crate::rules::{Fields, each, labels, object_in, port_number, set_default};
 use crate::selector::LabelSelector;
+use crate::types::legacy;
 
 pub(crate) const KIND: Kind = Kind {
     group: "networking.k8s.io",
@@ -191,7 +191,7 @@ fn validate_block(path: &FieldPath, block: &Value) -> Vec<FieldError> {
     if cidr.is_empty() {
         return vec![FieldError::required(at, "")];
     }
-    let Ok(net) = cidr.parse::<IpNet>() else {
+    let Some(net) = legacy::network(cidr) else {
         return each(&at, cidr, names::cidr(cidr)).collect();
     };
     let mut errors = Vec::new();
@@ -200,12 +200,12 @@ fn validate_block(path: &FieldPath, block: &Value) -> Vec<FieldError> {
             except.as_str().unwrap_or_default(),
             path.child("except").index(index),
         );
-        match text.parse::<IpNet>() {
-            Err(_) => errors.extend(each(&at, text, names::cidr(text))),
-            Ok(except) if !net.contains(&except.addr()) || net.prefix_len() >= except.prefix_len() => {
+        match legacy::network(text) {
+            None => errors.extend(each(&at, text, names::cidr(text))),
+            Some(except) if !net.contains(&except.addr()) || net.prefix_len() >= except.prefix_len() => {
                 errors.push(FieldError::invalid(at, text, "must be a strict subset of `cidr`"));
             }
-            Ok(_) => {}
+            Some(_) => {}
         }
     }
     errors

@@ -9,6 +9,7 @@ use crate::kind::{Kind, NameRule};
 use crate::metadata;
 use crate::names;
 use crate::rules::{Fields, each, object_in};
+use crate::types::legacy;
 
 pub(crate) const KIND: Kind = Kind {
     group: "",
@@ -93,8 +94,7 @@ fn pod_networks(spec: &Value, path: &FieldPath) -> Vec<FieldError> {
             errors.push(FieldError::duplicate(path.index(index), text));
         }
     }
-    let is_v6 =
-        |network: &&Value| matches!(network.as_str().and_then(|n| n.parse().ok()), Some(IpNet::V6(_)));
+    let is_v6 = |network: &&Value| matches!(network.as_str().and_then(legacy::network), Some(IpNet::V6(_)));
     if networks.len() > 1 && (networks.len() > 2 || networks.iter().filter(is_v6).count() != 1) {
         let detail = "may specify no more than one CIDR for each IP family";
         errors.push(FieldError::invalid(

@@ -1,11 +1,14 @@
 //! Values that cannot be wrong: each parses or does not exist.
 
 mod cidr;
+mod duration;
+pub mod legacy;
 mod link;
 mod node_ips;
 mod port;
 
 pub use cidr::{CidrList, PodCidr, ServiceCidr, nth_host};
+pub use duration::{GoDuration, GoDurationError};
 pub use link::{IfName, MacAddr, Vni};
 pub use node_ips::NodeIps;
 pub use port::{NodePort, NodePortRange};

@@ -21,6 +21,7 @@ use futures::stream::BoxStream;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
+use svcnet_api::types::legacy;
 use svcnet_api::wellknown::FINALIZER_SERVICE_CIDR;
 use svcnet_runtime::{Change, Informers, Scope};
 use tokio::time::Instant;
@@ -379,7 +380,7 @@ fn cluster_ips(object: &Service) -> Vec<IpAddr> {
     }
     let singular = spec.cluster_ip.iter().filter(|_| spec.cluster_ips.is_none());
     let all = spec.cluster_ips.iter().flatten().chain(singular);
-    let mut held: Vec<IpAddr> = all.filter_map(|text| text.parse().ok()).collect();
+    let mut held: Vec<IpAddr> = all.filter_map(|text| legacy::address(text)).collect();
     held.dedup();
     held
 }

@@ -1,9 +1,8 @@
 //! Which address families a Service has: `ipFamilyPolicy` and `ipFamilies` filled in as kube-apiserver does
 //! (pkg/registry/core/service/storage/alloc.go), or what is wrong with the wish.
 
-use std::net::IpAddr;
-
 use serde_json::{Value, json};
+use svcnet_api::types::legacy;
 use svcnet_api::{FieldError, FieldPath};
 
 use super::fields::{Family, FamilyPolicy, Fields, HEADLESS};
@@ -67,10 +66,7 @@ pub(super) fn is_plausible(new: &Fields) -> bool {
     if ips.iter().any(|ip| ip == HEADLESS) {
         return ips.len() == 1;
     }
-    let parsed: Vec<Option<Family>> = ips
-        .iter()
-        .map(|ip| ip.parse::<IpAddr>().ok().map(Family::of))
-        .collect();
+    let parsed: Vec<Option<Family>> = ips.iter().map(|ip| legacy::address(ip).map(Family::of)).collect();
     let fits = |(ip, family): (&Option<Family>, &Family)| *ip == Some(*family);
     !parsed.contains(&None)
         && !matches!(parsed[..], [a, b] if a == b)
@@ -123,7 +119,7 @@ fn check_policy(new: &Fields, policy: FamilyPolicy, errors: &mut Vec<FieldError>
 
 fn infer_from_addresses(new: &mut Fields, configured: &[Family], errors: &mut Vec<FieldError>) {
     for (index, text) in new.cluster_ips.iter().enumerate().skip(new.families.len()) {
-        let Ok(address) = text.parse::<IpAddr>() else {
+        let Some(address) = legacy::address(text) else {
             break;
         };
         let family = Family::of(address);

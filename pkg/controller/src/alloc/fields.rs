@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
+use svcnet_api::types::legacy;
 
 pub(super) const HEADLESS: &str = "None";
 
@@ -221,7 +222,7 @@ impl Fields {
             .cluster_ips
             .iter()
             .chain(singular)
-            .filter_map(|text| text.parse().ok())
+            .filter_map(|text| legacy::address(text))
             .collect();
         held.dedup();
         held

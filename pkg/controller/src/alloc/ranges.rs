@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde_json::json;
+use svcnet_api::types::legacy;
 use svcnet_api::{ApiError, FieldError, FieldPath, Kind};
 
 use super::fields::Fields;
@@ -139,7 +140,7 @@ impl Ranges {
                 new.cluster_ips.push(address.to_string());
                 continue;
             };
-            let Ok(address) = wish.parse::<IpAddr>() else {
+            let Some(address) = legacy::address(wish) else {
                 continue;
             };
             if before.addresses.contains(&address) {

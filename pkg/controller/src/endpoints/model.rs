@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use svcnet_api::types::legacy;
 use svcnet_api::wellknown::LABEL_ZONE;
 
 pub(super) const MANAGER_SELECTED: &str = "endpointslice-controller.k8s.io";
@@ -233,7 +234,7 @@ impl Service {
             .map(|family| if family == "IPv6" { Family::V6 } else { Family::V4 })
             .collect();
         if families.is_empty() {
-            let address = spec.cluster_ip.as_deref().and_then(|ip| ip.parse().ok());
+            let address = spec.cluster_ip.as_deref().and_then(legacy::address);
             families.push(address.map_or(Family::V4, Family::of));
         }
         Self {

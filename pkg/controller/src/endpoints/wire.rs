@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use svcnet_api::types::legacy;
 use svcnet_api::wellknown::{LABEL_MANAGED_BY, LABEL_SERVICE_NAME};
 
 use super::model::{
@@ -90,7 +91,7 @@ impl Endpoint {
     fn from_object(object: &discovery::Endpoint) -> Option<Self> {
         let conditions = object.conditions.clone().unwrap_or_default();
         Some(Self {
-            address: object.addresses.first()?.parse().ok()?,
+            address: legacy::address(object.addresses.first()?)?,
             ready: conditions.ready.unwrap_or(true),
             serving: conditions.serving,
             terminating: conditions.terminating,
@@ -209,7 +210,7 @@ impl Port {
 impl Address {
     fn from_object(object: &core::EndpointAddress) -> Option<Self> {
         Some(Self {
-            ip: object.ip.parse().ok()?,
+            ip: legacy::address(&object.ip)?,
             hostname: object.hostname.clone(),
             node: object.node_name.clone(),
             target: object.target_ref.as_ref().map(Target::from_object),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
+use svcnet_api::types::legacy;
 
 use super::addresses::{SharingKey, Usage, UsedPort};
 
@@ -77,7 +78,7 @@ impl LbService {
             wish: wish(&spec, &annotations),
             current: ingress
                 .iter()
-                .filter_map(|one| one.ip.as_deref()?.parse().ok())
+                .filter_map(|one| legacy::address(one.ip.as_deref()?))
                 .collect(),
             has_status: !ingress.is_empty(),
             labels: object.metadata.labels.clone().unwrap_or_default(),
@@ -102,8 +103,12 @@ fn wish(spec: &core::ServiceSpec, annotations: &BTreeMap<String, String>) -> Wis
         return Wish::Foreign;
     }
     let cluster_ips: Vec<IpAddr> = match &spec.cluster_ips {
-        Some(ips) => ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
-        None => spec.cluster_ip.iter().filter_map(|ip| ip.parse().ok()).collect(),
+        Some(ips) => ips.iter().filter_map(|ip| legacy::address(ip)).collect(),
+        None => spec
+            .cluster_ip
+            .iter()
+            .filter_map(|ip| legacy::address(ip))
+            .collect(),
     };
     if cluster_ips.is_empty() {
         return Wish::Nothing;

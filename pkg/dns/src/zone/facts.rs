@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use svcnet_api::types::legacy;
 use svcnet_api::wellknown::{ANNOTATION_ALIASES, LABEL_SERVICE_NAME};
 
 use crate::name::{Name, push_label};
@@ -134,7 +135,7 @@ impl ServiceFacts {
             if texts.iter().any(|text| text == "None") {
                 Kind::Headless
             } else {
-                Kind::ClusterIp(texts.iter().filter_map(|text| text.parse().ok()).collect())
+                Kind::ClusterIp(texts.iter().filter_map(|text| legacy::address(text)).collect())
             }
         };
         let ports =
@@ -185,7 +186,7 @@ impl SliceFacts {
                 .as_deref()
                 .filter(|h| !h.is_empty() && h.len() <= 63);
             let hostname = hostname.map(|h| Box::from(h.to_ascii_lowercase()));
-            let addresses = endpoint.addresses.iter().filter_map(|text| text.parse().ok());
+            let addresses = endpoint.addresses.iter().filter_map(|text| legacy::address(text));
             addresses.map(move |address| Endpoint {
                 address,
                 hostname: hostname.clone(),

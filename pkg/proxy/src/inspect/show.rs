@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::Serialize;
+use svcnet_api::types::legacy;
 use svcnet_netlink::nft::Family;
 
 use super::Connections;
@@ -240,7 +241,7 @@ fn targets(slices: &[Arc<EndpointSlice>]) -> HashMap<IpAddr, (Option<String>, Op
             .as_ref()
             .filter(|target| target.kind.as_deref() == Some("Pod"))
             .and_then(|target| target.name.clone());
-        for ip in endpoint.addresses.iter().filter_map(|text| text.parse().ok()) {
+        for ip in endpoint.addresses.iter().filter_map(|text| legacy::address(text)) {
             targets.insert(ip, (pod.clone(), endpoint.node_name.clone()));
         }
     }

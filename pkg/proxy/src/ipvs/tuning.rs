@@ -5,9 +5,9 @@
 //! another value any more.
 
 use std::fmt;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use svcnet_api::types::GoDuration;
 use svcnet_netlink::ipvs as kernel;
 use svcnet_netlink::sysctl;
 
@@ -52,12 +52,10 @@ impl Timeouts {
     /// # Errors
     /// When it is none, or not one for a timeout.
     pub fn seconds(text: &str) -> Result<u32, BadTimeout> {
-        let bad = || BadTimeout::NoDuration(text.into());
-        let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
-        let duration = go_duration(unsigned).ok_or_else(bad)?;
-        if text.starts_with('-') && !duration.is_zero() {
-            return Err(BadTimeout::Negative(text.into()));
-        }
+        let duration: GoDuration = text.parse().map_err(|_| BadTimeout::NoDuration(text.into()))?;
+        let duration = duration
+            .positive()
+            .ok_or_else(|| BadTimeout::Negative(text.into()))?;
         let seconds = Some(duration.as_secs()).filter(|seconds| *seconds <= SECONDS_MAX);
         let seconds = seconds.and_then(|seconds| u32::try_from(seconds).ok());
         seconds.ok_or_else(|| BadTimeout::TooLong(text.into()))
@@ -71,34 +69,6 @@ impl Timeouts {
             udp: pick(self.udp, other.udp),
         }
     }
-}
-
-/// A duration by Go's `time.ParseDuration`, without its sign.
-fn go_duration(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let (mut rest, mut total) = (text, 0.0);
-    while !rest.is_empty() {
-        let number_ends = rest.find(|c: char| c != '.' && !c.is_ascii_digit())?;
-        let (number, after) = rest.split_at(number_ends);
-        let unit_ends = after
-            .find(|c: char| c == '.' || c.is_ascii_digit())
-            .unwrap_or(after.len());
-        let (unit, left) = after.split_at(unit_ends);
-        let seconds = match unit {
-            "ns" => 1e-9,
-            "us" | "µs" | "μs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        total += number.parse::<f64>().ok()? * seconds;
-        rest = left;
-    }
-    (!text.is_empty()).then(|| Duration::try_from_secs_f64(total).ok())?
 }
 
 /// What is to be set of it.

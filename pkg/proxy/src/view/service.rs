@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
+use svcnet_api::types::legacy;
 use svcnet_api::wellknown::{ANNOTATION_SCHEDULER, ANNOTATION_WEIGHTS, LABEL_SERVICE_PROXY_NAME};
 
 use crate::model::Protocol;
@@ -104,7 +105,11 @@ impl Service {
         }
         let mut cluster_ips = addresses(spec.cluster_ips.as_deref().unwrap_or_default());
         if cluster_ips.is_empty() {
-            cluster_ips = spec.cluster_ip.iter().filter_map(|ip| ip.parse().ok()).collect();
+            cluster_ips = spec
+                .cluster_ip
+                .iter()
+                .filter_map(|ip| legacy::address(ip))
+                .collect();
         }
         if cluster_ips.is_empty() {
             return Err(Skipped::NoClusterIp);
@@ -183,9 +188,9 @@ fn source_ranges(service: &core::Service, complaints: &mut Vec<Box<str>>) -> Opt
         (_, Some(annotation)) if !annotation.trim().is_empty() => annotation.split(',').collect(),
         _ => return None,
     };
-    let network = |text: &&str| match text.trim().parse() {
-        Ok(network) => Some(network),
-        Err(_) => {
+    let network = |text: &&str| match legacy::network(text.trim()) {
+        Some(network) => Some(network),
+        None => {
             complaints.push(format!("source range {text:?} is no network as in 192.0.2.0/24").into());
             None
         }
@@ -220,10 +225,10 @@ fn load_balancer_ips(service: &core::Service) -> Box<[IpAddr]> {
         .flat_map(|status| status.ingress.iter().flatten())
         // `ipMode: Proxy` says that a balancer outside terminates connections: not ours to short-cut.
         .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
-        .filter_map(|ingress| ingress.ip.as_ref()?.parse().ok())
+        .filter_map(|ingress| legacy::address(ingress.ip.as_ref()?))
         .collect()
 }
 
 fn addresses(texts: &[String]) -> Box<[IpAddr]> {
-    texts.iter().filter_map(|text| text.parse().ok()).collect()
+    texts.iter().filter_map(|text| legacy::address(text)).collect()
 }

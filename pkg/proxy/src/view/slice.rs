@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use svcnet_api::types::legacy;
 use svcnet_api::wellknown::{LABEL_SERVICE_NAME, LABEL_ZONE};
 
 use super::Name;
@@ -124,7 +125,7 @@ fn slice_endpoint(
     names: &mut Names,
 ) -> Option<SliceEndpoint> {
     // All addresses of an endpoint are the same pod; the first is the one to use.
-    let ip = endpoint.addresses.first()?.parse().ok()?;
+    let ip = legacy::address(endpoint.addresses.first()?)?;
     let conditions = endpoint.conditions.as_ref();
     // Unknown means ready (the API says so), and serving is what ready would be if it were not terminating.
     let ready = conditions.and_then(|c| c.ready).unwrap_or(true);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
+use svcnet_api::types::legacy;
 use svcnet_proxy::{Fate, Frontend, FrontendKey, Protocol, Scheduler, inspect};
 
 use super::target::{Place, port_of};
@@ -248,7 +249,7 @@ impl Tracer<'_> {
                         target.name.as_ref()?
                     ))
                 });
-            for ip in endpoint.addresses.iter().filter_map(|text| text.parse().ok()) {
+            for ip in endpoint.addresses.iter().filter_map(|text| legacy::address(text)) {
                 targets.insert(ip, (pod.clone(), endpoint.node_name.clone()));
             }
         }
@@ -348,7 +349,7 @@ impl Tracer<'_> {
                 .collect();
             for endpoint in slice.endpoints.iter().flatten() {
                 let ready = endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true);
-                let address = endpoint.addresses.first().and_then(|ip| ip.parse().ok());
+                let address = endpoint.addresses.first().and_then(|ip| legacy::address(ip));
                 found.extend(address.filter(|_| ready).map(|ip| (ip, ports.clone())));
             }
         }

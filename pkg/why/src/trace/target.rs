@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::{Node, Service, ServicePort};
+use svcnet_api::types::legacy;
 use svcnet_api::wellknown::LABEL_SERVICE_PROXY_NAME;
 use svcnet_proxy::{FrontendKey, Protocol};
 
@@ -140,7 +141,7 @@ impl Tracer<'_> {
                 let dashed = endpoint.addresses.first().map(|ip| ip.replace(['.', ':'], "-"));
                 endpoint.hostname.as_ref().or(dashed.as_ref()) == Some(host)
             });
-        let address = found.and_then(|endpoint| endpoint.addresses.first()?.parse().ok());
+        let address = found.and_then(|endpoint| legacy::address(endpoint.addresses.first()?));
         let Some(address) = address else {
             return Err((What::Name, self.unknown(&named.namespace, asked)));
         };
@@ -462,9 +463,9 @@ pub(super) fn cluster_ips(service: &Service) -> Vec<IpAddr> {
         return Vec::new();
     };
     let all = spec.cluster_ips.as_deref().unwrap_or_default();
-    let mut found: Vec<IpAddr> = all.iter().filter_map(|ip| ip.parse().ok()).collect();
+    let mut found: Vec<IpAddr> = all.iter().filter_map(|ip| legacy::address(ip)).collect();
     if found.is_empty() {
-        found.extend(spec.cluster_ip.iter().filter_map(|ip| ip.parse::<IpAddr>().ok()));
+        found.extend(spec.cluster_ip.iter().filter_map(|ip| legacy::address(ip)));
     }
     found
 }
@@ -474,7 +475,7 @@ pub(super) fn load_balancer_ips(service: &Service) -> Vec<IpAddr> {
     let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_deref());
     let addresses = ingress.unwrap_or_default().iter();
     addresses
-        .filter_map(|entry| entry.ip.as_ref()?.parse().ok())
+        .filter_map(|entry| legacy::address(entry.ip.as_ref()?))
         .collect()
 }
 
@@ -486,8 +487,8 @@ fn has_address(service: &Service, address: IpAddr) -> bool {
     cluster_ips(service).contains(&address)
         || load_balancer_ips(service).contains(&address)
         || external
-            .filter_map(|ip| ip.parse().ok())
-            .any(|ip: IpAddr| ip == address)
+            .filter_map(|ip| legacy::address(ip))
+            .any(|ip| ip == address)
 }
 
 /// The port that was asked for.
