@@ -96,7 +96,7 @@ pub(crate) fn carry_over(place: &Place, stored: &Stored, mut wanted: Value) -> R
     for field in ["apiVersion", "kind"] {
         new[field] = old[field].clone();
     }
-    new_finalizers(place, old, &new)?;
+    new_finalizers(old, &new).map_err(|e| ApiError::invalid(place.kind, &place.name, &[e]))?;
     let labels = |object: &Value| object.get("metadata").and_then(|m| m.get("labels")).cloned();
     let relabelled = traits::of(place.kind).labels_count && labels(old) != labels(&new);
     if (relabelled || object::spec_differs(old, &new)) && metadata_generation(old).is_some() {
@@ -124,7 +124,7 @@ pub(crate) fn bump_generation(object: &mut Value) {
 }
 
 /// What is being deleted takes no new finalizers.
-fn new_finalizers(place: &Place, old: &Value, new: &Value) -> Result<(), ApiError> {
+fn new_finalizers(old: &Value, new: &Value) -> Result<(), FieldError> {
     if !object::is_terminating(old) {
         return Ok(());
     }
@@ -145,8 +145,8 @@ fn new_finalizers(place: &Place, old: &Value, new: &Value) -> Result<(), ApiErro
         "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
         names.join(", ")
     );
-    let error = FieldError::forbidden(FieldPath::new("metadata").child("finalizers"), detail);
-    Err(ApiError::invalid(place.kind, &place.name, &[error]))
+    let path = FieldPath::new("metadata").child("finalizers");
+    Err(FieldError::forbidden(path, detail))
 }
 
 /// Whoever applies with a uid means an object that is there.
@@ -178,4 +178,32 @@ pub(crate) fn preconditions(place: &Place, stored: &Stored, options: &DeleteOpti
         return Err(ApiError::conflict(place.kind, &place.name, &why));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_being_deleted_takes_no_new_finalizers() {
+        let object = |finalizers: &[&str]| json!({"metadata": {"finalizers": finalizers}});
+        let mut dying = object(&["example.com/a", "example.com/b"]);
+        assert_eq!(
+            new_finalizers(&dying, &object(&["example.com/c"])),
+            Ok(()),
+            "it is not deleted"
+        );
+        dying["metadata"]["deletionTimestamp"] = "2026-11-27T00:00:00Z".into();
+        for fewer in [&["example.com/b", "example.com/a"][..], &["example.com/b"], &[]] {
+            assert_eq!(new_finalizers(&dying, &object(fewer)), Ok(()), "{fewer:?}");
+        }
+        let error = new_finalizers(&dying, &object(&["example.com/a", "example.com/c", "x"])).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers \
+             []string{\"example.com/c\", \"x\"}"
+        );
+    }
 }

@@ -78,6 +78,11 @@ pub(crate) fn grace_period(object: &Value) -> i64 {
     seconds.and_then(Value::as_i64).unwrap_or_default()
 }
 
+/// Whether an object goes with the write that has made it so: nothing holds it any more, and nobody is waited for.
+pub(crate) fn is_done(object: &Value, traits: &Traits) -> bool {
+    object::is_terminating(object) && grace_period(object) == 0 && !object::is_held(object, traits.finalize)
+}
+
 fn deletion_time(object: &Value) -> Option<Timestamp> {
     object::meta_text(object, "deletionTimestamp").parse().ok()
 }
@@ -329,5 +334,45 @@ mod tests {
         );
         let services = traits::of(registry::by_kind("v1", "Service").unwrap());
         assert_eq!(grace(services, &bound, Some(30), now), Grace::Over);
+    }
+
+    #[test]
+    fn finalizers_hold_an_object_until_the_last_one_goes() {
+        let traits = traits::of(registry::by_kind("v1", "ConfigMap").unwrap());
+        let now: Timestamp = "2026-11-27T00:00:00Z".parse().unwrap();
+        let held = json!({"metadata": {"name": "a", "finalizers": ["example.com/a", "example.com/b"]}});
+        assert!(object::is_held(&held, false));
+        assert!(!is_done(&held, traits), "nobody has deleted it");
+        let mut dying = marked(held, traits, &Grace::Over, now);
+        assert_eq!(
+            dying["metadata"],
+            json!({
+                "name": "a", "finalizers": ["example.com/a", "example.com/b"],
+                "deletionTimestamp": "2026-11-27T00:00:00Z", "deletionGracePeriodSeconds": 0,
+            })
+        );
+        let later = now + SignedDuration::from_secs(10);
+        assert_eq!(
+            marked(dying.clone(), traits, &Grace::Over, later),
+            dying,
+            "marked once"
+        );
+        assert!(!is_done(&dying, traits));
+        dying["metadata"]["finalizers"] = json!(["example.com/b"]);
+        assert!(!is_done(&dying, traits));
+        dying["metadata"]["finalizers"] = json!([]);
+        assert!(is_done(&dying, traits));
+    }
+
+    #[test]
+    fn a_namespace_is_held_by_the_finalizers_of_its_spec_too() {
+        let traits = traits::of(registry::by_kind("v1", "Namespace").unwrap());
+        let now: Timestamp = "2026-11-27T00:00:00Z".parse().unwrap();
+        let namespace = json!({"metadata": {"name": "a"}, "spec": {"finalizers": ["kubernetes"]}});
+        let mut dying = marked(namespace, traits, &Grace::Over, now);
+        assert_eq!(dying["status"]["phase"], "Terminating");
+        assert!(!is_done(&dying, traits));
+        dying["spec"]["finalizers"] = json!([]);
+        assert!(is_done(&dying, traits));
     }
 }

@@ -196,9 +196,7 @@ impl Server {
         };
         let wanted = change(&stored.object)?;
         let new = carry::carry_over(place, &stored, wanted)?;
-        let held = object::is_held(&new, traits::of(place.kind).finalize);
-        let over = delete::grace_period(&new) == 0;
-        if object::is_terminating(&new) && over && !held && !place.dry_run {
+        if delete::is_done(&new, traits::of(place.kind)) && !place.dry_run {
             self.remove(place, stored, key).await
         } else {
             self.finish(place, Some(stored), new, key, Vec::new()).await
