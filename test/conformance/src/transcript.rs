@@ -165,11 +165,16 @@ fn like(wanted: &str, line: &str) -> bool {
     }
 }
 
+/// Where the `kubectl` of a case is.
+const BIN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bin");
+
 /// Where the commands of a case run.
 struct Room<'a> {
     server: &'a Server,
     namespace: String,
     dir: PathBuf,
+    kubectl: PathBuf,
+    cache: PathBuf,
 }
 
 impl<'a> Room<'a> {
@@ -181,6 +186,8 @@ impl<'a> Room<'a> {
             server,
             namespace,
             dir,
+            kubectl: which(&kubectl.path),
+            cache: server.path(&format!("cache-{}", kubectl.minor)),
         };
         let fail = |what: &str, error: std::io::Error| -> ! { panic!("{what}: {error}") };
         std::fs::create_dir_all(&room.dir).unwrap_or_else(|error| fail("the case's directory", error));
@@ -193,16 +200,6 @@ impl<'a> Room<'a> {
             "the kubeconfig has another form: {config}"
         );
         std::fs::write(room.dir.join("config"), config).unwrap_or_else(|e| fail("the kubeconfig", e));
-        let wrapper = format!(
-            "#!/bin/sh\nexec '{}' --kubeconfig '{}' --cache-dir '{}' \"$@\"\n",
-            which(&kubectl.path).display(),
-            room.dir.join("config").display(),
-            server.path(&format!("cache-{}", kubectl.minor)).display(),
-        );
-        let path = room.dir.join("kubectl");
-        std::fs::write(&path, wrapper).unwrap_or_else(|e| fail("the wrapper", e));
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&path, mode).unwrap_or_else(|e| fail("the wrapper", e));
         let made = room.run(&format!("kubectl create namespace {}", room.namespace), "");
         assert_eq!(made.2, 0, "{}{}", made.0, made.1);
         room
@@ -213,7 +210,10 @@ impl<'a> Room<'a> {
         let path = std::env::var("PATH").unwrap_or_default();
         let child = Command::new("bash")
             .args(["-c", command])
-            .env("PATH", format!("{}:{path}", self.dir.display()))
+            .env("PATH", format!("{BIN}:{path}"))
+            .env("CASE_KUBECTL", &self.kubectl)
+            .env("CASE_DIR", &self.dir)
+            .env("CASE_CACHE", &self.cache)
             .env("HOME", &self.dir)
             .env("NS", &self.namespace)
             .env("SERVER_DIR", self.server.dir())
