@@ -444,9 +444,9 @@ impl Call {
         let creates = done.outcome == Outcome::Created;
         let code = if creates { 201 } else { 200 };
         // What is gone is not warned of.
-        let stands = creates || matches!(done.outcome, Outcome::Updated | Outcome::Unchanged);
-        if self.target.subresource.is_empty() && stands {
-            warnings.extend(warnings::of(self.target.kind, creates, &done.object));
+        if creates || matches!(done.outcome, Outcome::Updated | Outcome::Unchanged) {
+            let of = &self.target;
+            warnings.extend(warnings::of(of.kind, &of.subresource, creates, &done.object));
         }
         let mut reply = read::shown(self.target.kind, code, &done.object, &self.query, self.form)?;
         reply.warnings = warnings;

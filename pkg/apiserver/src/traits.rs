@@ -39,6 +39,8 @@ pub(crate) struct Traits {
     pub(crate) deprecated: Option<&'static str>,
     /// What whoever writes an object is warned of; whether it is a new one.
     pub(crate) warns: Option<fn(&Value, bool) -> Vec<String>>,
+    /// The same of whoever writes the status.
+    pub(crate) warns_status: Option<fn(&Value) -> Vec<String>>,
 }
 
 const NONE: Traits = Traits {
@@ -55,9 +57,10 @@ const NONE: Traits = Traits {
     returns_deleted: false,
     deprecated: None,
     warns: None,
+    warns_status: None,
 };
 
-static TABLE: [(&str, &str, Traits); 10] = [
+static TABLE: [(&str, &str, Traits); 11] = [
     (
         "",
         "namespaces",
@@ -73,6 +76,7 @@ static TABLE: [(&str, &str, Traits); 10] = [
         "nodes",
         Traits {
             status_on_create: true,
+            warns: Some(warnings::of_node),
             ..NONE
         },
     ),
@@ -82,6 +86,8 @@ static TABLE: [(&str, &str, Traits); 10] = [
         Traits {
             graceful: true,
             returns_deleted: true,
+            warns: Some(warnings::of_pod),
+            warns_status: Some(warnings::of_pod_status),
             ..NONE
         },
     ),
@@ -92,6 +98,7 @@ static TABLE: [(&str, &str, Traits); 10] = [
             filled_in: &[&["spec", "clusterIPs"]],
             returns_deleted: true,
             warns: Some(warnings::of_service),
+            warns_status: Some(warnings::of_service_status),
             ..NONE
         },
     ),
@@ -110,6 +117,7 @@ static TABLE: [(&str, &str, Traits); 10] = [
         "secrets",
         Traits {
             encrypted: true,
+            warns: Some(warnings::of_secret),
             ..NONE
         },
     ),
@@ -119,6 +127,7 @@ static TABLE: [(&str, &str, Traits); 10] = [
         Traits {
             create_on_update: true,
             deprecated: Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+            warns: Some(warnings::of_endpoints),
             ..NONE
         },
     ),
@@ -127,6 +136,15 @@ static TABLE: [(&str, &str, Traits); 10] = [
         "endpointslices",
         Traits {
             labels_count: true,
+            warns: Some(warnings::of_endpoint_slice),
+            ..NONE
+        },
+    ),
+    (
+        "networking.k8s.io",
+        "networkpolicies",
+        Traits {
+            warns: Some(warnings::of_network_policy),
             ..NONE
         },
     ),
