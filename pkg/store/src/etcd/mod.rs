@@ -11,8 +11,9 @@
 //!
 //! # Reads
 //! Every server has all objects in memory, filled by one list at start and by one watch from then on ([`follow`]). Revisions
-//! are etcd's, counted on from those of the store that a snapshot came from. Memory lags a little behind: [`Etcd::sync`] asks etcd for its revision (linearized, one question for all who
-//! ask at the time) and returns when memory has reached it.
+//! are etcd's, counted on from those of the store that a snapshot came from ([`revisions`]). Memory lags a little behind:
+//! [`Etcd::sync`] asks etcd for its revision (linearized, one question for all who ask at the time) and returns when memory
+//! has reached it.
 //!
 //! # Writes
 //! A transaction compares the revisions of the object and of what it relies on, and puts or deletes. It is answered when
