@@ -149,11 +149,14 @@ pub fn port_number(value: i64) -> Vec<String> {
     }
 }
 
+const NO_IP: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+const NO_CIDR: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+
 /// An address of either family, as it was always read (`IsValidIPForLegacyField`).
 pub fn ip_address(value: &str) -> Vec<String> {
     match legacy::address(value) {
         Some(_) => Vec::new(),
-        None => vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_string()],
+        None => vec![NO_IP.to_string()],
     }
 }
 
@@ -161,7 +164,7 @@ pub fn ip_address(value: &str) -> Vec<String> {
 pub fn cidr(value: &str) -> Vec<String> {
     match legacy::network(value) {
         Some(_) => Vec::new(),
-        None => vec!["must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".to_string()],
+        None => vec![NO_CIDR.to_string()],
     }
 }
 
@@ -170,7 +173,7 @@ pub fn strict_ip_address(value: &str) -> Vec<String> {
     match value.parse::<IpAddr>() {
         Ok(address) if address.to_string() == value => Vec::new(),
         Ok(address) => vec![format!("must be in canonical form (\"{address}\")")],
-        Err(_) => ip_address(value),
+        Err(_) => vec![NO_IP.to_string()],
     }
 }
 
@@ -182,7 +185,7 @@ pub fn strict_cidr(value: &str) -> Vec<String> {
         }
         Ok(net) if net.to_string() != value => vec![format!("must be in canonical form (\"{net}\")")],
         Ok(_) => Vec::new(),
-        Err(_) => cidr(value),
+        Err(_) => vec![NO_CIDR.to_string()],
     }
 }
 
@@ -310,5 +313,17 @@ mod tests {
         assert!(!port_name("80").is_empty() && !port_name("a--b").is_empty() && !config_key("..").is_empty());
         assert!(object_name(NameRule::Subdomain, "web-", true).is_empty());
         assert!(!object_name(NameRule::Subdomain, "web-", false).is_empty());
+    }
+
+    #[test]
+    fn leading_zeros_are_refused_in_newer_fields_alone() {
+        assert!(ip_address("10.0.0.05").is_empty() && cidr("010.0.0.0/8").is_empty());
+        assert_eq!(strict_ip_address("10.0.0.05"), [NO_IP]);
+        assert!(!strict_cidr("010.0.0.0/8").is_empty());
+        assert_eq!(strict_cidr("10.0.0"), [NO_CIDR]);
+        assert_eq!(
+            strict_ip_address("2001:DB8::1"),
+            ["must be in canonical form (\"2001:db8::1\")"]
+        );
     }
 }
