@@ -145,7 +145,7 @@ fn all_of_it_prints() {
         "meta priority set numgen random mod 3 offset 1342177280 goto endpoint",
         "meta priority set numgen random mod 1 offset 1342210048 goto port-local-endpoint",
         "meta priority set 5000:8000 dnat ip to meta l4proto . th dport . meta priority map @port-endpoints",
-        "ct state new jump new-incoming",
+        "type nat hook prerouting priority dstnat + 10",
         "meta priority & f000:0 == 5000:0 meta priority set none",
         "@restricted ip daddr . meta l4proto . th dport . ip saddr != @sources drop",
         "update @affinity { ip saddr . ct original ip daddr . meta l4proto . ct original proto-dst timeout 3h",

@@ -6,11 +6,14 @@
 //! n3 (shape: three endpoints):      meta priority set numgen random mod 3 -> endpoint
 //! endpoint:                         dnat to KEY . meta priority map @endpoints
 //! postrouting (before srcnat):      hairpins, and what comes back only through this node: masquerade
-//! refuse (after dnat):              frontends without endpoints
+//! refuse (nat chains after dnat):   frontends without endpoints
 //! ```
 //!
 //! The packet's priority carries the shape from the first lookup to the second and the index of the endpoint to the third, and
-//! is cleared behind them (`refuse-…`): `meta mark` belongs to the operator. Only the first packet of a connection passes the nat chains.
+//! is cleared behind them (`refuse-…` for what is not translated; `postrouting` and `input` for what is, since a chain that
+//! translates is the last of its hook): `meta mark` belongs to the operator. All chains are of type nat, so that only the first packet
+//! of a connection passes any: those that refuse too, for nf_tables lets a nat chain drop and reject, and what comes by behind the
+//! translation has not been translated.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -32,9 +35,6 @@ pub(crate) const HAIRPIN: &str = "hairpin";
 pub(crate) const CLUSTER_IPS: &str = "cluster-ips";
 /// Frontends that let only some networks in.
 pub(crate) const RESTRICTED: &str = "restricted";
-/// Chains of the first packets of connections, behind the translation.
-const NEW_INCOMING: &str = "new-incoming";
-const NEW_OUTGOING: &str = "new-outgoing";
 /// Chain of the connections that no frontend was found for.
 const REFUSE: &str = "refuse";
 /// Chain that answers in the way of each protocol that there is nothing here.
@@ -104,13 +104,13 @@ const BASE_CHAINS: [(&str, ChainKind, Hook, i32); 6] = [
     ("input", ChainKind::Nat, Hook::Input, PRIORITY_SRCNAT),
     (
         "refuse-prerouting",
-        ChainKind::Filter,
+        ChainKind::Nat,
         Hook::Prerouting,
         PRIORITY_DSTNAT + 10,
     ),
     (
         "refuse-output",
-        ChainKind::Filter,
+        ChainKind::Nat,
         Hook::Output,
         PRIORITY_DSTNAT + 10,
     ),
@@ -130,8 +130,6 @@ pub(crate) fn ruleset(family: Family, networks: &Networks) -> Ruleset {
         ruleset = ruleset.chain(Chain::base(name, kind, hook, priority));
     }
     ruleset = ruleset
-        .chain(Chain::regular(NEW_INCOMING))
-        .chain(Chain::regular(NEW_OUTGOING))
         .chain(Chain::regular(TURN_AWAY))
         .chain(Chain::regular(REFUSE))
         .chain(Chain::regular("services"))
@@ -235,6 +233,7 @@ fn masquerade(mut ruleset: Ruleset, family: Family, networks: &Networks) -> Rule
     let rule = || Rule::new("postrouting");
     ruleset = ruleset
         .rule(rule().ct_not_dnat().accept().comment("not to a service"))
+        .rule(clear(rule()))
         .rule(rule().jump(RECORD).comment("clients that stay"))
         .rule(
             rule()
@@ -242,6 +241,7 @@ fn masquerade(mut ruleset: Ruleset, family: Family, networks: &Networks) -> Rule
                 .masquerade()
                 .comment("a pod that reached itself"),
         )
+        .rule(clear(Rule::new("input")))
         .rule(
             Rule::new("input")
                 .ct_dnat()
@@ -290,25 +290,16 @@ fn refuse(mut ruleset: Ruleset, family: Family, networks: &Networks) -> Ruleset 
         let rule = Rule::new("refuse-prerouting")
             .daddr(loopback)
             .in_link_not("lo")
-            .ct_not_dnat()
             .drop();
         // Node ports answer on 127.0.0.1, which takes route_localnet; that must not open loopback to the neighbours.
         ruleset = ruleset.rule(rule.comment("loopback is not for others"));
     }
-    // Every packet comes by here: all but the first of a connection by one rule, for it counts between pods.
-    for (chain, new) in [
-        ("refuse-prerouting", NEW_INCOMING),
-        ("refuse-output", NEW_OUTGOING),
-    ] {
+    // What this node sends to itself has been judged on its way out, and comes by no second time.
+    for chain in ["refuse-prerouting", "refuse-output"] {
+        let rule = Rule::new(chain).jump(REFUSE);
         ruleset = ruleset
-            .rule(Rule::new(chain).ct_new().jump(new).comment("new connections"))
-            .rule(clear(Rule::new(new)));
-    }
-    // What this node sends to itself comes by here a second time, a moment later: it has been judged on its way out.
-    let incoming = Rule::new(NEW_INCOMING).in_link_not("lo");
-    for rule in [incoming, Rule::new(NEW_OUTGOING)] {
-        let rule = rule.ct_not_dnat().jump(REFUSE);
-        ruleset = ruleset.rule(rule.comment("nothing was found for them"));
+            .rule(clear(Rule::new(chain)))
+            .rule(rule.comment("nothing was found for them"));
     }
     let refuse = || Rule::new(REFUSE);
     let turn_away = || Rule::new(TURN_AWAY);
