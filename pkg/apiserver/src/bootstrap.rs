@@ -84,8 +84,15 @@ pub(crate) async fn repair(server: &Server, port: u16) -> Result<(), ApiError> {
 pub(crate) async fn keep(server: Arc<Server>, port: u16) {
     let mut repair_tick = tokio::time::interval(REPAIR_EVERY);
     let mut expire_tick = tokio::time::interval(EXPIRE_EVERY);
+    let mut advertised = server.advertised.subscribe();
     loop {
         tokio::select! {
+            Ok(()) = advertised.changed() => {
+                let address = *advertised.borrow_and_update();
+                tracing::info!(%address, "others reach this server at another address");
+                server.announce(port);
+                _ = repair(&server, port).await;
+            }
             _ = repair_tick.tick() => {
                 _ = repair(&server, port).await;
                 server.end_overdue().await;
@@ -117,7 +124,7 @@ fn desired(server: &Server, port: u16) -> Vec<Wanted> {
     if let Some(first) = config.service_cidrs.first().and_then(|c| pki::first_host(*c)) {
         wanted.push(service("default", "kubernetes", first, api_service()));
         // Nobody else reaches a server at loopback, and Endpoints must not hold such addresses.
-        if !config.advertise_address.is_loopback() {
+        if !server.advertised().is_loopback() {
             wanted.extend(api_endpoints(&server.peers(port)));
         }
     }

@@ -6,11 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::pki::{ClientName, PkiError, write_kubeconfig};
+use crate::pki::{self, ClientName, PkiError, write_kubeconfig};
 use crate::server::Server;
 
 /// How often is looked whether a certificate nears its end, at least.
 const LOOK_EVERY_MAX: Duration = Duration::from_secs(12 * 60 * 60);
+
+/// How long after a failure is tried again.
+const RETRY: Duration = Duration::from_secs(10);
 
 /// Where they lie, and what they point to.
 #[derive(Debug, Clone)]
@@ -39,7 +42,7 @@ impl Kubeconfigs {
             .iter()
             .find(|a| a.ip().is_loopback() || a.ip().is_unspecified());
         let loopback = |a: &SocketAddr| if a.ip().is_ipv4() { "127.0.0.1" } else { "[::1]" };
-        let advertised = SocketAddr::new(config.advertise_address, self.port());
+        let advertised = SocketAddr::new(server.advertised(), self.port());
         let here = local.map_or_else(
             || advertised.to_string(),
             |a| format!("{}:{}", loopback(a), a.port()),
@@ -78,6 +81,7 @@ impl Kubeconfigs {
         let every = (server.config.certificates_last / 12).clamp(Duration::from_millis(200), LOOK_EVERY_MAX);
         let mut failing = false;
         let mut revocations = server.tokens.changes();
+        let mut advertised = server.advertised.subscribe();
         loop {
             let revoked = async {
                 match &mut revocations {
@@ -86,13 +90,14 @@ impl Kubeconfigs {
                 }
             };
             tokio::select! {
-                () = tokio::time::sleep(every) => {}
+                () = tokio::time::sleep(if failing { every.min(RETRY) } else { every }) => {}
                 () = revoked => {}
+                Ok(()) = advertised.changed() => {}
                 () = server.shutdown.cancelled() => return,
             }
             let done = server
                 .serving
-                .renew(&server.authority)
+                .renew(&server.authority, &pki::sans(&server.config, server.advertised()))
                 .and_then(|()| self.write(&server));
             match done {
                 Ok(()) => failing = false,

@@ -26,7 +26,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// A loopback address to serve plain HTTP on, where every caller is the administrator. For tests alone.
     pub listen_plain: Option<SocketAddr>,
-    /// The address that others reach this server at: the endpoint of the Service `kubernetes`.
+    /// The address that others reach this server at: the endpoint of the Service `kubernetes`. It may become another one
+    /// later ([`crate::Advertiser`]).
     pub advertise_address: IpAddr,
     /// State that survives a restart (`--data-dir`): `store/` (without a datastore), `pki/`, `token`, `controller/`, `agent/`.
     pub data_dir: PathBuf,

@@ -25,7 +25,7 @@ const VERBS_FINALIZE: [&str; 1] = ["update"];
 
 /// `/api`
 pub(crate) fn api(server: &Server) -> Value {
-    let address = server.config.advertise_address.to_string();
+    let address = server.advertised().to_string();
     let port = server
         .config
         .listen

@@ -190,7 +190,7 @@ impl Bench {
         let keyring = Keyring::open_or_make(&dir.join("encryption.key")).unwrap();
         let store = Store::open_encrypted(&dir.join("store"), &server::collection_specs(), keyring).unwrap();
         let authority = Authority::open(&dir.join("pki"), CERTIFICATES_LAST).unwrap();
-        let serving = Serving::open(&authority, pki::sans(&config)).unwrap();
+        let serving = Serving::open(&authority, &pki::sans(&config, config.advertise_address)).unwrap();
         let token = Token::open(&dir.join("token"), &authority).unwrap();
         let server = Arc::new(Server::new(config, store, authority, serving, token, None).unwrap());
         let runtime = tokio::runtime::Builder::new_current_thread()

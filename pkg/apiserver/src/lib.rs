@@ -57,6 +57,7 @@ pub use audit::{AuditConfig, AuditError};
 pub use cluster::ClusterError;
 pub use config::{CERTIFICATES_LAST, Config, RenderMetrics};
 pub use limits::Limits;
+pub use peers::Advertiser;
 pub use pki::PkiError;
 pub use root::VERSION;
 use svcnet_store::{CommitError, Entry, Keyring, KeyringError, Store};
@@ -218,7 +219,7 @@ impl ApiServer {
         let data_dir = config.data_dir.clone();
         let (store, cluster) = open_store(&config).await?;
         let authority = Authority::open(&data_dir.join("pki"), config.certificates_last)?;
-        let serving = Serving::open(&authority, pki::sans(&config))?;
+        let serving = Serving::open(&authority, &pki::sans(&config, config.advertise_address))?;
         let token_path = data_dir.join("token");
         let token = match &config.token {
             Some(given) => Token::set(&token_path, Token::secret_of(given), &authority)?,
@@ -278,6 +279,11 @@ impl ApiServer {
         }
         server.store.close().await;
         Ok(())
+    }
+
+    /// Where the server is told that others reach it at another address.
+    pub fn advertiser(&self) -> Advertiser {
+        Advertiser(self.server.advertised.clone())
     }
 
     /// The addresses that HTTPS is served on, with the ports that were really taken.

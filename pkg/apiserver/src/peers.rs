@@ -3,8 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::PoisonError;
 
 use svcnet_store::{Collection, Key, Range, Template};
+use tokio::sync::watch;
 
 use crate::object;
 use crate::server::Server;
@@ -19,6 +21,19 @@ pub(crate) struct Peer {
     pub(crate) address: IpAddr,
 }
 
+/// Tells a server that others reach it at another address.
+#[derive(Debug, Clone)]
+pub struct Advertiser(pub(crate) watch::Sender<IpAddr>);
+
+impl Advertiser {
+    /// From now on the server is reached at this address: its certificate is for it, the administrator's kubeconfig leads to
+    /// it, and it is the endpoint of the Service `kubernetes`.
+    pub fn set(&self, address: IpAddr) {
+        self.0
+            .send_if_modified(|now| std::mem::replace(now, address) != address);
+    }
+}
+
 impl Server {
     fn masters(&self) -> Option<Collection> {
         self.store
@@ -26,21 +41,30 @@ impl Server {
             .filter(|_| self.store.is_shared())
     }
 
-    /// Says that this server is there, as long as it is.
+    /// Where others reach this server, now.
+    pub(crate) fn advertised(&self) -> IpAddr {
+        *self.advertised.borrow()
+    }
+
+    /// Says that this server is there, as long as it is, and no more that it is elsewhere.
     pub(crate) fn announce(&self, port: u16) {
         let Some(collection) = self.masters() else { return };
-        let address = self.config.advertise_address;
+        let address = self.advertised();
         let after = format!(",\"address\":\"{address}\",\"port\":{port}}}");
         let record = Template::new(b"{\"revision\":".to_vec(), after.into_bytes());
         let key = Key::new(collection, "", &format!("{address}_{port}"));
-        self.store.present(&key, &record);
+        let present = self.store.present(&key, &record);
+        let mut announced = self.announced.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(former) = std::mem::replace(&mut *announced, present) {
+            former.cancel();
+        }
     }
 
     /// The servers of the cluster, this one among them, of its address family.
     pub(crate) fn peers(&self, port: u16) -> BTreeSet<Peer> {
         let own = Peer {
             port,
-            address: self.config.advertise_address,
+            address: self.advertised(),
         };
         let mut peers = BTreeSet::from([own]);
         let snapshot = self

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex as StdMutex};
 
 use serde_json::Value;
 use svcnet_api::{Kind, registry};
 use svcnet_store::{Collection, CollectionSpec, Entry, Key, Range, Store};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
@@ -28,6 +29,10 @@ pub(crate) struct Server {
     pub(crate) store: Store,
     pub(crate) authority: Authority,
     pub(crate) serving: Arc<Serving>,
+    /// Where others reach this server, now.
+    pub(crate) advertised: watch::Sender<IpAddr>,
+    /// What takes back that it is there (see [`crate::peers`]).
+    pub(crate) announced: StdMutex<Option<CancellationToken>>,
     pub(crate) tokens: Tokens,
     pub(crate) in_flight: InFlight,
     pub(crate) audit: Option<Audit>,
@@ -85,6 +90,8 @@ impl Server {
             ledger: Ledger::new(claimed),
             in_flight: InFlight::new(config.limits),
             audit,
+            advertised: watch::Sender::new(config.advertise_address),
+            announced: StdMutex::default(),
             config,
             store,
             authority,

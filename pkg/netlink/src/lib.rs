@@ -12,6 +12,7 @@ pub mod addr;
 pub mod conntrack;
 pub mod ethtool;
 mod exchange;
+pub mod follow;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod genl;

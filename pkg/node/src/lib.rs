@@ -7,7 +7,6 @@
 
 mod apply;
 mod desired;
-mod follow;
 mod heartbeat;
 mod plan;
 mod ports;

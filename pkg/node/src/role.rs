@@ -6,6 +6,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
+use svcnet_api::wellknown::{BRIDGE_NAME, VXLAN_NAME};
+use svcnet_netlink::follow::Follow;
 use svcnet_netlink::underlay::Choice;
 use svcnet_runtime::backoff::Backoff;
 use svcnet_runtime::{Change, Component, Context, Scope};
@@ -14,7 +16,6 @@ use tokio::time::Instant;
 
 use crate::apply::apply;
 use crate::desired::{DesiredNode, Machine, desired};
-use crate::follow::Follow;
 use crate::heartbeat;
 use crate::plan::plan;
 use crate::ports;
@@ -71,7 +72,7 @@ impl NodeRole {
             health: context.health.component("node"),
             desired: desired(&name, &config.node_ips, &config.machine),
             machine: config.machine,
-            follow: config.follow.map(Follow::new).transpose()?,
+            follow: config.follow.map(follow).transpose()?,
             changes,
         })
     }
@@ -210,6 +211,10 @@ impl Registration {
         self.health.ready();
         Ok(())
     }
+}
+
+fn follow(choice: Choice) -> Result<Follow, svcnet_netlink::rt::Error> {
+    Follow::new(choice, &[VXLAN_NAME, BRIDGE_NAME])
 }
 
 async fn next_address(follow: Option<&mut Follow>) -> IpAddr {

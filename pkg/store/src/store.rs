@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWrite
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::disk::{Batch, Disk};
 use crate::error::{CommitError, OpenError, SyncError};
@@ -310,10 +311,11 @@ impl Store {
     }
 
     /// Keeps an object there, whatever was there before, for as long as this server lives and a few seconds longer; for
-    /// stores that are shared.
-    pub fn present(&self, key: &Key, value: &Template) {
-        if let Backend::Etcd(etcd) = &self.backend {
-            etcd.present(key, value);
+    /// stores that are shared. It goes before that when the token is cancelled.
+    pub fn present(&self, key: &Key, value: &Template) -> Option<CancellationToken> {
+        match &self.backend {
+            Backend::Etcd(etcd) => Some(etcd.present(key, value)),
+            Backend::Sled(_) => None,
         }
     }
 

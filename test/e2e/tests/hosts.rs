@@ -70,6 +70,15 @@ impl Host {
         self.run("ip", &words).text().to_string()
     }
 
+    /// Its link gets another address in the place of the one that it had.
+    fn moves(&self, from: &str, to: &str) {
+        self.ip(&format!("address add {to}/24 dev eth0"));
+        // With the first address of a network go the others, unless the kernel is told to keep them.
+        self.ip(&format!("address del {from}/24 dev eth0"));
+        let again = format!("{to}/24");
+        self.run("ip", &["address", "add", &again, "dev", "eth0"]);
+    }
+
     fn svcnet(&self, arguments: &[&str]) -> Ran {
         self.run(&binary().to_string_lossy(), arguments)
     }
@@ -511,35 +520,60 @@ fn a_nodes_new_address_is_said_by_its_node_and_followed_by_the_others() {
     first.start_node("server", &[], &["--kubeconfig-out", &kubeconfig]);
     let token = first.path("data/token");
     until("there is a token", || fs::metadata(&token).ok());
+    // The second one is where the server will be.
     let of_agent = [
         "--server",
-        "https://172.30.9.11:6443",
+        "https://172.30.9.11:6443,https://172.30.9.21:6443",
         "--token-file",
         &token,
         "--iface-regex",
         "^eth",
     ];
     second.start_node("agent", &[], &of_agent);
-    let leads_to = |address: &str| {
-        let fdb = first.run("bridge", &["fdb", "show", "dev", "svcnet.1"]).out;
+    let leads_to = |host: &Host, address: &str| {
+        let fdb = host.run("bridge", &["fdb", "show", "dev", "svcnet.1"]).out;
         (fdb.lines().count() == 1 && fdb.contains(&format!("dst {address} "))).then_some(())
     };
-    until("packets go to the address", || leads_to("172.30.9.12"));
-    second.ip("address add 172.30.9.22/24 dev eth0");
-    // With the first address of a network go the others, unless the kernel is told to keep them.
-    second.ip("address del 172.30.9.12/24 dev eth0");
-    second.run("ip", &["address", "add", "172.30.9.22/24", "dev", "eth0"]);
-    until("packets go to the other address", || leads_to("172.30.9.22"));
-    let words = [
-        "--kubeconfig",
-        &kubeconfig,
-        "get",
-        "node",
-        "m2",
-        "-o",
-        "jsonpath={.status.addresses[0].address}",
+    until("packets go to the address", || leads_to(&first, "172.30.9.12"));
+    second.moves("172.30.9.12", "172.30.9.22");
+    until("packets go to the other address", || {
+        leads_to(&first, "172.30.9.22")
+    });
+    let get = |what: &[&str]| {
+        let words = [&["--kubeconfig", &kubeconfig, "get", "-o"], what].concat();
+        first.run("kubectl", &words).out.trim().to_string()
+    };
+    let node = ["jsonpath={.status.addresses[0].address}", "node", "m2"];
+    assert_eq!(get(&node), "172.30.9.22");
+
+    // The server's own: its Node, what the Service `kubernetes` leads to, and the administrator's kubeconfig, which is read here.
+    first.moves("172.30.9.11", "172.30.9.21");
+    let endpoints = [
+        "jsonpath={.endpoints[*].addresses[*]}",
+        "endpointslice",
+        "kubernetes",
     ];
-    assert_eq!(first.run("kubectl", &words).text(), "172.30.9.22");
+    until("the Service leads to the other address", || {
+        (get(&endpoints) == "172.30.9.21").then_some(())
+    });
+    let written = fs::read_to_string(&kubeconfig).unwrap();
+    assert!(written.contains("https://172.30.9.21:6443"), "{written}");
+    until("the other node's packets go to the other address", || {
+        leads_to(&second, "172.30.9.21")
+    });
+    let url = format!(
+        "https://{}/version",
+        get(&["jsonpath={.spec.clusterIP}", "svc", "kubernetes"])
+    );
+    for host in [&first, &second] {
+        until(&format!("{url} is answered on {}", host.name), || {
+            let arguments = ["-sk", "--noproxy", "*", "--max-time", "2", &url];
+            host.run("curl", &arguments)
+                .out
+                .contains("gitVersion")
+                .then_some(())
+        });
+    }
 }
 
 /// All of it works, so that all of it has been made.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use svcnet_api::types::{NodeIps, NodePortRange, nth_host};
-use svcnet_api::wellknown::{API_PORT, DEFAULT_KUBECONFIG, DEFAULT_NODE_PORT_RANGE};
+use svcnet_api::wellknown::{API_PORT, BRIDGE_NAME, DEFAULT_KUBECONFIG, DEFAULT_NODE_PORT_RANGE, VXLAN_NAME};
 use svcnet_apiserver::{ApiServer, AuditConfig, CERTIFICATES_LAST, Config, Limits};
 use svcnet_controller::alloc::ServiceAllocator;
+use svcnet_netlink::follow::Follow;
 use svcnet_netlink::underlay::Choice;
 
 use super::datastore::{Datastore, DatastoreFlags};
@@ -231,7 +232,8 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<()> {
         };
         let (server, _) = start(process, wanted).await?;
         let (kubeconfig, url) = (server.admin_kubeconfig().display().to_string(), api.url(node_ip));
-        serve(process, server);
+        let found = given_ips.is_none().then(Choice::default);
+        serve(process, server, found)?;
         println!("The API is served at {url}. Try:\n  KUBECONFIG={kubeconfig} kubectl get svc");
         Ok(())
     })
@@ -291,8 +293,19 @@ pub(crate) async fn start(
     Ok((ApiServer::start(config).await?, allocator))
 }
 
-/// Answers from now on.
-pub(crate) fn serve(process: &mut Process, server: ApiServer) {
+/// Answers from now on, and says where it is reached as its host's address changes, if it was found by that choice.
+pub(crate) fn serve(process: &mut Process, server: ApiServer, found: Option<Choice>) -> anyhow::Result<()> {
     let shutdown = process.shutdown.clone();
+    if let Some(choice) = found {
+        let mut follow = Follow::new(choice, &[VXLAN_NAME, BRIDGE_NAME])?;
+        let (advertiser, shutdown) = (server.advertiser(), shutdown.clone());
+        process.spawn("address", async move {
+            while let Some(address) = shutdown.run_until_cancelled(follow.next()).await {
+                advertiser.set(address);
+            }
+            Ok::<_, std::convert::Infallible>(())
+        });
+    }
     process.spawn("apiserver", server.run(shutdown));
+    Ok(())
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use svcnet_api::types::NodeIps;
+use svcnet_netlink::underlay::Choice;
 use svcnet_runtime::Health;
 
 use super::agent::{self, Agent, AgentFlags};
@@ -48,6 +49,8 @@ struct Settings {
     places: Places,
     name: String,
     ips: NodeIps,
+    /// Where the address was found, if it was not given.
+    found: Option<Choice>,
     api: Api,
     cluster: Cluster,
     agent: Option<Agent>,
@@ -67,6 +70,7 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<()> {
         .node
         .ips_or_found(given_ips, &agent.network.underlay, &mut problems);
     problems.check()?;
+    let found = given_ips.is_none().then(|| agent.network.underlay.clone());
     let (Some(cluster), Some(ips)) = (cluster, ips) else {
         return Ok(());
     };
@@ -74,6 +78,7 @@ pub(crate) fn run(args: &Args, given: &Given) -> anyhow::Result<()> {
         places: args.process.places(),
         name,
         ips,
+        found,
         api,
         cluster,
         agent: (disabled != Some(true)).then_some(agent),
@@ -89,6 +94,7 @@ async fn start(process: &mut Process, settings: Settings) -> anyhow::Result<()> 
         places,
         name,
         ips,
+        found,
         api,
         cluster,
         agent,
@@ -104,7 +110,7 @@ async fn start(process: &mut Process, settings: Settings) -> anyhow::Result<()> 
     let controller_config = server.controller_kubeconfig().to_path_buf();
     let agent_config = server.agent_kubeconfig().to_path_buf();
     let admin_config = server.admin_kubeconfig().to_path_buf();
-    apiserver::serve(process, server);
+    apiserver::serve(process, server, found)?;
     // Each with the rights of its own; and the controllers need no memory of objects that the server beside them has.
     let ctx = process
         .context_without_journal(&controller_config, &name, &places)

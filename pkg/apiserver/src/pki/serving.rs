@@ -19,12 +19,11 @@ use crate::Config;
 /// What the server shows to those who connect.
 #[derive(Debug)]
 pub(crate) struct Serving {
-    sans: BTreeSet<String>,
     now: RwLock<Arc<CertifiedKey>>,
 }
 
 /// Every name and address that the server may be called by.
-pub(crate) fn sans(config: &Config) -> BTreeSet<String> {
+pub(crate) fn sans(config: &Config, advertised: IpAddr) -> BTreeSet<String> {
     let mut sans: BTreeSet<String> = [
         "127.0.0.1",
         "::1",
@@ -37,7 +36,7 @@ pub(crate) fn sans(config: &Config) -> BTreeSet<String> {
     .into();
     sans.insert(format!("kubernetes.default.svc.{}", config.cluster_domain));
     sans.insert(config.node_name.clone());
-    sans.insert(config.advertise_address.to_string());
+    sans.insert(advertised.to_string());
     let listening = config.listen.iter().map(std::net::SocketAddr::ip);
     sans.extend(
         listening
@@ -68,17 +67,16 @@ pub(crate) fn first_host(cidr: ipnet::IpNet) -> Option<IpAddr> {
 
 impl Serving {
     /// Loads the certificate, or makes one where it is missing, too old, or made for other names.
-    pub(crate) fn open(authority: &Authority, sans: BTreeSet<String>) -> Result<Self, PkiError> {
-        let key = load(authority, &sans)?;
+    pub(crate) fn open(authority: &Authority, sans: &BTreeSet<String>) -> Result<Self, PkiError> {
+        let key = load(authority, sans)?;
         Ok(Self {
-            sans,
             now: RwLock::new(Arc::new(key)),
         })
     }
 
-    /// Renews the certificate if it is near its end. Connections that are open keep the former one.
-    pub(crate) fn renew(&self, authority: &Authority) -> Result<(), PkiError> {
-        let key = load(authority, &self.sans)?;
+    /// Renews the certificate if it is near its end, or for other names. Connections that are open keep the former one.
+    pub(crate) fn renew(&self, authority: &Authority, sans: &BTreeSet<String>) -> Result<(), PkiError> {
+        let key = load(authority, sans)?;
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
         Ok(())
     }

@@ -227,18 +227,20 @@ impl Etcd {
         CommitError::Conflict { current }
     }
 
-    /// Keeps an object there for as long as this server lives.
-    pub(crate) fn present(&self, key: &Key, value: &crate::Template) {
+    /// Keeps an object there for as long as this server lives, or until what is returned is cancelled.
+    pub(crate) fn present(&self, key: &Key, value: &crate::Template) -> CancellationToken {
+        let stop = self.stop.child_token();
         let Ok(value) = self.codec.encode(key, value) else {
-            return;
+            return stop;
         };
         let presence = keep::Presence {
             channel: self.channel.clone(),
             key: self.codec.key(key),
             value,
-            stop: self.stop.clone(),
+            stop: stop.clone(),
         };
         self.tasks.spawn(presence.run());
+        stop
     }
 
     /// Ends what goes on in the background.

@@ -3,18 +3,19 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use svcnet_api::wellknown::{BRIDGE_NAME, VXLAN_NAME};
-use svcnet_netlink::monitor::{Event, Group, Monitor};
-use svcnet_netlink::route::PROTOCOL_SVCNET;
-use svcnet_netlink::underlay::{self, Choice};
-use svcnet_netlink::{Rtnl, rt};
+use crate::monitor::{Event, Group, Monitor};
+use crate::route::PROTOCOL_SVCNET;
+use crate::rt::{self, Rtnl};
+use crate::underlay::{self, Choice};
 
 /// Whoever gives a link another address takes the former one away first, or last, and sets routes in between.
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// Looks for the address.
-pub(crate) struct Follow {
+pub struct Follow {
     choice: Choice,
+    /// Links that lead to no other node.
+    ours: &'static [&'static str],
     rt: Rtnl,
     monitor: Option<Monitor>,
     /// Something has changed that was not looked at yet: a wait may be given up at any moment, and begun anew.
@@ -22,9 +23,14 @@ pub(crate) struct Follow {
 }
 
 impl Follow {
-    pub(crate) fn new(choice: Choice) -> Result<Self, rt::Error> {
+    /// Looks on the link that is meant, but on none of `ours`.
+    ///
+    /// # Errors
+    /// When the kernel can not be asked.
+    pub fn new(choice: Choice, ours: &'static [&'static str]) -> Result<Self, rt::Error> {
         Ok(Self {
             choice,
+            ours,
             rt: Rtnl::open()?,
             monitor: None,
             unseen: true, // it may have changed before anybody listened
@@ -32,15 +38,15 @@ impl Follow {
     }
 
     /// The address after the next change that may have made it another. While there is none, as between two leases, the
-    /// former one counts.
-    pub(crate) async fn next(&mut self) -> IpAddr {
+    /// former one counts. A wait that is given up loses nothing.
+    pub async fn next(&mut self) -> IpAddr {
         loop {
             if let Err(error) = self.changed().await {
                 tracing::warn!(%error, "changes of this node's address are not noticed");
                 return std::future::pending().await;
             }
             self.unseen = false;
-            let found = underlay::find(&mut self.rt, &self.choice, &[VXLAN_NAME, BRIDGE_NAME]);
+            let found = underlay::find(&mut self.rt, &self.choice, self.ours);
             match found {
                 Ok(Ok(underlay)) => return underlay.address,
                 Ok(Err(none)) => tracing::debug!(%none, "this node has no address now"),
@@ -57,17 +63,18 @@ impl Follow {
                 .insert(Monitor::open(&[Group::Link, Group::Address, Group::Route])?),
         };
         while !self.unseen {
-            self.unseen = monitor.next().await?.iter().any(concerns);
+            let events = monitor.next().await?;
+            self.unseen = events.iter().any(|event| concerns(event, self.ours));
         }
         tokio::time::sleep(SETTLE).await;
         Ok(())
     }
 }
 
-fn concerns(event: &Event) -> bool {
+fn concerns(event: &Event, ours: &[&str]) -> bool {
     match event {
         Event::Lost | Event::Address(..) => true,
-        Event::Link(_, link) => link.name != VXLAN_NAME && link.name != BRIDGE_NAME && link.master.is_none(),
+        Event::Link(_, link) => !ours.contains(&link.name.as_str()) && link.master.is_none(),
         // Only default routes say where the nodes are, or what leads to an address that was named.
         Event::Route(_, route) => route.protocol != PROTOCOL_SVCNET,
         Event::LocalDeleted(_) | Event::Neighbour(..) | Event::Fdb(..) => false,
@@ -76,10 +83,9 @@ fn concerns(event: &Event) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use svcnet_netlink::addr::Address;
-    use svcnet_netlink::netns::OwnedNetNs;
-
     use super::*;
+    use crate::addr::Address;
+    use crate::netns::OwnedNetNs;
 
     #[test]
     fn another_address_is_noticed_and_none_is_waited_out() {
@@ -95,7 +101,7 @@ mod tests {
         let follow = || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(async {
-                let mut follow = Follow::new(Choice::default()).unwrap();
+                let mut follow = Follow::new(Choice::default(), &[]).unwrap();
                 assert_eq!(follow.next().await.to_string(), "172.30.0.11");
                 rt.delete_address(address("172.30.0.11/24")).unwrap();
                 // A wait that is given up loses nothing.
