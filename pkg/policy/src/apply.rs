@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use svcnet_netlink::nft::{
-    Batch, Concat, Element as NftElement, Error, Family, Fields, Socket, Verdict, comment_kept,
+    Batch, Concat, Element as NftElement, Error, Family, Fields, Rule, Socket, Verdict, comment_kept,
 };
 
 use crate::desired::{Content, Element, Entry};
@@ -35,6 +35,16 @@ fn append_op(family: Family, op: &Op, batch: &mut Batch) {
         }
         Op::FlushChain(chain) => batch.flush_chain(&table, chain),
         Op::SetRules(chain) => layout::rules(family, chain).for_each(|rule| batch.add_rule(&table, &rule)),
+        Op::Hook(direction) => {
+            batch.add_chain(&table, &layout::base(*direction));
+            for rule in layout::base_rules(family, *direction) {
+                batch.add_rule(&table, &rule);
+            }
+        }
+        Op::Unhook(direction) => {
+            batch.flush_chain(&table, map(*direction));
+            batch.delete_chain(&table, map(*direction));
+        }
         Op::DeleteChain(chain) => batch.delete_chain(&table, chain),
         Op::Isolate(direction, address) => {
             batch.add_element(
@@ -136,11 +146,8 @@ impl<'a> Wanted<'a> {
                     wanted.sets.entry(set).or_default().insert(*element);
                 }
                 Entry::Chain(chain) => {
-                    let comments = layout::rules(family, chain).map(|rule| {
-                        let comment = rule.comment.as_deref().map(comment_kept);
-                        comment.map(str::to_string)
-                    });
-                    wanted.chains.insert(&chain.name, comments.collect());
+                    let rules = layout::rules(family, chain);
+                    wanted.chains.insert(&chain.name, comments(rules).collect());
                 }
                 Entry::Isolated(direction, address, chain) if Family::of(*address) == family => {
                     let element = Element {
@@ -157,15 +164,40 @@ impl<'a> Wanted<'a> {
     }
 }
 
+/// The comments of rules as the kernel keeps them.
+fn comments(rules: impl IntoIterator<Item = Rule>) -> impl Iterator<Item = Option<String>> {
+    let rules = rules.into_iter();
+    rules.map(|rule| rule.comment.as_deref().map(comment_kept).map(str::to_string))
+}
+
 fn holds_of(socket: &mut Socket, family: Family, entries: &BTreeSet<Entry>) -> Result<bool, Error> {
     let table = table(family);
     let mut wanted = Wanted::of(family, entries);
-    if !layout::ruleset(family).holds(socket, |name| wanted.chains.contains_key(name))? {
+    let bases = wanted
+        .isolated
+        .keys()
+        .map(|direction| (*direction, map(*direction)));
+    let bases: BTreeMap<Direction, &str> = bases.collect();
+    let is_base = |name: &str| bases.values().any(|base| *base == name);
+    let extra = |name: &str| is_base(name) || wanted.chains.contains_key(name);
+    if !layout::ruleset(family).holds(socket, extra)? {
         return Ok(false);
     }
-    let chains = socket.chains(&table)?.into_iter();
+    let chains = socket.chains(&table)?;
+    for (direction, name) in &bases {
+        let hook = layout::base(*direction).base;
+        let hook = hook.map(|base| (base.hook as u32, base.priority));
+        if !chains
+            .iter()
+            .any(|chain| chain.name == *name && chain.hook == hook)
+        {
+            return Ok(false);
+        }
+        let rules = layout::base_rules(family, *direction);
+        wanted.chains.insert(name, comments(rules).collect());
+    }
     let mut found: BTreeMap<String, Vec<Option<String>>> =
-        chains.map(|chain| (chain.name, Vec::new())).collect();
+        chains.into_iter().map(|chain| (chain.name, Vec::new())).collect();
     for rule in socket.rules(&table)? {
         found.entry(rule.chain).or_default().push(rule.comment);
     }

@@ -13,7 +13,7 @@ use crate::desired::{Asked, Element, Entry, InUse, Name, asked, pod_entries, pol
 use crate::known::{Known, Shared};
 use crate::layout::RELAYS;
 use crate::model::{Direction, Namespaces, ObjectKey, Policy};
-use crate::plan::{Delta, Isolation, Plan};
+use crate::plan::{Delta, Hooked, Isolation, Plan};
 use crate::view::{Labels, PodFacts, View, of_namespace};
 
 /// An address that is isolated in a direction.
@@ -29,9 +29,13 @@ pub struct Engine {
     counts: HashMap<Entry, usize>,
     /// Who isolates an address, and how many say so: two pods may have one for a moment.
     claims: HashMap<Place, BTreeMap<Option<Name>, usize>>,
+    /// How many addresses are isolated, where any is.
+    isolated: BTreeMap<Hooked, usize>,
     of_pods: HashMap<ObjectKey, BTreeSet<Entry>>,
     of_policies: HashMap<ObjectKey, Vec<Entry>>,
     of_nodes: HashMap<String, Vec<Entry>>,
+    /// Where packets are judged, as of the last plan.
+    hooked: BTreeSet<Hooked>,
     /// What has changed since the last plan, and how it was.
     touched: HashMap<Entry, bool>,
     touched_places: HashMap<Place, Option<Isolation>>,
@@ -46,9 +50,11 @@ impl Engine {
             in_use: InUse::default(),
             counts: HashMap::new(),
             claims: HashMap::new(),
+            isolated: BTreeMap::new(),
             of_pods: HashMap::new(),
             of_policies: HashMap::new(),
             of_nodes: HashMap::new(),
+            hooked: BTreeSet::new(),
             touched: HashMap::new(),
             touched_places: HashMap::new(),
         }
@@ -104,6 +110,10 @@ impl Engine {
                 delta.isolation.insert(place, (was, is));
             }
         }
+        let hooked: BTreeSet<Hooked> = self.isolated.keys().copied().collect();
+        let former = mem::replace(&mut self.hooked, hooked);
+        delta.hooked = self.hooked.difference(&former).copied().collect();
+        delta.unhooked = former.difference(&self.hooked).copied().collect();
         Plan::of_delta(delta, &self.families)
     }
 
@@ -111,6 +121,7 @@ impl Engine {
     pub fn take_all(&mut self) -> Plan {
         self.touched.clear();
         self.touched_places.clear();
+        self.hooked = self.isolated.keys().copied().collect();
         let places = self
             .claims
             .keys()
@@ -119,8 +130,15 @@ impl Engine {
             added: self.counts.keys().cloned().collect(),
             removed: Vec::new(),
             isolation: places.collect(),
+            hooked: self.hooked.iter().copied().collect(),
+            unhooked: Vec::new(),
         };
         Plan::of_delta(delta, &self.families)
+    }
+
+    /// Whether packets of a family are judged in a direction, as of the last plan.
+    pub(crate) fn is_hooked(&self, family: Family, direction: Direction) -> bool {
+        self.hooked.contains(&(family, direction))
     }
 
     /// How an address is isolated. Where several say so, the strictest goes first: that nothing is allowed.
@@ -139,7 +157,11 @@ impl Engine {
                     let place = (direction, address);
                     let was = self.isolation(place);
                     self.touched_places.entry(place).or_insert(was);
-                    *self.claims.entry(place).or_default().entry(chain).or_default() += 1;
+                    let claims = self.claims.entry(place).or_default();
+                    if claims.is_empty() {
+                        *self.isolated.entry((Family::of(address), direction)).or_default() += 1;
+                    }
+                    *claims.entry(chain).or_default() += 1;
                 }
             }
             Entry::Element(_, element) if !self.is_ours(element.address) => {}
@@ -169,6 +191,13 @@ impl Engine {
             }
             if claims.is_empty() {
                 self.claims.remove(&place);
+                let hooked = (Family::of(*address), *direction);
+                if let Some(count) = self.isolated.get_mut(&hooked) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.isolated.remove(&hooked);
+                    }
+                }
             }
             return;
         }

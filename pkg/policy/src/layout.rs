@@ -31,6 +31,11 @@
 //! selector, `in/NAMESPACE/POLICY`), so that a restart finds them right, and policies with the same selector share a
 //! set. A pod elsewhere is one element for each selector in use that means it. A change of chains makes the kernel walk
 //! the verdict map, which is as long as this node has isolated pods.
+//!
+//!
+//! Every packet of the host passes the base chains, so each is there only while it isolates a pod: it comes in the
+//! transaction that isolates the first, and goes in the one that sets the last free. The chains that they lead to stay:
+//! by them the kernel tracks connections from the beginning, and knows who began one that a policy finds standing.
 
 use std::net::IpAddr;
 
@@ -122,6 +127,33 @@ fn address_and_port(family: Family) -> &'static [DataType] {
     }
 }
 
+/// The chain by which packets come to be judged.
+pub(crate) fn base(direction: Direction) -> Chain {
+    // The way out of one pod is judged before the way into the other.
+    let priority = PRIORITY_FILTER + i32::from(direction == Direction::Ingress);
+    Chain::base(map(direction), ChainKind::Filter, Hook::Postrouting, priority)
+}
+
+/// Its rules.
+pub(crate) fn base_rules(family: Family, direction: Direction) -> [Rule; 2] {
+    let (pods, map) = (pods(direction), map(direction));
+    let payload = match direction {
+        Direction::Ingress => Field::Daddr,
+        Direction::Egress => Field::Saddr,
+    };
+    [
+        Rule::new(map)
+            .in_set(family, &[own(direction)], pods)
+            .goto(pods)
+            .comment("pods that a policy isolates"),
+        Rule::new(map)
+            .ct_none()
+            .in_set(family, &[payload], pods)
+            .goto(pods)
+            .comment("what belongs to no connection"),
+    ]
+}
+
 /// What of the table is the same whatever the policies are.
 pub fn ruleset(family: Family) -> Ruleset {
     let mut ruleset = Ruleset::new(table(family), "svcnet NetworkPolicy")
@@ -129,12 +161,6 @@ pub fn ruleset(family: Family) -> Ruleset {
     for direction in [Direction::Egress, Direction::Ingress] {
         let (pods, map, own) = (pods(direction), map(direction), own(direction));
         let selves = selves(direction);
-        // The way out of one pod is judged before the way into the other.
-        let priority = PRIORITY_FILTER + i32::from(direction == Direction::Ingress);
-        let payload = match direction {
-            Direction::Ingress => Field::Daddr,
-            Direction::Egress => Field::Saddr,
-        };
         ruleset = ruleset
             .set(Set::of(pods, address(family)).comment("isolated pods of this node"))
             .set(Set::of(selves, addresses(family)).comment("isolated pods, which reach themselves"))
@@ -142,21 +168,7 @@ pub fn ruleset(family: Family) -> Ruleset {
                 Set::map(map, address(family), MapOf::Verdict)
                     .comment("isolated pod : what its policies allow"),
             )
-            .chain(Chain::base(map, ChainKind::Filter, Hook::Postrouting, priority))
             .chain(Chain::regular(pods))
-            .rule(
-                Rule::new(map)
-                    .in_set(family, &[own], pods)
-                    .goto(pods)
-                    .comment("pods that a policy isolates"),
-            )
-            .rule(
-                Rule::new(map)
-                    .ct_none()
-                    .in_set(family, &[payload], pods)
-                    .goto(pods)
-                    .comment("what belongs to no connection"),
-            )
             .rule(
                 Rule::new(pods)
                     .vmap(family, &[own], map)

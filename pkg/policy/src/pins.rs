@@ -3,9 +3,9 @@
 //! (RFC 4861, 4.2 and 4.5), as is whatever is neither IPv4, IPv6 nor ARP.
 //!
 //! ```text
-//! chain prerouting   iifname @links goto pod
+//! chain prerouting   iifname . ether saddr . ip saddr @addresses accept    # nearly all: one lookup, and no more
+//!                    iifname @links goto pod
 //! chain pod          iifname . ether saddr != @macs drop
-//!                    iifname . ether saddr . ip saddr @addresses accept
 //!                    iifname . arp saddr ether . arp saddr ip @addresses accept
 //!                    icmpv6 type { nd-router-advert, nd-redirect } drop
 //!                    icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @targets6 drop
@@ -69,6 +69,17 @@ pub fn ruleset() -> Ruleset {
         .chain(Chain::regular(POD))
         .rule(
             Rule::new(BASE)
+                .ether_type(EtherType::Ip)
+                .in_set(
+                    Family::Ip,
+                    &[Field::InLink, Field::EtherSaddr, Field::Saddr],
+                    "addresses",
+                )
+                .accept()
+                .comment("IPv4 of pods from their own addresses"),
+        )
+        .rule(
+            Rule::new(BASE)
                 .in_set(Family::Ip, &[Field::InLink], "links")
                 .goto(POD)
                 .comment("frames of pods"),
@@ -78,8 +89,7 @@ pub fn ruleset() -> Ruleset {
     rules.chain([all_else]).fold(ruleset, Ruleset::rule)
 }
 
-fn ipv4_rules() -> [Rule; 3] {
-    let from = |address: [Field; 2]| [Field::InLink, address[0], address[1]];
+fn ipv4_rules() -> [Rule; 2] {
     [
         Rule::new(POD)
             .not_in_set(Family::Ip, &[Field::InLink, Field::EtherSaddr], "macs")
@@ -87,15 +97,10 @@ fn ipv4_rules() -> [Rule; 3] {
             .drop()
             .comment("another's Ethernet address"),
         Rule::new(POD)
-            .ether_type(EtherType::Ip)
-            .in_set(Family::Ip, &from([Field::EtherSaddr, Field::Saddr]), "addresses")
-            .accept()
-            .comment("IPv4 from its own address"),
-        Rule::new(POD)
             .ether_type(EtherType::Arp)
             .in_set(
                 Family::Ip,
-                &from([Field::ArpSaddrEther, Field::ArpSaddrIp]),
+                &[Field::InLink, Field::ArpSaddrEther, Field::ArpSaddrIp],
                 "addresses",
             )
             .accept()

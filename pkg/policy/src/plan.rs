@@ -14,6 +14,9 @@ use crate::model::Direction;
 /// The chain that says what is allowed to an isolated address; nothing is, where there is none.
 pub type Isolation = Option<Name>;
 
+/// The table of a family, and the direction in which it isolates addresses.
+pub type Hooked = (Family, Direction);
+
 /// What changes.
 #[derive(Debug, Default)]
 pub struct Delta {
@@ -23,6 +26,10 @@ pub struct Delta {
     pub removed: Vec<Entry>,
     /// How addresses were isolated, and how they are now.
     pub isolation: BTreeMap<(Direction, IpAddr), (Option<Isolation>, Option<Isolation>)>,
+    /// Where addresses are isolated from now on, of which there were none.
+    pub hooked: Vec<Hooked>,
+    /// Where none is isolated any more.
+    pub unhooked: Vec<Hooked>,
 }
 
 /// One operation. The order of the variants is that of a transaction.
@@ -38,6 +45,8 @@ pub enum Op {
     FlushChain(Name),
     /// Give an empty chain its rules.
     SetRules(Arc<ChainSpec>),
+    /// Packets are judged in a direction: the first address is isolated.
+    Hook(Direction),
     /// An address is no longer judged by a chain.
     Unjudge(Direction, IpAddr),
     /// An address is isolated no more.
@@ -46,6 +55,8 @@ pub enum Op {
     Isolate(Direction, IpAddr),
     /// An address is judged by a chain.
     Judge(Direction, IpAddr, Name),
+    /// No packet is judged in a direction any more.
+    Unhook(Direction),
     /// Remove a chain.
     DeleteChain(Name),
     /// Take an element out of a set.
@@ -126,6 +137,10 @@ impl Plan {
                 }
             }
         }
+        let hook = |(family, direction)| (family, Op::Hook(direction));
+        let unhook = |(family, direction)| (family, Op::Unhook(direction));
+        ops.extend(delta.hooked.into_iter().map(hook));
+        ops.extend(delta.unhooked.into_iter().map(unhook));
         for family in families {
             ops.extend(common.iter().map(|op| (*family, op.clone())));
         }
@@ -145,6 +160,8 @@ impl fmt::Display for Op {
                 write!(f, "+ rules of {}", chain.name)?;
                 chain.rules.iter().try_for_each(|rule| write!(f, "; {rule}"))
             }
+            Self::Hook(direction) => write!(f, "+ {direction}"),
+            Self::Unhook(direction) => write!(f, "- {direction}"),
             Self::Unjudge(direction, address) => write!(f, "- {direction} {address}"),
             Self::Unisolate(direction, address) => write!(f, "- {direction}-pods {address}"),
             Self::Isolate(direction, address) => write!(f, "+ {direction}-pods {address}"),

@@ -100,7 +100,7 @@ impl Tables {
         let right = if small || self.looks.is_multiple_of(WHOLE_EVERY) {
             apply::holds(socket, &self.families, &engine.entries())?
         } else {
-            self.stands(socket)?
+            self.stands(socket, engine)?
         };
         if right {
             self.generation = Some(generation);
@@ -111,12 +111,14 @@ impl Tables {
     }
 
     /// Whether the chains that packets meet first have their rules: all that a flush leaves nothing of.
-    fn stands(&self, socket: &mut Socket) -> Result<bool, Error> {
+    fn stands(&self, socket: &mut Socket, engine: &Engine) -> Result<bool, Error> {
         for family in &self.families {
             for direction in Direction::BOTH {
+                let unhooked = usize::from(!engine.is_hooked(*family, direction));
                 for (chain, rules) in [map(direction), pods(direction)]
                     .into_iter()
                     .zip(rules(direction))
+                    .skip(unhooked)
                 {
                     match socket.rules_in(&table(*family), Some(chain)) {
                         Ok(found) if found.len() == rules => {}

@@ -32,6 +32,8 @@ struct Table {
     chains: BTreeMap<Name, Vec<RuleSpec>>,
     isolated: BTreeSet<(Direction, IpAddr)>,
     judged: BTreeMap<(Direction, IpAddr), Name>,
+    /// The directions that have a base chain.
+    hooked: BTreeSet<Direction>,
 }
 
 impl Tables {
@@ -39,6 +41,11 @@ impl Tables {
     fn apply(&mut self, plan: &Plan) {
         for (family, op) in &plan.ops {
             self.families.entry(*family).or_default().apply(op);
+        }
+        // Packets pass a base chain where that isolates somebody, and nowhere else.
+        for table in self.families.values() {
+            let isolating: BTreeSet<_> = table.isolated.iter().map(|(direction, _)| *direction).collect();
+            assert_eq!(table.hooked, isolating, "{plan}");
         }
     }
 }
@@ -86,6 +93,8 @@ impl Table {
                 assert!(rules.is_empty(), "{op}");
                 rules.clone_from(&chain.rules);
             }
+            Op::Hook(d) => assert!(self.hooked.insert(*d), "{op}"),
+            Op::Unhook(d) => assert!(self.hooked.remove(d), "{op}"),
             Op::Unjudge(d, a) => assert!(self.judged.remove(&(*d, *a)).is_some(), "{op}"),
             Op::Unisolate(d, a) => assert!(self.isolated.remove(&(*d, *a)), "{op}"),
             Op::Isolate(d, a) => assert!(self.isolated.insert((*d, *a)), "{op}"),
@@ -112,7 +121,8 @@ impl Table {
         [(Direction::Egress, from), (Direction::Ingress, to)]
             .into_iter()
             .all(|place| {
-                !self.isolated.contains(&place)
+                !self.hooked.contains(&place.0)
+                    || !self.isolated.contains(&place)
                     || from == to
                     || self
                         .judged
