@@ -49,6 +49,10 @@ impl<'a> From<&'a Lease> for Subject<'a> {
 
 /// Isolates containers as policies want it. The daemon calls it from threads of its own, which may wait.
 pub trait Isolation: fmt::Debug + Send + Sync {
+    /// Whether it has heard of this pod, of this uid, from the API: then it is not [late](Subject::late), and nobody needs to be
+    /// asked.
+    fn knows(&self, pod: &PodRef) -> bool;
+
     /// Returns once the kernel isolates the container's addresses as policies want it. It is called before the container's
     /// link is made, with addresses that nobody else has.
     ///

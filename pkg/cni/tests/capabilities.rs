@@ -20,6 +20,7 @@ use node::{Api, Container, Node, eventually};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 use svcnet_cni::isolation::{Isolation, Subject};
+use svcnet_cni::protocol::PodRef;
 use svcnet_netlink::netns::NetNs;
 
 fn config(node: &Node, version: &str, runtime: Value) -> Value {
@@ -339,21 +340,29 @@ fn limits_hold_in_each_direction() {
 /// What it was asked, and what it refuses.
 #[derive(Debug, Default)]
 struct Policies {
+    /// Uids of pods that it has heard of.
+    known: Mutex<BTreeSet<String>>,
     enforced: Mutex<Vec<String>>,
     released: Mutex<BTreeSet<String>>,
     restored: Mutex<Vec<String>>,
 }
 
 impl Isolation for Policies {
+    fn knows(&self, pod: &PodRef) -> bool {
+        let known = self.known.lock().unwrap();
+        pod.uid.as_ref().is_some_and(|uid| known.contains(uid))
+    }
+
     fn enforce(&self, subject: Subject<'_>) -> Result<(), String> {
         let container = subject.attachment.container().to_string();
         if container == "refused" {
             return Err("no policy table".into());
         }
-        self.enforced
-            .lock()
-            .unwrap()
-            .push(format!("{container} {:?}", subject.addresses));
+        self.enforced.lock().unwrap().push(format!(
+            "{container} {:?}{}",
+            subject.addresses,
+            if subject.late { " late" } else { "" }
+        ));
         Ok(())
     }
 
@@ -401,6 +410,36 @@ fn isolation_comes_before_the_link_and_is_told_at_start_who_is_there() {
     node.plugin("DEL", &pod, &node.config("1.0.0")).unwrap();
     let released = policies.released.lock().unwrap();
     assert_eq!(released.iter().collect::<Vec<_>>(), ["pod", "refused"]);
+}
+
+#[test]
+fn the_api_is_asked_for_a_pod_only_where_nobody_has_heard_of_it() {
+    let policies = Arc::new(Policies::default());
+    let api = Api::default();
+    api.put_pod(
+        "shop",
+        "told",
+        json!({ "metadata": { "uid": "uid-told" }, "status": {} }),
+    );
+    let node = Node::start_isolating(api, Arc::clone(&policies) as Arc<dyn Isolation>);
+    // The API here knows nothing of this one: who asks it is told so.
+    policies.known.lock().unwrap().insert("uid-heard-of".into());
+    for (name, uid) in [
+        ("heard-of", "uid-heard-of"),
+        ("told", "uid-told"),
+        ("untold", "uid-untold"),
+    ] {
+        add(&node, &Container::new(name).of_pod(uid), json!({})).unwrap();
+    }
+    let enforced = policies.enforced.lock().unwrap();
+    assert_eq!(
+        *enforced,
+        [
+            "heard-of [10.244.1.2]",
+            "told [10.244.1.3]",
+            "untold [10.244.1.4] late"
+        ]
+    );
 }
 
 #[test]

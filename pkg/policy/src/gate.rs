@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use svcnet_api::types::MacAddr;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::known::Shared;
 use crate::model::ObjectKey;
 
 /// A pod's link, and who is behind it.
@@ -61,12 +62,21 @@ pub(crate) enum Call {
 pub struct Gate {
     /// As long as it has to be: what calls are pods that start and end.
     calls: mpsc::UnboundedSender<Call>,
+    known: Shared,
 }
 
 impl Gate {
-    pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<Call>) {
+    pub(crate) fn new(known: Shared) -> (Self, mpsc::UnboundedReceiver<Call>) {
         let (calls, receiver) = mpsc::unbounded_channel();
-        (Self { calls }, receiver)
+        (Self { calls, known }, receiver)
+    }
+
+    /// Whether the API has told of this pod, of this uid. Then it is isolated as its labels say when it is attached, whether it
+    /// is [late](PodId::late) or not.
+    pub fn knows(&self, key: &ObjectKey, uid: &str) -> bool {
+        let known = self.known.read();
+        let facts = known.pods.get(key);
+        facts.is_some_and(|facts| facts.uids.iter().any(|known| known == uid))
     }
 
     /// Announces a pod, and blocks until it is isolated and its address pinned; not for threads of an async runtime.

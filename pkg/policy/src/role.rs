@@ -93,8 +93,8 @@ impl PolicyRole {
         pods: mpsc::Receiver<Change<Pod>>,
         policies: mpsc::Receiver<Change<NetworkPolicy>>,
     ) -> Result<Self, Error> {
-        let (gate, calls) = Gate::new();
         let engine = Engine::new(&config.families);
+        let (gate, calls) = Gate::new(engine.shared());
         let judge = Judge::new(engine.shared());
         Ok(Self {
             feeds: Feeds {

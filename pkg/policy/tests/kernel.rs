@@ -234,6 +234,8 @@ fn what_others_break_is_mended_and_what_is_right_is_left_alone() {
         "nft flush table ip6 svcnet-policy",
         "nft delete element ip svcnet-policy ingress-pods { 10.0.0.1 }",
         "nft flush chain ip svcnet-policy in/default/web",
+        "nft flush chain ip svcnet-policy ingress",
+        "nft flush chain ip6 svcnet-policy egress && nft delete chain ip6 svcnet-policy egress",
         "nft add rule ip svcnet-policy in/default/more accept",
         "nft add chain ip svcnet-policy mine",
     ] {
@@ -242,6 +244,9 @@ fn what_others_break_is_mended_and_what_is_right_is_left_alone() {
         assert_ne!(listing(), whole, "{meddling}");
         until(meddling, || listing() == whole);
     }
+    // Nobody passes chains that isolate nobody.
+    let bases = |text: &str| text.matches("hook postrouting priority filter").count();
+    assert_eq!(bases(&whole), 4, "each way in both families:\n{whole}");
     // A pod comes, and it is one element more in each set; a policy goes, and nothing of it stays.
     let till2 = pod("till2", &json!({"app": "till"}), &["10.0.1.2"], "n2");
     let [till2] = objects(&[till2]).try_into().ok().unwrap();
@@ -257,6 +262,7 @@ fn what_others_break_is_mended_and_what_is_right_is_left_alone() {
             && !text.contains("pods-")
             && !text.contains("10.0.")
             && text.contains("egress-pods")
+            && bases(&text) == 0
     });
 }
 
@@ -287,6 +293,12 @@ fn a_pod_that_the_api_hears_of_late_starts_and_is_let_nothing_until_then() {
     running.gate.attach(late).unwrap();
     let held = |set: &str| list(&format!("set ip svcnet-policy {set}")).contains("10.0.0.9");
     assert!(held("ingress-pods") && held("egress-pods"));
+    let knows = || {
+        running
+            .gate
+            .knows(&ObjectKey::new("default", "late"), "uid-of-runtime")
+    };
+    assert!(!knows());
 
     // The object that CNI makes has a uid of its own, and says the runtime's once its labels are right.
     let mut made = pod("late", &json!({}), &["10.0.0.9"], "n1");
@@ -301,6 +313,7 @@ fn a_pod_that_the_api_hears_of_late_starts_and_is_let_nothing_until_then() {
     until("its policy is in force", || {
         list("map ip svcnet-policy ingress").contains("10.0.0.9 : jump in/default/web")
     });
+    assert!(knows());
     made["metadata"]["labels"] = json!({"app": "free"});
     send(&made);
     until("no policy is about it", || {
@@ -318,6 +331,8 @@ fn a_pod_is_isolated_before_it_starts() {
     let list = |set: &str| run(&ns, &format!("nft list {set}")).1;
 
     // The API knows the pod, and not yet its address.
+    let knows = |name: &str, uid: &str| running.gate.knows(&ObjectKey::new("default", name), uid);
+    assert!(knows("web", "uid-web") && !knows("web", "uid-earlier") && !knows("late", "uid-late"));
     running
         .gate
         .attach(attachment("web", Some("uid-web"), "10.0.0.1"))

@@ -12,6 +12,7 @@ use svcnet_api::types::{NodeIps, Vni};
 use svcnet_api::wellknown::VXLAN_VNI;
 use svcnet_cni::CniDaemon;
 use svcnet_cni::isolation::{Isolation, Subject};
+use svcnet_cni::protocol::PodRef;
 use svcnet_dns::Dns;
 use svcnet_netlink::nft::Family;
 use svcnet_node::{Machine, NodeRole};
@@ -19,6 +20,7 @@ use svcnet_overlay::Overlay;
 use svcnet_policy::PolicyRole;
 use svcnet_policy::gate::Gate;
 use svcnet_policy::judge::{Judge, Judged};
+use svcnet_policy::model::ObjectKey;
 use svcnet_proxy::{Admission, Admitted, Mode, NodePortAddresses, Protocol, Proxy, Scheduler, Sysctls};
 use svcnet_runtime::Context;
 use tokio::sync::watch;
@@ -283,6 +285,11 @@ impl Admission for PolicyAdmission {
 struct PolicyGate(Gate);
 
 impl Isolation for PolicyGate {
+    fn knows(&self, pod: &PodRef) -> bool {
+        let uid = pod.uid.as_ref();
+        uid.is_some_and(|uid| self.0.knows(&object_key(pod), uid))
+    }
+
     fn enforce(&self, subject: Subject<'_>) -> Result<(), String> {
         self.0
             .attach(attachment(subject))
@@ -298,13 +305,17 @@ impl Isolation for PolicyGate {
     }
 }
 
+fn object_key(pod: &PodRef) -> ObjectKey {
+    ObjectKey::new(pod.namespace.clone(), pod.name.clone())
+}
+
 fn attachment(subject: Subject<'_>) -> svcnet_policy::gate::Attachment {
     svcnet_policy::gate::Attachment {
         link: subject.link(),
         mac: subject.mac,
         addresses: subject.addresses.to_vec(),
         pod: subject.pod.map(|pod| svcnet_policy::gate::PodId {
-            key: svcnet_policy::model::ObjectKey::new(pod.namespace.clone(), pod.name.clone()),
+            key: object_key(pod),
             uid: pod.uid.clone(),
             late: subject.late,
         }),

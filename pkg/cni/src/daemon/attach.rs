@@ -149,7 +149,10 @@ impl Server {
     ) -> Result<Made, CniError> {
         if let Some(isolation) = &self.isolation {
             let subject = Subject {
-                late: lease.pod.as_ref().is_some_and(|pod| self.is_late(pod)),
+                late: lease
+                    .pod
+                    .as_ref()
+                    .is_some_and(|pod| !isolation.knows(pod) && self.is_late(pod)),
                 ..Subject::from(lease)
             };
             isolation.enforce(subject).map_err(|why| {

@@ -127,9 +127,11 @@ impl Api {
                     return (StatusCode::NOT_FOUND, missing);
                 };
                 if *method == Method::PATCH {
-                    assert_eq!(rest, ["status"]);
-                    for (field, value) in body["status"].as_object().unwrap() {
-                        pod["status"][field] = value.clone();
+                    // Addresses go into the status; labels and annotations of a pod that the daemon made are the rest.
+                    let part = if rest.is_empty() { "metadata" } else { "status" };
+                    assert!(rest.is_empty() || rest == ["status"], "{rest:?}");
+                    for (field, value) in body[part].as_object().unwrap() {
+                        pod[part][field] = value.clone();
                     }
                 }
                 (StatusCode::OK, pod.clone())
@@ -142,6 +144,8 @@ impl Api {
 /// A container to be: a namespace, and what the runtime says of it.
 pub(crate) struct Container {
     name: String,
+    /// That of its pod, where the runtime tells it.
+    uid: Option<&'static str>,
     path: String,
     netns: Option<OwnedNetNs>,
 }
@@ -151,6 +155,7 @@ impl Container {
         let netns = OwnedNetNs::unique("svcnet-cni-c").unwrap();
         Self {
             name: name.into(),
+            uid: None,
             path: netns.path().display().to_string(),
             netns: Some(netns),
         }
@@ -159,6 +164,7 @@ impl Container {
     pub(crate) fn at(name: &str, path: &str) -> Self {
         Self {
             name: name.into(),
+            uid: None,
             path: path.into(),
             netns: None,
         }
@@ -166,6 +172,13 @@ impl Container {
 
     pub(crate) fn without_netns(name: &str) -> Self {
         Self::at(name, "")
+    }
+
+    pub(crate) fn of_pod(self, uid: &'static str) -> Self {
+        Self {
+            uid: Some(uid),
+            ..self
+        }
     }
 
     pub(crate) fn path(&self) -> &str {
@@ -367,6 +380,7 @@ impl Node {
         container: &Container,
         config: &Value,
     ) -> Result<Value, Value> {
+        let uid = container.uid.map(|uid| format!(";K8S_POD_UID={uid}"));
         let environment: BTreeMap<&str, String> = [
             ("CNI_COMMAND", command.to_string()),
             ("CNI_CONTAINERID", container.name.clone()),
@@ -375,8 +389,9 @@ impl Node {
             (
                 "CNI_ARGS",
                 format!(
-                    "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={}",
-                    container.name
+                    "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={}{}",
+                    container.name,
+                    uid.unwrap_or_default()
                 ),
             ),
         ]
