@@ -32,7 +32,6 @@
 //! set. A pod elsewhere is one element for each selector in use that means it. A change of chains makes the kernel walk
 //! the verdict map, which is as long as this node has isolated pods.
 //!
-//!
 //! Every packet of the host passes the base chains, so each is there only while it isolates a pod: it comes in the
 //! transaction that isolates the first, and goes in the one that sets the last free. The chains that they lead to stay:
 //! by them the kernel tracks connections from the beginning, and knows who began one that a policy finds standing.
