@@ -59,3 +59,5 @@ pub const DEFAULT_KUBECONFIG: &str = "/etc/svcnet/kubeconfig.yaml";
 pub const BRIDGE_NAME: &str = "svcnet0";
 /// Name of the VXLAN link.
 pub const VXLAN_NAME: &str = "svcnet.1";
+/// Links of ours, by which no other node is reached as a host.
+pub const OWN_LINKS: [&str; 2] = [VXLAN_NAME, BRIDGE_NAME];

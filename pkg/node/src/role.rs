@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
-use svcnet_api::wellknown::{BRIDGE_NAME, VXLAN_NAME};
+use svcnet_api::wellknown::OWN_LINKS;
 use svcnet_netlink::follow::Follow;
 use svcnet_netlink::underlay::Choice;
 use svcnet_runtime::backoff::Backoff;
@@ -214,7 +214,7 @@ impl Registration {
 }
 
 fn follow(choice: Choice) -> Result<Follow, svcnet_netlink::rt::Error> {
-    Follow::new(choice, &[VXLAN_NAME, BRIDGE_NAME])
+    Follow::new(choice, &OWN_LINKS)
 }
 
 async fn next_address(follow: Option<&mut Follow>) -> IpAddr {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use svcnet_api::types::{NodeIps, NodePortRange, nth_host};
-use svcnet_api::wellknown::{API_PORT, BRIDGE_NAME, DEFAULT_KUBECONFIG, DEFAULT_NODE_PORT_RANGE, VXLAN_NAME};
+use svcnet_api::wellknown::{API_PORT, DEFAULT_KUBECONFIG, DEFAULT_NODE_PORT_RANGE, OWN_LINKS};
 use svcnet_apiserver::{ApiServer, AuditConfig, CERTIFICATES_LAST, Config, Limits};
 use svcnet_controller::alloc::ServiceAllocator;
 use svcnet_netlink::follow::Follow;
@@ -297,7 +297,7 @@ pub(crate) async fn start(
 pub(crate) fn serve(process: &mut Process, server: ApiServer, found: Option<Choice>) -> anyhow::Result<()> {
     let shutdown = process.shutdown.clone();
     if let Some(choice) = found {
-        let mut follow = Follow::new(choice, &[VXLAN_NAME, BRIDGE_NAME])?;
+        let mut follow = Follow::new(choice, &OWN_LINKS)?;
         let (advertiser, shutdown) = (server.advertiser(), shutdown.clone());
         process.spawn("address", async move {
             while let Some(address) = shutdown.run_until_cancelled(follow.next()).await {

@@ -8,6 +8,7 @@ use svcnet_api::names;
 use svcnet_api::types::{CidrList, NodeIps, nth_host};
 use svcnet_api::wellknown::{
     DEFAULT_CLUSTER_CIDR, DEFAULT_CLUSTER_DOMAIN, DEFAULT_DATA_DIR, DEFAULT_RUN_DIR, DEFAULT_SERVICE_CIDR,
+    OWN_LINKS,
 };
 use svcnet_netlink::Rtnl;
 use svcnet_netlink::underlay::{self, Choice};
@@ -132,12 +133,8 @@ impl NodeFlags {
         if self.node_ip.is_some() {
             return given;
         }
-        let ours = [
-            svcnet_api::wellknown::BRIDGE_NAME,
-            svcnet_api::wellknown::VXLAN_NAME,
-        ];
         let found = Rtnl::open()
-            .and_then(|mut rtnl| underlay::find(&mut rtnl, choice, &ours))
+            .and_then(|mut rtnl| underlay::find(&mut rtnl, choice, &OWN_LINKS))
             .map_err(|error| error.to_string())
             .and_then(|found| found.map_err(|none| none.to_string()));
         match found {

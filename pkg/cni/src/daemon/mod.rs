@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use svcnet_api::types::PodCidr;
-use svcnet_api::wellknown::{BRIDGE_NAME, VXLAN_NAME};
+use svcnet_api::wellknown::{BRIDGE_NAME, OWN_LINKS};
 use svcnet_netlink::monitor::{Event, Group, Happened, Monitor};
 use svcnet_netlink::sysctls::Sysctls;
 use svcnet_netlink::underlay::{self, NoUnderlay};
@@ -384,7 +384,7 @@ impl Keeper {
     }
 
     fn mtu(&mut self) -> Result<u32, Unready> {
-        let found = underlay::find(&mut self.rt, &self.config.underlay, &[BRIDGE_NAME, VXLAN_NAME]);
+        let found = underlay::find(&mut self.rt, &self.config.underlay, &OWN_LINKS);
         match (found?, self.config.mtu) {
             (Ok(underlay), wanted) => {
                 self.underlay = Some(underlay.name.clone());
