@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use svcnet_e2e::{Lab, until};
@@ -18,8 +18,28 @@ const NODES: [&str; 3] = ["n1", "n2", "n3"];
 /// The first port of an endpoint that comes and goes; each has one that no other had.
 const FIRST_PORT: u16 = 10_000;
 const NODE_PORT: u16 = 30_777;
-/// How long a packet may be on its way, on a machine whose cores are all busy.
-const ON_THE_WAY: Duration = Duration::from_secs(1);
+
+/// An endpoint that no new connection is to come to, and how many connections each client had ended by then.
+struct Leaving {
+    _endpoint: Endpoint,
+    ended: Vec<usize>,
+}
+
+impl Leaving {
+    fn new(endpoint: Endpoint, clients: &[Client]) -> Self {
+        Self {
+            _endpoint: endpoint,
+            ended: clients.iter().map(Client::connections).collect(),
+        }
+    }
+
+    /// Whether every client has ended the connection that was on its way then: those since must find another endpoint. How
+    /// long a packet may be on its way on a busy machine, nobody can say.
+    fn may_go(&self, clients: &[Client]) -> bool {
+        let mut both = clients.iter().zip(&self.ended);
+        both.all(|(client, ended)| client.connections() > *ended)
+    }
+}
 
 struct Stage {
     lab: Lab,
@@ -125,13 +145,14 @@ impl Stage {
     }
 
     /// One after the other: each comes, drains, goes, and refuses connections from then on.
-    fn cycle(&self, worker: usize, ports: std::ops::Range<u16>, stop: &(dyn Fn() -> bool + Sync)) -> usize {
+    fn cycle(&self, worker: usize, ports: std::ops::Range<u16>, clients: &[Client]) -> usize {
         let v6 = worker % 2 == 1;
         let pod = if worker < 2 { "web2" } else { "web3" };
         let (name, ip) = (format!("web-{worker}"), self.address(pod, v6));
-        let (mut cycles, mut leaving) = (0, VecDeque::new());
+        let failed = || clients.iter().any(Client::has_failed);
+        let (mut cycles, mut leaving) = (0, VecDeque::<Leaving>::new());
         for port in ports {
-            if stop() {
+            if failed() {
                 break;
             }
             let at = SocketAddr::new(ip, port);
@@ -140,19 +161,18 @@ impl Stage {
             self.in_force(at, true);
             self.slice(&name, v6, Some((at, State::Draining)));
             self.in_force(at, false);
+            leaving.push_back(Leaving::new(endpoint, clients));
             self.slice(&name, v6, None);
-            // A connection that was on its way when the endpoint went may still arrive.
-            leaving.push_back((Instant::now(), endpoint));
-            while leaving
-                .front()
-                .is_some_and(|(since, _)| since.elapsed() > ON_THE_WAY)
-            {
+            while leaving.front().is_some_and(|first| first.may_go(clients)) {
                 leaving.pop_front();
             }
             cycles += 1;
         }
         // Those that are left refuse connections too while others' cycles go on.
-        std::thread::sleep(ON_THE_WAY);
+        until("the clients' connections end", || {
+            let may_go = leaving.iter().all(|last| last.may_go(clients));
+            (may_go || failed()).then_some(())
+        });
         cycles
     }
 }
@@ -200,25 +220,28 @@ fn no_connection_fails_while_endpoints_come_drain_and_go() {
             clients.push(Client::start(member, &netns, to));
         }
     }
-    let failed = || clients.iter().any(Client::has_failed);
     let share = cycles.div_ceil(WORKERS);
     let done: usize = std::thread::scope(|scope| {
-        let (stage, failed) = (&stage, &failed);
+        let (stage, clients) = (&stage, &clients[..]);
         let workers: Vec<_> = (0..WORKERS)
             .map(|worker| {
                 let first = FIRST_PORT + worker * share;
-                scope.spawn(move || stage.cycle(worker.into(), first..first + share, failed))
+                scope.spawn(move || stage.cycle(worker.into(), first..first + share, clients))
             })
             .collect();
         workers.into_iter().map(|worker| worker.join().unwrap()).sum()
     });
-    let mut connections = 0;
+    let connections: usize = clients.iter().map(Client::connections).sum();
+    let mut slowest = Duration::ZERO;
     for client in clients {
-        connections += client.end().unwrap_or_else(|failure| {
+        let slow = client.end().unwrap_or_else(|failure| {
             let tracked = stage.tracked(failure.port);
             panic!("after {done} endpoints: {}\n{tracked}", failure.why)
         });
+        slowest = slowest.max(slow);
     }
     assert!(done >= usize::from(cycles));
-    println!("{done} endpoints came, drained and went under {connections} connections");
+    println!(
+        "{done} endpoints came, drained and went under {connections} connections, the slowest took {slowest:?}"
+    );
 }

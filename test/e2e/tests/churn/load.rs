@@ -3,9 +3,9 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 use svcnet_netlink::netns::NetNs;
@@ -24,24 +24,33 @@ pub(crate) struct Failure {
     pub(crate) port: u16,
 }
 
-/// Opens connections until it is ended or one fails.
+/// What a client has done, while it goes on.
+#[derive(Default)]
+struct Progress {
+    /// It is to end.
+    ended: AtomicBool,
+    /// Connections that came to their end.
+    connections: AtomicUsize,
+}
+
+/// Opens connections, one after the other, until it is ended or one fails.
 pub(crate) struct Client {
     name: String,
-    ended: Arc<AtomicBool>,
-    thread: JoinHandle<Result<usize, Failure>>,
+    progress: Arc<Progress>,
+    thread: JoinHandle<Result<Duration, Failure>>,
 }
 
 impl Client {
     pub(crate) fn start(name: &str, netns: &NetNs, to: SocketAddr) -> Self {
-        let ended = Arc::new(AtomicBool::new(false));
-        let seen = ended.clone();
+        let progress = Arc::<Progress>::default();
+        let told = progress.clone();
         // A thread stays in the namespace that it was made in.
         let thread = netns
-            .run(|| std::thread::spawn(move || connect_until(&seen, to)))
+            .run(|| std::thread::spawn(move || connect_until_ended(&told, to)))
             .unwrap();
         Self {
             name: format!("{name} to {to}"),
-            ended,
+            progress,
             thread,
         }
     }
@@ -50,9 +59,14 @@ impl Client {
         self.thread.is_finished()
     }
 
-    /// How many connections there were; why the last one failed, if it did.
-    pub(crate) fn end(self) -> Result<usize, Failure> {
-        self.ended.store(true, Ordering::SeqCst);
+    /// How many connections have come to their end.
+    pub(crate) fn connections(&self) -> usize {
+        self.progress.connections.load(Ordering::SeqCst)
+    }
+
+    /// How long the slowest connection took; why the last one failed, if it did.
+    pub(crate) fn end(self) -> Result<Duration, Failure> {
+        self.progress.ended.store(true, Ordering::SeqCst);
         let ended = self.thread.join().unwrap();
         ended.map_err(|failure| Failure {
             why: format!("{}: {}", self.name, failure.why),
@@ -61,24 +75,30 @@ impl Client {
     }
 }
 
-fn connect_until(ended: &AtomicBool, to: SocketAddr) -> Result<usize, Failure> {
-    let mut count = 0;
+fn connect_until_ended(progress: &Progress, to: SocketAddr) -> Result<Duration, Failure> {
+    let mut slowest = Duration::ZERO;
     for port in PORTS.cycle() {
-        if ended.load(Ordering::SeqCst) {
+        if progress.ended.load(Ordering::SeqCst) {
             break;
         }
+        let begun = Instant::now();
         match ask(port, to) {
-            Ok(()) => count += 1,
+            Ok(()) => {
+                slowest = slowest.max(begun.elapsed());
+                progress.connections.fetch_add(1, Ordering::SeqCst);
+            }
             // Somebody else's.
             Err(error) if error.kind() == ErrorKind::AddrInUse => {}
             Err(error) => {
-                let why = format!("connection {count}, from port {port}: {error}");
+                let count = progress.connections.load(Ordering::SeqCst);
+                let took = begun.elapsed();
+                let why = format!("connection {count}, from port {port}, after {took:?}: {error}");
                 return Err(Failure { why, port });
             }
         }
         std::thread::sleep(PAUSE);
     }
-    Ok(count)
+    Ok(slowest)
 }
 
 fn ask(port: u16, to: SocketAddr) -> io::Result<()> {
