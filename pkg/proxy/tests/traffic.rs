@@ -10,6 +10,7 @@
 mod world;
 
 use std::io::ErrorKind;
+use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -240,6 +241,24 @@ fn udp_follows_its_endpoints_and_bystanders_are_left_alone() {
         before,
         "the other service's connection is the same"
     );
+}
+
+#[test]
+fn datagrams_to_an_address_before_it_was_a_services_are_refused_like_those_after() {
+    let mut world = World::new();
+    // Somebody has the address, listens, and never answers.
+    let (vip, to) = ("203.0.113.7", "203.0.113.7:80");
+    world::ip(&world.client, &format!("addr add {vip}/32 dev lo"));
+    let silent = world.client.run(|| UdpSocket::bind(to)).unwrap().unwrap();
+    let socket = udp(&world.a, to);
+    socket.send(b"?").unwrap();
+    let mut buffer = [0; 1];
+    silent.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(silent.recv(&mut buffer).unwrap(), 1);
+    let load_balancer = service("web", "10.96.1.1", node_ports(json!({ "type": "LoadBalancer" })));
+    assert_eq!(world.service(load_balancer).cleared, 1);
+    let error = ask_udp(&socket, PATIENCE).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
 }
 
 #[test]

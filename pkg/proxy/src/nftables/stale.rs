@@ -2,8 +2,8 @@
 //! not belong, and clients that stay with an endpoint that is gone.
 //!
 //! Connections are those of UDP and SCTP ([`Protocol::outlives_endpoints`]). One contradicts the new state when it goes to
-//! an endpoint that its client may not have any more, or went to nobody and could go to somebody; endpoints that only
-//! take no new connections keep theirs.
+//! an endpoint that its client may not have any more, or went to nobody and could go to somebody or is to be refused (only
+//! the first packet of a connection passes the chains that refuse); endpoints that only take no new connections keep theirs.
 //!
 //! And after a look at everything, TCP connections that nobody has answered and that were not translated: the kernel decides
 //! about translation with the first packet of a connection, and keeps to it when that is sent again. So who tried to connect
@@ -75,8 +75,9 @@ impl Suspects {
             let drained = before.map_or(&[][..], |f| &f.draining);
             let drained = lost(drained, after.map_or(&[], |f| &f.draining));
             let serves = |f: Option<&Frontend>| f.is_some_and(|f| matches!(f.fate, Fate::Balance(_)));
-            // What came before the first endpoint went untranslated to nobody, and would go on so.
-            if !gone.is_empty() || !drained.is_empty() || (serves(after) && !serves(before)) {
+            // What came before the first endpoint, or before the frontend, went untranslated to nobody, and would go on so.
+            let is_new = before.is_none() && after.is_some();
+            if !gone.is_empty() || !drained.is_empty() || is_new || (serves(after) && !serves(before)) {
                 self.changed.insert(key, gone.union(&drained).copied().collect());
             }
         }
@@ -180,11 +181,8 @@ impl Suspects {
             for_inside(Some(frontend))
         };
         let kept = frontend.draining.iter().filter(|e| e.local || !bound);
-        if right.iter().chain(kept).any(|e| e.at == at) {
-            return false;
-        }
-        // Where nobody serves, what was not translated contradicts nothing.
-        !right.is_empty() || lost() || (self.everything && at != to)
+        // Where nobody serves, what is begun now is refused, and leaves no connection.
+        !right.iter().chain(kept).any(|e| e.at == at)
     }
 
     fn clear_stays(&self, socket: &mut Socket, family: Family) -> Result<usize, Error> {
@@ -365,11 +363,12 @@ mod tests {
         );
         let nothing = Suspects::default();
         assert_eq!(suspects(Some(&one), Some(&two)), nothing, "an endpoint more");
-        assert_eq!(
+        assert_ne!(
             suspects(None, Some(&none)),
             nothing,
-            "a service without endpoints"
+            "a new service without endpoints"
         );
+        assert_eq!(suspects(Some(&none), Some(&none)), nothing, "it still has none");
         assert_ne!(suspects(Some(&two), Some(&one)), nothing, "an endpoint less");
         assert_ne!(suspects(Some(&none), Some(&one)), nothing, "the first endpoint");
         assert_ne!(
