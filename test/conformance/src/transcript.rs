@@ -18,6 +18,7 @@
 //! for what controllers do in their own time. Before standard input that begins with `{` comes a line `---`: up to 1.32 kubectl takes
 //! it for JSON otherwise.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -37,7 +38,7 @@ pub struct Kubectl {
 }
 
 impl Kubectl {
-    /// Those that `SVCNET_CONFORMANCE_KUBECTL` names, with colons between; else the one on the PATH.
+    /// Those that `SVCNET_CONFORMANCE_KUBECTL` names, with colons between, each minor version once; else the one on the PATH.
     ///
     /// # Panics
     /// When there is none: a test that skips is a test that fails.
@@ -46,7 +47,9 @@ impl Kubectl {
         if named.is_empty() {
             return vec![Self::at(Path::new("kubectl"))];
         }
-        named.split(':').map(|path| Self::at(Path::new(path))).collect()
+        let mut seen = BTreeSet::new();
+        let named = named.split(':').map(|path| Self::at(Path::new(path)));
+        named.filter(|kubectl| seen.insert(kubectl.minor)).collect()
     }
 
     fn at(path: &Path) -> Self {
