@@ -10,7 +10,7 @@
 mod world;
 
 use std::io::ErrorKind;
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -337,6 +337,30 @@ fn other_ports_of_a_cluster_address_are_refused() {
         );
     }
     assert_eq!(ask(&world.b, VIP).unwrap().0, "a");
+}
+
+#[test]
+fn a_cluster_address_that_the_node_has_is_refused_too() {
+    let mut world = World::new();
+    world.service(service("web", "10.96.1.1", json!({})));
+    // As in ipvs mode, which open connections outlive.
+    world::ip(&world.node, "addr add 10.96.1.1/32 dev lo");
+    let listen = || TcpListener::bind("0.0.0.0:2222").unwrap();
+    let _listener = world.node.run(listen).unwrap();
+    for (ns, to) in [
+        (&world.b, VIP),
+        (&world.node, VIP),
+        (&world.b, "10.96.1.1:2222"),
+        (&world.node, "10.96.1.1:2222"),
+    ] {
+        let error = connect(ns, to, PATIENCE).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}");
+        let error = ask_udp(&udp(ns, to), PATIENCE).unwrap_err().kind();
+        assert!(
+            matches!(error, ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied),
+            "{to}: {error}"
+        );
+    }
 }
 
 #[test]

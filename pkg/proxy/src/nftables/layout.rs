@@ -294,9 +294,11 @@ fn refuse(mut ruleset: Ruleset, family: Family, networks: &Networks) -> Ruleset 
         // Node ports answer on 127.0.0.1, which takes route_localnet; that must not open loopback to the neighbours.
         ruleset = ruleset.rule(rule.comment("loopback is not for others"));
     }
-    // What this node sends to itself has been judged on its way out, and comes by no second time.
+    // What this node sends to itself has been judged on its way out, and comes by no second time. But what refuses a connection
+    // does come by: it belongs to that connection, which nobody has translated, and goes to its source, which is the refused
+    // address itself where this node has that.
     for chain in ["refuse-prerouting", "refuse-output"] {
-        let rule = Rule::new(chain).jump(REFUSE);
+        let rule = Rule::new(chain).ct_new().jump(REFUSE);
         ruleset = ruleset
             .rule(clear(Rule::new(chain)))
             .rule(rule.comment("nothing was found for them"));
