@@ -9,7 +9,7 @@ use anyhow::{Context as _, anyhow};
 use metrics_exporter_prometheus::PrometheusHandle;
 use svcnet_runtime::ops::OpsServer;
 use svcnet_runtime::telemetry::{self, LogFormat};
-use svcnet_runtime::{Context, Health, Informers, connect};
+use svcnet_runtime::{Context, Health, Informers, connect, memory};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -59,6 +59,7 @@ pub(crate) fn run(
         };
         stop_on_signals(process.shutdown.clone())?;
         let shutdown = process.shutdown.clone();
+        tokio::spawn(memory::give_back(shutdown.clone()));
         // A process whose roles are not there yet is not ready.
         let start = process.health.component("start");
         let started = tokio::select! {

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use futures::StreamExt;
 use kube::runtime::watcher::{self, Event};
@@ -22,10 +21,6 @@ use crate::journal::Journal;
 const QUEUE_LENGTH: usize = 1024;
 /// Objects asked for at once when listing: the text of a page is held beside what it is decoded to.
 const PAGE_LENGTH: u32 = 1000;
-/// A list of so many objects is worth giving memory back after it.
-const LARGE_LIST: usize = 1000;
-/// When that is done: soon, and for roles that take longer once more.
-const GIVE_BACK: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
 
 /// What happened to the objects that a role watches.
 #[derive(Debug, Clone)]
@@ -259,10 +254,6 @@ impl<K: Watched> Task<K> {
         self.send(Change::Reset(objects.clone())).await;
         let entries = objects.iter().map(|object| (key(&**object), &**object));
         self.journalled(|journal| journal.reset(entries));
-        if objects.len() >= LARGE_LIST {
-            drop(objects);
-            tokio::spawn(give_back_later());
-        }
     }
 
     async fn apply(&mut self, object: Arc<K>) {
@@ -288,14 +279,6 @@ impl<K: Watched> Task<K> {
             tracing::warn!(kind = self.plural, %error, "cannot keep the last known state; a restart needs the server");
             self.journal = None;
         }
-    }
-}
-
-/// When the roles have taken in what was listed, nobody holds it any more.
-async fn give_back_later() {
-    for delay in GIVE_BACK {
-        tokio::time::sleep(delay).await;
-        svcnet_netlink::memory::give_back();
     }
 }
 

@@ -12,6 +12,7 @@ pub mod informer;
 pub mod join;
 mod journal;
 mod kinds;
+pub mod memory;
 pub mod ops;
 pub mod renew;
 pub mod resolve;

@@ -27,7 +27,7 @@ const WRITERS: usize = 32;
 const PROXY_METRICS: u16 = 10_249;
 const API_PORT: u16 = 6443;
 /// How long a process is left alone before it is looked at: what follows a large list is done by then.
-const SETTLE: Duration = Duration::from_secs(3);
+const SETTLE: Duration = Duration::from_secs(12);
 
 /// How long controllers may take for the addresses of all Services.
 const MIRRORED_MAX: Duration = Duration::from_secs(600);
