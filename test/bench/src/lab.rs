@@ -25,6 +25,7 @@ pub(crate) fn measure(rounds: usize) -> Result<()> {
         let url = format!("http://{}/", lab.cluster_ip("nginx"));
         svcnet_e2e::until("the Service answers", || lab.curl("n1", &url).ok.then_some(()));
         answered.push(begun.elapsed().as_secs_f64());
+        std::thread::sleep(memory::SETTLE);
         server.push(resident_mb(&lab, "n1")?);
         agent.push(resident_mb(&lab, "n3")?);
     }

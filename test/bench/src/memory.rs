@@ -1,6 +1,12 @@
 //! What a process holds, by `/proc`.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
+
+/// How long a process is left alone before it is looked at: what follows a start or a large list is done by then, and what it
+/// took is given back.
+pub(crate) const SETTLE: Duration = Duration::from_secs(12);
 
 /// Resident memory of a process, program text included.
 pub(crate) fn resident_mb(pid: u32) -> Result<f64> {

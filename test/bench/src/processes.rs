@@ -17,7 +17,7 @@ use kube::api::{ListParams, PostParams};
 use svcnet_netlink::Rtnl;
 use svcnet_netlink::netns::OwnedNetNs;
 
-use crate::memory::{peak_mb, resident_mb};
+use crate::memory::{SETTLE, peak_mb, resident_mb};
 use crate::stats::{Spread, row};
 use crate::synthetic;
 
@@ -26,9 +26,6 @@ const WRITERS: usize = 32;
 /// Where a proxy tells its metrics.
 const PROXY_METRICS: u16 = 10_249;
 const API_PORT: u16 = 6443;
-/// How long a process is left alone before it is looked at: what follows a large list is done by then.
-const SETTLE: Duration = Duration::from_secs(12);
-
 /// How long controllers may take for the addresses of all Services.
 const MIRRORED_MAX: Duration = Duration::from_secs(600);
 
