@@ -14,12 +14,25 @@ use std::net::{TcpListener, UdpSocket};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use svcnet_netlink::netns::OwnedNetNs;
 use world::{
     A, B, C, CLIENT, NODE, PATIENCE, World, ask, ask_on, ask_udp, connect, names, node_ports, service, slice,
     udp,
 };
 
 const VIP: &str = "10.96.1.1:80";
+
+/// Over TCP and over UDP.
+fn assert_refused(ns: &OwnedNetNs, to: &str) {
+    let error = connect(ns, to, PATIENCE).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}");
+    // What the kernel refuses to let out does not even leave the socket.
+    let error = ask_udp(&udp(ns, to), PATIENCE).unwrap_err().kind();
+    assert!(
+        matches!(error, ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied),
+        "{to} over UDP: {error}"
+    );
+}
 
 #[test]
 fn a_cluster_address_reaches_every_endpoint_from_everywhere() {
@@ -137,14 +150,7 @@ fn no_endpoints_means_refused_at_once() {
         (&world.client, "203.0.113.7:80"),
         (&world.client, &format!("{NODE}:30080")),
     ] {
-        let error = connect(ns, to, PATIENCE).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}");
-        // What the kernel refuses to let out does not even leave the socket.
-        let error = ask_udp(&udp(ns, to), PATIENCE).unwrap_err().kind();
-        assert!(
-            matches!(error, ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied),
-            "{to} over UDP: {error}"
-        );
+        assert_refused(ns, to);
     }
     // An answer, not a timeout, made each of them end.
     assert!(begin.elapsed() < PATIENCE);
@@ -328,13 +334,7 @@ fn other_ports_of_a_cluster_address_are_refused() {
     world.service(service("web", "10.96.1.1", json!({})));
     world.slice(slice("web", &[A]));
     for ns in [&world.b, &world.node] {
-        let error = connect(ns, "10.96.1.1:81", PATIENCE).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
-        let error = ask_udp(&udp(ns, "10.96.1.1:81"), PATIENCE).unwrap_err().kind();
-        assert!(
-            matches!(error, ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied),
-            "{error}"
-        );
+        assert_refused(ns, "10.96.1.1:81");
     }
     assert_eq!(ask(&world.b, VIP).unwrap().0, "a");
 }
@@ -353,13 +353,7 @@ fn a_cluster_address_that_the_node_has_is_refused_too() {
         (&world.b, "10.96.1.1:2222"),
         (&world.node, "10.96.1.1:2222"),
     ] {
-        let error = connect(ns, to, PATIENCE).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}");
-        let error = ask_udp(&udp(ns, to), PATIENCE).unwrap_err().kind();
-        assert!(
-            matches!(error, ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied),
-            "{to}: {error}"
-        );
+        assert_refused(ns, to);
     }
 }
 

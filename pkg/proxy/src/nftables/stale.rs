@@ -169,9 +169,8 @@ impl Suspects {
             return false;
         };
         let at = entry.reply.source;
-        let lost = || self.changed.get(&key).is_some_and(|lost| lost.contains(&at));
         let Some(frontend) = scene.state.frontend(&key) else {
-            return lost();
+            return self.changed.get(&key).is_some_and(|lost| lost.contains(&at));
         };
         let is_inside = scene.pods.iter().any(|net| net.contains(&client)) || is_ours(client);
         let bound = frontend.outside.is_some() && !is_inside;
