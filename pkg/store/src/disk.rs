@@ -2,27 +2,29 @@
 //!
 //! sled never meets a full disk: its flush may then hang for ever, or leave a log that does not open again. The writer
 //! asks for the room before each round ([`room`]), so refusing leaves nothing half done and goes over by itself.
+//!
+//! sled takes a log that was torn for one that ends there, and opens it. So the number of the last batch that was acknowledged
+//! is kept beside it ([`Tip`]): a log that does not reach it has lost something.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::fs::File;
+use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use nix::sys::statvfs::fstatvfs;
 
+use crate::directory::{self, io};
 use crate::error::OpenError;
 use crate::key::CollectionSpec;
 use crate::keyring::{self, Keyring, Sealed};
 use crate::state::Entry;
+use crate::tip::Tip;
 
-const FORMAT: &str = "svcnet-store 1";
-/// The format file until the first batch is on disk: a store that may still be empty.
-const FORMAT_NEW: &str = "svcnet-store 1 new";
 const KEY_LIMIT: &[u8] = b"mlimit";
+/// How many objects there are, and the number of the batch that says so.
 const KEY_COUNT: &[u8] = b"mcount";
 /// Enough for sled's hot pages: the values are in our own memory.
 const CACHE_BYTES: u64 = 2 << 20;
@@ -55,6 +57,9 @@ pub(crate) struct Disk {
     db: sled::Db,
     data: File,
     count: u64,
+    /// How many batches were written.
+    batches: u64,
+    tip: Tip,
     keyring: Option<Arc<Keyring>>,
     _lock: File,
 }
@@ -126,13 +131,10 @@ impl Disk {
         specs: &[CollectionSpec],
         keyring: Option<Arc<Keyring>>,
     ) -> Result<(Self, Loaded), OpenError> {
-        // Secrets lie in here.
-        let mut builder = fs::DirBuilder::new();
-        let made = builder.recursive(true).mode(0o700).create(dir);
-        made.map_err(|source| io(dir, source))?;
-        let lock = lock(dir)?;
+        directory::make(dir)?;
+        let lock = directory::lock(dir)?;
         room(&lock, FREE_TO_OPEN).map_err(|why| io(dir, std::io::Error::new(ErrorKind::StorageFull, why)))?;
-        let is_new = check_format(dir)?;
+        let is_new = directory::check_format(dir)?;
         let damaged = |why: String| OpenError::Damaged {
             path: dir.to_path_buf(),
             why,
@@ -143,7 +145,7 @@ impl Disk {
             let loaded = load(&db, specs, keyring.as_deref())?;
             Ok((db, loaded))
         }));
-        let (db, (loaded, counted, count)) = match opened {
+        let (db, (loaded, counted, head)) = match opened {
             Ok(Ok(opened)) => opened,
             Ok(Err(LoadError::Sled(sled::Error::Io(source)))) => return Err(io(dir, source)),
             Ok(Err(LoadError::Sled(other))) => return Err(damaged(other.to_string())),
@@ -158,19 +160,22 @@ impl Disk {
             }
             Err(_) => return Err(damaged("its log cannot be read".to_string())),
         };
-        match count {
+        let batches = match head {
             None if !is_new => return Err(damaged("its head is missing".to_string())),
-            Some(count) if count != counted => {
+            Some(Head { count, .. }) if count != counted => {
                 return Err(damaged(format!("{counted} objects of {count} are there")));
             }
-            _ => {}
-        }
+            head => head.map_or(0, |head| head.batches),
+        };
+        let tip = Tip::open(dir, batches)?;
         let path = dir.join("db");
         let data = File::open(&path).map_err(|source| io(&path, source))?;
         let disk = Self {
             db,
             data,
             count: counted,
+            batches,
+            tip,
             keyring,
             _lock: lock,
         };
@@ -179,7 +184,7 @@ impl Disk {
 
     /// Marks a new store as whole, after its first batch.
     pub(crate) fn seal(&self, dir: &Path) -> Result<(), OpenError> {
-        write_format(dir, FORMAT)
+        directory::seal(dir)
     }
 
     /// What is written of an object: its bytes, or what encryption makes of them.
@@ -189,7 +194,7 @@ impl Disk {
 
     /// Opens a store that is there, and tells the last revision that it may have given out. Objects are not looked at.
     pub(crate) fn limit_of(dir: &Path) -> Result<(File, u64), OpenError> {
-        let lock = lock(dir)?;
+        let lock = directory::lock(dir)?;
         let damaged = || OpenError::Damaged {
             path: dir.to_path_buf(),
             why: "its head cannot be read".to_string(),
@@ -212,7 +217,8 @@ impl Disk {
     /// Writes a batch. When this returns, it is on the disk, all of it.
     pub(crate) fn write(&mut self, mut batch: Batch) -> Result<(), String> {
         let count = self.count + batch.added - batch.removed;
-        batch.sled.insert(KEY_COUNT, &count.to_be_bytes());
+        let batches = self.batches + 1;
+        batch.sled.insert(KEY_COUNT, Head { count, batches }.bytes());
         let written = catch_unwind(AssertUnwindSafe(|| {
             self.db.apply_batch(batch.sled)?;
             self.db.flush()?;
@@ -224,8 +230,8 @@ impl Disk {
             Err(_) => return Err("sled failed".to_string()),
         }
         self.data.sync_data().map_err(|e| e.to_string())?;
-        self.count = count;
-        Ok(())
+        (self.count, self.batches) = (count, batches);
+        self.tip.set(batches)
     }
 }
 
@@ -271,7 +277,22 @@ fn open_sled(dir: &Path) -> sled::Result<sled::Db> {
         .open()
 }
 
-type Counted = (Loaded, u64, Option<u64>);
+/// What each batch says of the whole store.
+#[derive(Debug, Clone, Copy)]
+struct Head {
+    /// How many objects there are.
+    count: u64,
+    /// How many batches were written so far, this one included. Stores of before have none.
+    batches: u64,
+}
+
+impl Head {
+    fn bytes(self) -> Vec<u8> {
+        [self.count.to_be_bytes(), self.batches.to_be_bytes()].concat()
+    }
+}
+
+type Counted = (Loaded, u64, Option<Head>);
 
 fn load(db: &sled::Db, specs: &[CollectionSpec], keyring: Option<&Keyring>) -> Result<Counted, LoadError> {
     let mut loaded = Loaded {
@@ -287,7 +308,7 @@ fn load(db: &sled::Db, specs: &[CollectionSpec], keyring: Option<&Keyring>) -> R
     };
     let number = |value: &[u8]| value.first_chunk().map(|b| u64::from_be_bytes(*b));
     let torn = |key: &[u8]| LoadError::Damaged(format!("value of {}", String::from_utf8_lossy(key)));
-    let (mut counted, mut count) = (0, None);
+    let (mut counted, mut head) = (0, None);
     for item in db.iter() {
         let (key, value): (sled::IVec, sled::IVec) = item?;
         let revision = number(&value).ok_or_else(|| torn(&key))?;
@@ -317,11 +338,14 @@ fn load(db: &sled::Db, specs: &[CollectionSpec], keyring: Option<&Keyring>) -> R
                 }
             }
             _ if key == KEY_LIMIT => loaded.limit = revision,
-            _ if key == KEY_COUNT => count = Some(revision),
+            _ if key == KEY_COUNT => {
+                let (count, batches) = (revision, number(&value[8..]).unwrap_or(0));
+                head = Some(Head { count, batches });
+            }
             _ => return Err(torn(&key)),
         }
     }
-    Ok((loaded, counted, count))
+    Ok((loaded, counted, head))
 }
 
 fn unseal(
@@ -357,75 +381,4 @@ fn object_key(collection: &str, path: &str) -> Vec<u8> {
     key.push(0);
     key.extend_from_slice(path.as_bytes());
     key
-}
-
-fn lock(dir: &Path) -> Result<File, OpenError> {
-    let path = dir.join("LOCK");
-    let opened = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path);
-    let mut file = opened.map_err(|source| io(&path, source))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            _ = file.read_to_string(&mut pid);
-            return Err(OpenError::Locked {
-                path: dir.to_path_buf(),
-                pid: pid.trim().parse().ok(),
-            });
-        }
-        Err(TryLockError::Error(source)) => return Err(io(&path, source)),
-    }
-    // Only so that the refusal can name the process: a failure here is of no consequence.
-    _ = file.set_len(0);
-    _ = writeln!(file, "{}", std::process::id());
-    Ok(file)
-}
-
-/// Whether the store is new; refuses a directory that holds something else.
-fn check_format(dir: &Path) -> Result<bool, OpenError> {
-    let path = dir.join("FORMAT");
-    match fs::read_to_string(&path) {
-        Ok(text) if text.trim() == FORMAT => Ok(false),
-        Ok(text) if text.trim() == FORMAT_NEW => Ok(true),
-        Ok(text) => Err(OpenError::Format {
-            path,
-            found: text.trim().chars().take(40).collect(),
-            known: FORMAT,
-        }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let listing = fs::read_dir(dir).map_err(|source| io(dir, source))?;
-            let names = listing.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned()));
-            if let Some(found) = names.into_iter().find(|n| n != "LOCK" && n != "FORMAT.new") {
-                let path = dir.to_path_buf();
-                return Err(OpenError::Foreign { path, found });
-            }
-            write_format(dir, FORMAT_NEW)?;
-            Ok(true)
-        }
-        Err(source) => Err(io(&path, source)),
-    }
-}
-
-fn write_format(dir: &Path, text: &str) -> Result<(), OpenError> {
-    let (aside, path) = (dir.join("FORMAT.new"), dir.join("FORMAT"));
-    let write = || {
-        let mut file = File::create(&aside)?;
-        writeln!(file, "{text}")?;
-        file.sync_all()?;
-        fs::rename(&aside, &path)?;
-        File::open(dir)?.sync_all()
-    };
-    write().map_err(|source| io(&path, source))
-}
-
-fn io(path: &Path, source: std::io::Error) -> OpenError {
-    OpenError::Io {
-        path: PathBuf::from(path),
-        source,
-    }
 }

@@ -63,13 +63,28 @@ pub enum OpenError {
     },
     /// Part of the data is missing or damaged.
     #[error(
-        "the store in {path} is damaged ({why}); nothing was changed: restore the directory from a backup"
+        "the store in {path} is damaged ({why}): restore a snapshot (svcnet store restore FILE --force) or the directory \
+         from a backup"
     )]
     Damaged {
         /// The store's directory.
         path: PathBuf,
         /// What was seen.
         why: String,
+    },
+    /// What can be read is whole, and ends before the last write that was acknowledged.
+    #[error(
+        "the log of the store in {path} ends too early: acknowledged batches of writes that are missing at its end: \
+         {missing} (the disk lost them, or the files were copied while a server wrote). Restore a snapshot (svcnet store \
+         restore FILE --force) or the directory from a backup; to go on without what is lost, remove {tip}"
+    )]
+    Cut {
+        /// The store's directory.
+        path: PathBuf,
+        /// How many batches of writes are not there.
+        missing: u64,
+        /// The file that knows of them.
+        tip: PathBuf,
     },
     /// There is no store.
     #[error("{path} holds no store; --data-dir names the directory that it is in, as DATA-DIR/store")]

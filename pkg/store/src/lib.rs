@@ -8,7 +8,7 @@
 //! | `o` COLLECTION `\0` NAMESPACE `/` NAME | revision (8 bytes, big endian), then the object's bytes |
 //! | `r` COLLECTION | revision of the collection's last durable change |
 //! | `m` `limit` | a revision that no write has reached yet |
-//! | `m` `count` | how many objects there are |
+//! | `m` `count` | how many objects there are, and the number of the batch that wrote this |
 //!
 //! # Update protocol
 //! One thread writes. It takes all the writes that wait, checks each against memory (and against those before it in the
@@ -33,9 +33,9 @@
 //! change is known: whoever has seen that one goes on without a relist, others are told `Compacted`.
 //!
 //! # Crash recovery
-//! sled finds the end of its log by checksums and drops a torn batch, which nobody had been told of. The store then
-//! compares `count` with what it has loaded: a hole anywhere else is reported, never served. When the disk fails while
-//! running, durable writes are refused from then on with the reason, and reads and volatile writes go on.
+//! sled finds the end of its log by checksums and drops a torn batch, which nobody had been told of. It does the same when
+//! the disk has lost more than that, so the store holds what it has loaded against `count`, and the batch's number against
+//! that of the last one that was acknowledged (`tip`): a hole is reported, never served. When the disk fails while running, durable writes are refused from then on with the reason, and reads and volatile writes go on.
 //!
 //! # What will not scale
 //! All objects are in memory, and one thread writes. 100,000 objects of 1 KiB are about 150 MB.
@@ -45,6 +45,7 @@
 //! watch ([`etcd`]) fills it. So readers know no difference, but for one call: [`Store::sync`] waits until memory has what other
 //! servers were told is done. `tests/contract.rs` runs the same cases against both.
 
+mod directory;
 mod disk;
 mod error;
 mod etcd;
@@ -55,6 +56,7 @@ pub mod passphrase;
 mod snapshot;
 mod state;
 mod store;
+mod tip;
 mod value;
 mod watch;
 mod writer;

@@ -122,39 +122,123 @@ async fn foreign_and_newer_directories_are_refused() {
     assert!(matches!(refused, OpenError::Format { .. }));
 }
 
+/// Copies a store's files as a power cut would leave them: the tip, which is written after the log, is never ahead of it.
+fn copy_files(from: &Path, to: &Path) {
+    let mut names: Vec<_> = std::fs::read_dir(from)
+        .unwrap()
+        .map(|file| file.unwrap())
+        .filter(|file| file.file_type().unwrap().is_file())
+        .map(|file| file.file_name())
+        .collect();
+    names.sort_by_key(|name| name != "TIP");
+    for name in names {
+        std::fs::copy(from.join(&name), to.join(&name)).unwrap();
+    }
+}
+
 #[tokio::test]
 async fn damage_is_reported_and_not_served() {
+    const OBJECTS: usize = 3000;
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
-    for i in 0..3000 {
-        let text = "x".repeat(700);
+    let name = |i| format!("s{i}");
+    for i in 0..OBJECTS {
         // Enough to fill some segments of sled's log.
-        commit(
-            &store,
-            put(key(&store, "services", &format!("s{i}")), &text, None),
-        )
-        .await;
+        let text = "x".repeat(700);
+        commit(&store, put(key(&store, "services", &name(i)), &text, None)).await;
     }
     store.close().await;
-    let db = dir.path().join("db");
-    let whole = std::fs::read(&db).unwrap();
+    let whole = std::fs::read(dir.path().join("db")).unwrap();
+    let open_with = |db: &[u8]| {
+        let copy = tempfile::tempdir().unwrap();
+        copy_files(dir.path(), copy.path());
+        std::fs::write(copy.path().join("db"), db).unwrap();
+        for file in std::fs::read_dir(copy.path()).unwrap() {
+            let file = file.unwrap();
+            // What sled reads instead of the log's beginning.
+            if file.file_name().to_string_lossy().starts_with("snap") {
+                std::fs::remove_file(file.path()).unwrap();
+            }
+        }
+        Store::open(copy.path(), &specs())
+    };
 
-    std::fs::write(&db, b"this is no database at all").unwrap();
-    let refused = Store::open(dir.path(), &specs()).unwrap_err();
+    let refused = open_with(b"this is no database at all").unwrap_err();
     assert!(matches!(refused, OpenError::Damaged { .. }), "{refused}");
 
-    let mut torn = whole.clone();
-    let middle = whole.len() / 2;
-    torn[middle - 300_000..middle + 300_000].fill(0);
-    std::fs::write(&db, torn).unwrap();
-    for snapshot in std::fs::read_dir(dir.path()).unwrap() {
-        let snapshot = snapshot.unwrap();
-        if snapshot.file_name().to_string_lossy().starts_with("snap") {
-            std::fs::remove_file(snapshot.path()).unwrap();
+    // Wherever the log is torn, all is there (nothing lived in that part), or the store does not open.
+    let mut refused = Vec::new();
+    for at in (0..whole.len() - 600_000).step_by(300_000) {
+        let mut torn = whole.clone();
+        torn[at..at + 600_000].fill(0);
+        match open_with(&torn) {
+            Ok(store) => {
+                let there = |i: &usize| store.get(&key(&store, "services", &name(*i))).is_some();
+                assert_eq!((0..OBJECTS).filter(there).count(), OBJECTS, "torn at {at}");
+            }
+            Err(OpenError::Damaged { .. } | OpenError::Cut { .. }) => refused.push(at),
+            Err(other) => panic!("torn at {at}: {other}"),
         }
     }
-    let refused = Store::open(dir.path(), &specs()).unwrap_err();
-    assert!(matches!(refused, OpenError::Damaged { .. }), "{refused}");
+    // Objects are a third of the log at the least, so not every tear can miss them.
+    assert!(!refused.is_empty());
+}
+
+/// sled takes a log that lost its end for one that ends there.
+#[tokio::test]
+async fn a_log_that_lost_acknowledged_writes_is_refused_until_told_otherwise() {
+    let (dir, before) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = open(dir.path());
+    commit(&store, put(key(&store, "services", "a"), "one", None)).await;
+    copy_files(dir.path(), before.path());
+    commit(&store, put(key(&store, "services", "b"), "two", None)).await;
+    commit(&store, put(key(&store, "services", "c"), "three", None)).await;
+    let tip = before.path().join("TIP");
+    std::fs::copy(dir.path().join("TIP"), &tip).unwrap();
+    store.close().await;
+
+    for _ in 0..2 {
+        let refused = Store::open(before.path(), &specs()).unwrap_err();
+        assert!(
+            matches!(&refused, OpenError::Cut { missing: 2, tip: named, .. } if *named == tip),
+            "{refused}"
+        );
+    }
+    std::fs::remove_file(&tip).unwrap();
+    let store = open(before.path());
+    assert!(store.get(&key(&store, "services", "a")).is_some());
+    assert!(store.get(&key(&store, "services", "b")).is_none());
+}
+
+/// Stores of before the tip was kept, and one whose tip a power cut left behind or empty.
+#[tokio::test]
+async fn a_tip_that_is_missing_or_behind_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let tip = dir.path().join("TIP");
+    let mut last = String::new();
+    for (turn, left) in [None, Some(""), Some("00000000000000000001\n"), Some("\0\0\0")]
+        .into_iter()
+        .enumerate()
+    {
+        let store = open(dir.path());
+        commit(
+            &store,
+            put(key(&store, "services", &format!("s{turn}")), "one", None),
+        )
+        .await;
+        store.close().await;
+        let tells = std::fs::read_to_string(&tip).unwrap();
+        assert!(tells > last, "{tells} {last}");
+        last = tells;
+        match left {
+            None => std::fs::remove_file(&tip).unwrap(),
+            Some(left) => std::fs::write(&tip, left).unwrap(),
+        }
+    }
+    let store = open(dir.path());
+    assert!(store.get(&key(&store, "services", "s3")).is_some());
+    store.close().await;
+    assert!(std::fs::read_to_string(&tip).unwrap() >= last);
 }
 
 /// A power cut leaves the files as they were at some moment: here they are copied while writers are at work.
@@ -187,12 +271,7 @@ async fn files_copied_in_the_middle_of_writing_hold_all_that_was_acknowledged() 
         tokio::time::sleep(std::time::Duration::from_millis(150)).await;
         let before = acknowledged.lock().unwrap().clone();
         let copy = tempfile::tempdir().unwrap();
-        for file in std::fs::read_dir(dir.path()).unwrap() {
-            let file = file.unwrap();
-            if file.file_type().unwrap().is_file() {
-                std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
-            }
-        }
+        copy_files(dir.path(), copy.path());
         let copied = open(copy.path());
         for (name, revision) in before {
             let there = copied.get(&key(&copied, "services", &name)).map(|e| e.revision);

@@ -197,12 +197,13 @@ async fn check(args: &CheckArgs) -> anyhow::Result<()> {
             Ok(())
         }
         // A server has it, or an etcd has.
-        Err(Error::Store(OpenError::Locked { .. } | OpenError::Missing { .. }))
+        Err(here @ Error::Store(OpenError::Locked { .. } | OpenError::Missing { .. }))
             if args.kubeconfig.exists() =>
         {
             let client = connect::client(&args.kubeconfig).await?;
             let request = http::Request::get(PATH).body(Vec::new())?;
-            let told: Told = client.request(request).await.context("ask the API server")?;
+            let told: Result<Told, _> = client.request(request).await;
+            let told = told.with_context(|| format!("{here}; ask the API server"))?;
             print(&told.collections)?;
             if let Some(why) = told.failure {
                 bail!("the server takes no writes: {why}");
