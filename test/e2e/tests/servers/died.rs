@@ -1,5 +1,5 @@
-//! A server of two dies, in a network namespace with addresses of its own: its agents go on at the other one, and the Service
-//! `kubernetes` leads to the living.
+//! A server of two dies, or its host's address changes, in a network namespace with addresses of its own: agents go on at the
+//! other one, and the Service `kubernetes` leads to the living, where they are.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -106,29 +106,41 @@ async fn renewed(client: &kube::Client, node: &str) -> Option<jiff::Timestamp> {
     Some(leases.get(node).await.ok()?.spec?.renew_time?.0)
 }
 
+/// One that is told its address.
+fn server(etcd: &Etcd, name: &str, host: u8) -> Server {
+    let own = address(host);
+    let args = arguments(etcd, &["--node-ip", &own, "--bind-address", &own]);
+    Server::new(&etcd.file(name), name, &args)
+}
+
+/// With one port, as servers have in earnest: an EndpointSlice has the same for all of its addresses.
+fn arguments(etcd: &Etcd, further: &[&str]) -> Vec<String> {
+    let mut args = Server::on(etcd, "a-secret-of-our-own");
+    args.extend(
+        ["--secure-port", "6443"]
+            .iter()
+            .chain(further)
+            .map(ToString::to_string),
+    );
+    args
+}
+
+/// Waits until the Service leads to these addresses and no others.
+async fn until_behind(what: &str, client: &kube::Client, wanted: &[&String]) {
+    let wanted: BTreeSet<String> = wanted.iter().map(ToString::to_string).collect();
+    until(what, async || {
+        behind_kubernetes(client).await.as_ref() == Some(&wanted)
+    })
+    .await;
+}
+
 async fn dies() {
     let etcd = Etcd::start().await;
-    let own = |host: u8| {
-        let mut args = Server::on(&etcd, "a-secret-of-our-own");
-        // One port, as servers have in earnest: an EndpointSlice has the same for all of its addresses.
-        let own = address(host);
-        let further = ["--node-ip", &own, "--bind-address", &own, "--secure-port", "6443"];
-        args.extend(further.map(str::to_string));
-        args
-    };
-    let mut one = Server::new(&etcd.file("one"), "one", &own(1));
-    let mut two = Server::new(&etcd.file("two"), "two", &own(2));
+    let (mut one, mut two) = (server(&etcd, "one", 1), server(&etcd, "two", 2));
     one.start().await;
     let client = two.start().await;
     let (first, second) = (address(1), address(2));
-    let is_behind = async |wanted: &[&String]| {
-        let wanted: BTreeSet<String> = wanted.iter().map(ToString::to_string).collect();
-        behind_kubernetes(&client).await == Some(wanted)
-    };
-    until("kubernetes leads to both servers", async || {
-        is_behind(&[&first, &second]).await
-    })
-    .await;
+    until_behind("kubernetes leads to both servers", &client, &[&first, &second]).await;
 
     let (dir, both) = (
         etcd.file("agents"),
@@ -167,33 +179,69 @@ async fn dies() {
         nodes.get("n10").await.is_ok()
     })
     .await;
-    until("kubernetes leads to the living alone", async || {
-        is_behind(&[&second]).await
-    })
-    .await;
+    until_behind("kubernetes leads to the living alone", &client, &[&second]).await;
     one.start().await;
-    until("kubernetes leads to both again", async || {
-        is_behind(&[&first, &second]).await
-    })
-    .await;
+    until_behind("kubernetes leads to both again", &client, &[&first, &second]).await;
 }
 
-#[test]
-fn agents_go_on_at_another_server_and_kubernetes_leads_to_the_living() {
+/// What `ip` does in the namespace of this thread.
+fn ip(words: &str) {
+    let status = Command::new("ip").args(words.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {words}");
+}
+
+async fn moves() {
+    let (first, second, elsewhere) = (address(1), address(2), address(22));
+    ip("link add e0 type veth peer name e1");
+    ip("link set e1 up");
+    ip("link set e0 up");
+    ip(&format!("address add {second}/24 dev e0"));
+    let etcd = Etcd::start().await;
+    let mut one = server(&etcd, "one", 1);
+    let client = one.start().await;
+    // Where it listens is not told of, where it is reached is.
+    let args = arguments(&etcd, &["--bind-address", &format!("127.0.0.1,{second}")]);
+    let mut two = Server::new(&etcd.file("two"), "two", &args).finding_its_address();
+    two.start().await;
+    until_behind("kubernetes leads to both servers", &client, &[&first, &second]).await;
+
+    ip(&format!("address add {elsewhere}/32 dev e0"));
+    ip(&format!("address del {second}/24 dev e0"));
+    until_behind(
+        "kubernetes leads to where the server is now",
+        &client,
+        &[&first, &elsewhere],
+    )
+    .await;
+    two.kill();
+    until_behind("it is forgotten there too", &client, &[&first]).await;
+}
+
+/// All of it on one thread, which is in a namespace with these addresses, and so is what it starts.
+fn within(hosts: &[u8], test: impl AsyncFnOnce() + Send) {
     let netns = OwnedNetNs::unique("servers").unwrap();
     let mut rtnl = Rtnl::open_in(&netns).unwrap();
     rtnl.set_loopback_up().unwrap();
-    for host in [1, 2, 9] {
-        let net = format!("{}/32", address(host)).parse().unwrap();
+    for host in hosts {
+        let net = format!("{}/32", address(*host)).parse().unwrap();
         rtnl.replace_address(Address { link: 1, net }).unwrap();
     }
-    // All of it on one thread, which is in the namespace, and so is what it starts.
     let inside = || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
-        runtime.block_on(dies());
+        runtime.block_on(test());
     };
     netns.run(inside).unwrap();
+}
+
+#[test]
+fn agents_go_on_at_another_server_and_kubernetes_leads_to_the_living() {
+    within(&[1, 2, 9], dies);
+}
+
+#[test]
+fn kubernetes_leads_to_where_a_server_is_when_its_address_changes() {
+    within(&[1], moves);
 }

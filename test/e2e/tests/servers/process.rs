@@ -17,6 +17,7 @@ pub(crate) struct Server {
     name: String,
     port: u16,
     args: Vec<String>,
+    finds_its_address: bool,
     child: Option<Child>,
 }
 
@@ -40,8 +41,15 @@ impl Server {
             name: name.to_string(),
             port,
             args: args.to_vec(),
+            finds_its_address: false,
             child: None,
         }
+    }
+
+    /// One that is not told its address, but finds that of a link, and follows it.
+    pub(crate) fn finding_its_address(mut self) -> Self {
+        self.finds_its_address = true;
+        self
     }
 
     /// The arguments of a server that shares an etcd.
@@ -66,16 +74,15 @@ impl Server {
             .open(self.dir.join("log"))
             .unwrap();
         let port = self.port.to_string();
+        let node_ip: &[&str] = if self.finds_its_address {
+            &[]
+        } else {
+            &["--node-ip", "127.0.0.1"]
+        };
         let child = Command::new(svcnet_e2e::binary())
             .args(["server", "--disable-agent", "--node-name", &self.name])
-            .args([
-                "--node-ip",
-                "127.0.0.1",
-                "--bind-address",
-                "127.0.0.1",
-                "--secure-port",
-                &port,
-            ])
+            .args(node_ip)
+            .args(["--bind-address", "127.0.0.1", "--secure-port", &port])
             .args([
                 "--metrics-bind-address",
                 "127.0.0.1:0",
