@@ -57,8 +57,6 @@ pub(crate) struct Disk {
     db: sled::Db,
     data: File,
     count: u64,
-    /// How many batches were written.
-    batches: u64,
     tip: Tip,
     keyring: Option<Arc<Keyring>>,
     _lock: File,
@@ -160,21 +158,21 @@ impl Disk {
             }
             Err(_) => return Err(damaged("its log cannot be read".to_string())),
         };
-        let batches = match head {
+        let last = match head {
             None if !is_new => return Err(damaged("its head is missing".to_string())),
             Some(Head { count, .. }) if count != counted => {
                 return Err(damaged(format!("{counted} objects of {count} are there")));
             }
-            head => head.map_or(0, |head| head.batches),
+            Some(Head { batch, .. }) => batch,
+            None => Some(0),
         };
-        let tip = Tip::open(dir, batches)?;
+        let tip = Tip::open(dir, last)?;
         let path = dir.join("db");
         let data = File::open(&path).map_err(|source| io(&path, source))?;
         let disk = Self {
             db,
             data,
             count: counted,
-            batches,
             tip,
             keyring,
             _lock: lock,
@@ -217,8 +215,9 @@ impl Disk {
     /// Writes a batch. When this returns, it is on the disk, all of it.
     pub(crate) fn write(&mut self, mut batch: Batch) -> Result<(), String> {
         let count = self.count + batch.added - batch.removed;
-        let batches = self.batches + 1;
-        batch.sled.insert(KEY_COUNT, Head { count, batches }.bytes());
+        batch
+            .sled
+            .insert(KEY_COUNT, [count, self.tip.next()].map(u64::to_be_bytes).concat());
         let written = catch_unwind(AssertUnwindSafe(|| {
             self.db.apply_batch(batch.sled)?;
             self.db.flush()?;
@@ -230,8 +229,8 @@ impl Disk {
             Err(_) => return Err("sled failed".to_string()),
         }
         self.data.sync_data().map_err(|e| e.to_string())?;
-        (self.count, self.batches) = (count, batches);
-        self.tip.set(batches)
+        self.count = count;
+        self.tip.advance()
     }
 }
 
@@ -277,19 +276,13 @@ fn open_sled(dir: &Path) -> sled::Result<sled::Db> {
         .open()
 }
 
-/// What each batch says of the whole store.
+/// What the last batch says of the whole store.
 #[derive(Debug, Clone, Copy)]
 struct Head {
     /// How many objects there are.
     count: u64,
-    /// How many batches were written so far, this one included. Stores of before have none.
-    batches: u64,
-}
-
-impl Head {
-    fn bytes(self) -> Vec<u8> {
-        [self.count.to_be_bytes(), self.batches.to_be_bytes()].concat()
-    }
+    /// The batch's number. Versions of before gave none.
+    batch: Option<u64>,
 }
 
 type Counted = (Loaded, u64, Option<Head>);
@@ -339,8 +332,8 @@ fn load(db: &sled::Db, specs: &[CollectionSpec], keyring: Option<&Keyring>) -> R
             }
             _ if key == KEY_LIMIT => loaded.limit = revision,
             _ if key == KEY_COUNT => {
-                let (count, batches) = (revision, number(&value[8..]).unwrap_or(0));
-                head = Some(Head { count, batches });
+                let (count, batch) = (revision, number(&value[8..]));
+                head = Some(Head { count, batch });
             }
             _ => return Err(torn(&key)),
         }

@@ -14,16 +14,20 @@ use crate::error::OpenError;
 /// The file's name in the store's directory.
 const NAME: &str = "TIP";
 
-/// The open file.
+/// The open file, and the number that it holds.
 #[derive(Debug)]
-pub(crate) struct Tip(File);
+pub(crate) struct Tip {
+    file: File,
+    last: u64,
+}
 
 impl Tip {
-    /// Holds a log that ends with batch `last` against the file, which is made where it is not there.
+    /// Holds a log that ends with batch `last` against the file, which is made where it is not there. A log that does not say,
+    /// of a version that did not number its batches, is believed.
     ///
     /// # Errors
     /// [`OpenError::Cut`] when the log ends too early.
-    pub(crate) fn open(dir: &Path, last: u64) -> Result<Self, OpenError> {
+    pub(crate) fn open(dir: &Path, last: Option<u64>) -> Result<Self, OpenError> {
         let path = dir.join(NAME);
         let acknowledged = match fs::read_to_string(&path) {
             // What cannot be read says nothing about the log.
@@ -32,6 +36,7 @@ impl Tip {
             Err(error) if error.kind() == ErrorKind::InvalidData => 0,
             Err(source) => return Err(io(&path, source)),
         };
+        let last = last.unwrap_or(acknowledged);
         if last < acknowledged {
             return Err(OpenError::Cut {
                 path: dir.to_path_buf(),
@@ -41,19 +46,46 @@ impl Tip {
         }
         let mut options = OpenOptions::new();
         let opened = options.write(true).create(true).truncate(false).open(&path);
-        let tip = Self(opened.map_err(|source| io(&path, source))?);
-        let written = tip.write(last).and_then(|()| tip.0.sync_all());
+        let file = opened.map_err(|source| io(&path, source))?;
+        let tip = Self { file, last };
+        let written = tip.write().and_then(|()| tip.file.sync_all());
         written.map_err(|source| io(&path, source))?;
         Ok(tip)
     }
 
-    /// That this batch is on the disk.
-    pub(crate) fn set(&self, last: u64) -> Result<(), String> {
-        self.write(last).map_err(|e| format!("{NAME}: {e}"))
+    /// The number of the batch that comes next.
+    pub(crate) fn next(&self) -> u64 {
+        self.last + 1
+    }
+
+    /// That the next batch is on the disk.
+    pub(crate) fn advance(&mut self) -> Result<(), String> {
+        self.last += 1;
+        self.write().map_err(|e| format!("{NAME}: {e}"))
     }
 
     /// Always as long, so that no part of a former number is left, nor a file half written.
-    fn write(&self, last: u64) -> std::io::Result<()> {
-        self.0.write_all_at(format!("{last:020}\n").as_bytes(), 0)
+    fn write(&self) -> std::io::Result<()> {
+        self.file
+            .write_all_at(format!("{:020}\n", self.last).as_bytes(), 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_are_held_against_it_and_it_goes_on_from_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |last| Tip::open(dir.path(), last);
+        let mut tip = open(Some(3)).unwrap();
+        tip.advance().unwrap();
+        assert_eq!(open(Some(4)).unwrap().next(), 5);
+        assert!(matches!(open(Some(2)), Err(OpenError::Cut { missing: 2, .. })));
+        // Of a version that did not number its batches.
+        assert_eq!(open(None).unwrap().next(), 5);
+        // A power cut took the last number.
+        assert_eq!(open(Some(9)).unwrap().next(), 10);
     }
 }
