@@ -28,8 +28,8 @@ pub fn let_go_of_text() {
     else {
         return;
     };
-    // SAFETY: the range is a mapping of this process, whole pages, private, of a file and never written: a position-independent
-    // program has no relocations in its text. What is dropped reads the same when it comes back.
+    // SAFETY: the range is a mapping of this process, whole pages, private, of a file and never written: a program that is
+    // linked whole has no relocations in its text. What is dropped reads the same when it comes back.
     unsafe {
         libc::madvise(text.start as *mut libc::c_void, text.len(), libc::MADV_DONTNEED);
     }
