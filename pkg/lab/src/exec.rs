@@ -129,7 +129,8 @@ pub fn resolv_conf_of(netns: &str) -> PathBuf {
     Path::new("/etc/netns").join(netns).join("resolv.conf")
 }
 
-/// Becomes a command in a member of a lab, with KUBECONFIG set: returns only when it could not.
+/// Becomes a command in a member of a lab, with KUBECONFIG set, and with the lab's own `svcnet` before one of the host, which may
+/// be of another version: returns only when it could not.
 ///
 /// # Errors
 /// When there is no such lab or member, or the program can not be run.
@@ -151,9 +152,12 @@ pub fn exec(lab: &LabName, member: &Member, command: &[OsString]) -> Result<Infa
     // The shell of the user, when there is no command: to look around.
     let shell = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
     let (program, args) = command.split_first().unwrap_or((&shell, &[]));
-    sandbox.exec(
-        Command::new(program)
-            .args(args)
-            .env("KUBECONFIG", dir.kubeconfig()),
-    )
+    let mut command = Command::new(program);
+    command.args(args).env("KUBECONFIG", dir.kubeconfig());
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::iter::once(dir.programs()).chain(std::env::split_paths(&path));
+    if let Ok(path) = std::env::join_paths(path) {
+        command.env("PATH", path);
+    }
+    sandbox.exec(&mut command)
 }

@@ -16,6 +16,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -144,12 +145,21 @@ impl LabDir {
         read(&self.path.join("lab.json"))?.ok_or_else(|| StateError::NoLab(self.name.clone()))
     }
 
-    /// Writes what the lab is made as.
+    /// Writes what the lab is made as, and links its binary into [`Self::programs`].
     ///
     /// # Errors
-    /// When the file can not be written.
+    /// When a file can not be written.
     pub fn write_record(&self, record: &LabRecord) -> Result<(), StateError> {
+        let link = self.programs().join("svcnet");
+        fs::create_dir_all(self.programs())
+            .and_then(|()| symlink(&record.binary, &link))
+            .map_err(failed("write", link))?;
         write(&self.path.join("lab.json"), record)
+    }
+
+    /// What goes before the host's programs in its members: `svcnet`, as it runs in the lab.
+    pub fn programs(&self) -> PathBuf {
+        self.path.join("bin")
     }
 
     /// Whether `lab up` came to its end.

@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use svcnet_e2e::{Lab, svcnet, until};
+use svcnet_e2e::{Lab, binary, svcnet, until};
 
 /// Names under /run/netns and /etc/netns, and processes, that belong to a lab.
 fn traces(lab: &str) -> Vec<String> {
@@ -58,6 +58,10 @@ fn labs_live_side_by_side_and_leave_nothing() {
         );
         let again = svcnet(&["lab", "up", "--name", &name]);
         assert!(again.ok && again.out.contains("already"), "{again:?}");
+        // What the host has of that name may be of another version.
+        let which = lab.exec("n2", &["sh", "-c", "readlink -f $(command -v svcnet)"]);
+        assert_eq!(Path::new(which.text()), binary().canonicalize().unwrap());
+        assert!(lab.exec("web1", &["svcnet", "--version"]).ok);
         assert!(Path::new("/run/netns").join(format!("{name}-n2")).exists());
         assert!(!traces(&name).is_empty());
     }

@@ -47,7 +47,7 @@ enum Command {
     Down,
     /// Show the labs there are, with their members
     List(ListArgs),
-    /// Run a command in a member: n1, n2, …, client, lan (the segment itself), or a pod
+    /// Run a command in a member: n1, n2, …, client, lan (the segment itself), or a pod; `svcnet` is the lab's own there
     Exec(ExecArgs),
     /// Run and remove pods
     #[command(subcommand)]
