@@ -8,7 +8,7 @@ impl NotReached {
         let near = |near: &[String]| (!near.is_empty()).then(|| format!("did you mean {}?", list(near)));
         Some(match self {
             Self::UnknownSource { near: names, .. } => near(names)
-                .unwrap_or_else(|| "kubectl get pods -A; a pod of another namespace is NAMESPACE/NAME".into()),
+                .unwrap_or_else(|| "kubectl get pods -A; a pod of another namespace is NAMESPACE/NAME, who is outside of the cluster an address".into()),
             Self::UnknownName { near: names, .. } => near(names)
                 .unwrap_or_else(|| "kubectl get svc -A; a Service of another namespace is NAMESPACE/NAME".into()),
             Self::NotInZone { meant, .. } => format!("did you mean {}?", meant.as_ref()?),
