@@ -141,7 +141,8 @@ impl fmt::Display for Plan {
     }
 }
 
-/// What makes the kernel hold what it should. A link that nobody needs any more goes last: until then, packets have a way.
+/// What makes the kernel hold what it should. What nothing needs any more goes after what takes its place, and the link last: packets
+/// have a way at every step.
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let mut ops = Vec::new();
     let fate = plan_link(desired.link.as_ref(), observed.link.as_ref(), &mut ops);
@@ -157,13 +158,15 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
         .iter()
         .filter(|stray| fate == Fate::Stays || !stray.over_vxlan);
     ops.extend(strays.map(|stray| Op::DeleteStray(stray.route)));
+    let mut gone = Vec::new();
     for entry in there.iter().rev() {
         let key = entry.key();
         match desired.entries.get(&key) {
-            // Setting replaces one entry: of several with a key, the wrong ones must go.
+            // Setting replaces one entry: of several with a key, the wrong ones must go before.
             Some(wanted) if *wanted == **entry || alike.get(&key) == Some(&1) => {}
+            Some(_) => ops.push(Op::Delete(**entry)),
             None if fate == Fate::Goes && entry.is_over_vxlan() => {}
-            _ => ops.push(Op::Delete(**entry)),
+            None => gone.push(Op::Delete(**entry)),
         }
     }
     let missing: BTreeSet<Entry> = desired
@@ -173,6 +176,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
         .copied()
         .collect();
     ops.extend(missing.into_iter().map(Op::Set));
+    ops.extend(gone);
     for (name, value) in &desired.sysctls {
         // A parameter of a link that is to be made does not exist yet.
         if observed.sysctls.get(name).is_none_or(|is| is != value) {
@@ -250,11 +254,10 @@ fn plan_change(before: &BTreeMap<Key, Entry>, after: &BTreeMap<Key, Entry>) -> P
         .copied()
         .collect();
     Plan {
-        ops: gone
+        ops: new
             .into_iter()
-            .rev()
-            .map(Op::Delete)
-            .chain(new.into_iter().map(Op::Set))
+            .map(Op::Set)
+            .chain(gone.into_iter().rev().map(Op::Delete))
             .collect(),
     }
 }

@@ -373,6 +373,47 @@ fn any_entry() -> impl Strategy<Value = Entry> {
     ]
 }
 
+/// The pod networks of peers that packets come to, and arrive.
+fn reached(kernel: &Observed) -> BTreeSet<ipnet::IpNet> {
+    let arrives = |gateway: &std::net::IpAddr| {
+        kernel.entries.iter().any(|n| {
+            let Entry::Neighbour { address, mac } = n else {
+                return false;
+            };
+            let sent = |f: &Entry| matches!(f, Entry::Fdb { mac: of, .. } if of == mac);
+            address == gateway && kernel.link.is_some() && kernel.entries.iter().any(sent)
+        })
+    };
+    let routes = kernel.entries.iter().filter_map(|entry| match entry {
+        Entry::Route {
+            destination,
+            over,
+            gateway: Some(gateway),
+            ..
+        } if *over == Over::Underlay || arrives(gateway) => Some(*destination),
+        _ => None,
+    });
+    routes.collect()
+}
+
+/// Carries a plan out step by step: what is reached before and after is reached all the time.
+fn applied_without_a_gap(plan: &Plan, before: &Observed) -> Observed {
+    let after = applied(plan, before);
+    let stay: BTreeSet<_> = reached(before).intersection(&reached(&after)).copied().collect();
+    let mut kernel = before.clone();
+    for op in &plan.ops {
+        kernel = applied(
+            &Plan {
+                ops: vec![op.clone()],
+            },
+            &kernel,
+        );
+        let now = reached(&kernel);
+        assert!(stay.is_subset(&now), "{op} leaves {now:?} of {stay:?}:\n{plan}");
+    }
+    after
+}
+
 proptest! {
     /// What changes of single nodes add up to is what the final state gives from scratch, and the kernel that
     /// followed the changes holds just that.
@@ -393,11 +434,27 @@ proptest! {
                 Happening::Path(_) if view.node(&name).is_none() => continue,
                 Happening::Path(path) => current.take_path(&config, &mut view, &facts, &name, path),
             };
-            kernel = applied(&change, &kernel);
+            kernel = applied_without_a_gap(&change, &kernel);
             let scratch = desired(&config, &view, &facts).unwrap();
             prop_assert_eq!(&current, &scratch);
             prop_assert!(plan(&scratch, &kernel).is_empty());
         }
+    }
+
+    /// Whichever the modes: who is reached in both of them is reached between them.
+    #[test]
+    fn another_mode_leaves_no_gap(
+        modes in (any_mode(), any_mode()),
+        nets in prop::collection::vec(any_net(), 0..5),
+    ) {
+        let mut view = view(&[]);
+        for (n, net) in nets.into_iter().enumerate() {
+            view.set(&format!("n{}", n + 2), Some(net));
+        }
+        let [from, to] = [modes.0, modes.1].map(|mode| desired(&in_mode(mode), &view, &facts(true)).unwrap());
+        let kernel = applied(&plan(&from, &Observed::default()), &Observed::default());
+        let after = applied_without_a_gap(&plan(&to, &kernel), &kernel);
+        prop_assert!(plan(&to, &after).is_empty());
     }
 
     /// Whatever the kernel holds: after one plan there is nothing left to do.
