@@ -35,7 +35,8 @@
 //! # Crash recovery
 //! sled finds the end of its log by checksums and drops a torn batch, which nobody had been told of. It does the same when
 //! the disk has lost more than that, so the store holds what it has loaded against `count`, and the batch's number against
-//! that of the last one that was acknowledged (`tip`): a hole is reported, never served. When the disk fails while running, durable writes are refused from then on with the reason, and reads and volatile writes go on.
+//! that of the last one that was acknowledged (`tip`): a hole is reported, never served. When the disk fails while running,
+//! durable writes are refused from then on with the reason, and reads and volatile writes go on.
 //!
 //! # What will not scale
 //! All objects are in memory, and one thread writes. 100,000 objects of 1 KiB are about 150 MB.
