@@ -339,6 +339,90 @@ fn a_health_check_port_belongs_to_local_load_balancers_and_stays() {
     assert_eq!(service["spec"].get("healthCheckNodePort"), None);
 }
 
+/// What may not change is refused for that, and not for what others happen to hold.
+#[test]
+fn a_refused_change_does_not_depend_on_other_services() {
+    let server = Server::new(DUAL, PORTS);
+    let others = json!([{"port": 80, "nodePort": 30999}]);
+    let others = json!({"type": "NodePort", "ports": others, "ipFamilyPolicy": "RequireDualStack"});
+    let other = server.create(others);
+    let local = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "ports": [{"port": 80}],
+                       "ipFamilyPolicy": "RequireDualStack"});
+    let service = server.create(local);
+    let moved = server.change(&service, &json!({"healthCheckNodePort": 30999}));
+    assert_eq!(
+        moved.unwrap_err(),
+        "Service \"a\" is invalid: spec.healthCheckNodePort: Forbidden: field is immutable"
+    );
+    let ips = |of: &Value, index: usize| of["spec"]["clusterIPs"][index].clone();
+    for (index, taken) in [
+        (0, [ips(&other, 0), ips(&service, 1)]),
+        (1, [ips(&service, 0), ips(&other, 1)]),
+    ] {
+        let moved = server.change(&service, &json!({"clusterIP": taken[0], "clusterIPs": taken}));
+        let words = format!(
+            "spec.clusterIPs[{index}]: Invalid value: {}: may not change once set",
+            go_list(&taken)
+        );
+        assert_eq!(moved.unwrap_err(), format!("Service \"a\" is invalid: {words}"));
+    }
+    server
+        .write(
+            None,
+            &json!({"clusterIP": ips(&service, 0), "ports": [{"port": 80}]}),
+            false,
+        )
+        .unwrap_err();
+}
+
+fn go_list(texts: &[Value]) -> String {
+    let texts: Vec<String> = texts.iter().map(Value::to_string).collect();
+    format!("[]string{{{}}}", texts.join(", "))
+}
+
+/// A number is a health check's or a port's, also within one Service.
+#[test]
+fn a_health_check_port_is_no_node_port_of_its_service() {
+    let server = Server::new(SINGLE, PORTS);
+    let local = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30500,
+                       "ports": [{"port": 80, "nodePort": 30501}]});
+    let service = server.create(local);
+    let refused = server.change(&service, &json!({"ports": [{"port": 80, "nodePort": 30500}]}));
+    assert_eq!(
+        refused.unwrap_err(),
+        "Service \"a\" is invalid: spec.ports[0].nodePort: Invalid value: 30500: provided port is already allocated"
+    );
+    let cluster = json!({"externalTrafficPolicy": "Cluster", "healthCheckNodePort": null});
+    let service = server.change(&service, &cluster).unwrap();
+    let refused = server.change(
+        &service,
+        &json!({"externalTrafficPolicy": "Local", "healthCheckNodePort": 30501}),
+    );
+    assert_eq!(
+        refused.unwrap_err(),
+        "Internal error occurred: failed to allocate requested HealthCheck NodePort 30501: provided port is already allocated"
+    );
+    // The former number of the health check is free again, for a port as well.
+    let moved = server.change(&service, &json!({"ports": [{"port": 80, "nodePort": 30500}]}));
+    assert_eq!(node_ports(&moved.unwrap()), [30500]);
+}
+
+/// Sharing is for new Services: an update gives each port a number of its own.
+#[test]
+fn an_update_shares_no_number_between_protocols() {
+    let server = Server::new(SINGLE, PORTS);
+    let both = json!([{"name": "t", "port": 53}, {"name": "u", "port": 53, "protocol": "UDP"}]);
+    for before in [
+        json!({"ports": both}),
+        json!({"type": "ExternalName", "externalName": "a.example", "ports": both}),
+    ] {
+        let service = server.create(before);
+        let changed = server.change(&service, &json!({"type": "NodePort", "externalName": null}));
+        let given = node_ports(&changed.unwrap());
+        assert!(given.len() == 2 && given[0] != given[1], "{given:?}");
+    }
+}
+
 #[test]
 fn dual_stack_is_gained_and_given_up_by_policy() {
     let server = Server::new(DUAL, PORTS);

@@ -228,16 +228,21 @@ impl Fields {
         held
     }
 
-    /// The node ports that the Service holds, each once.
-    pub(super) fn held_ports(&self) -> Vec<i64> {
-        let mut held: Vec<i64> = Vec::new();
-        if self.needs_node_ports() {
-            held.extend(self.ports.iter().map(|port| port.node_port));
+    /// The node ports of the Service's ports.
+    pub(super) fn held_node_ports(&self) -> Vec<i64> {
+        if !self.needs_node_ports() {
+            return Vec::new();
         }
-        if self.needs_health_check() {
+        let given = self.ports.iter().map(|port| port.node_port);
+        given.filter(|port| *port != 0).collect()
+    }
+
+    /// The node ports that the Service holds, that of its health check among them, each once.
+    pub(super) fn held_ports(&self) -> Vec<i64> {
+        let mut held = self.held_node_ports();
+        if self.needs_health_check() && self.health_check_node_port != 0 {
             held.push(self.health_check_node_port);
         }
-        held.retain(|port| *port != 0);
         held.sort_unstable();
         held.dedup();
         held

@@ -100,20 +100,22 @@ impl Failure {
 }
 
 impl Ranges {
+    /// Takes what `new` needs and `old` does not hold. A number that may not change is not taken even where it has: validation
+    /// comes behind this, and "already allocated" would depend on who else happens to hold it.
     pub(super) fn take(
         &mut self,
         new: &mut Fields,
-        before: &Holdings,
+        old: Option<&Fields>,
         taken: &mut Holdings,
     ) -> Result<(), Failure> {
         if new.needs_cluster_ip() && !new.is_headless() {
-            self.take_addresses(new, before, taken)?;
+            self.take_addresses(new, old, taken)?;
         }
         if new.needs_node_ports() {
-            self.take_ports(new, before, taken)?;
+            self.take_ports(new, old, taken)?;
         }
         if new.needs_health_check() {
-            self.take_health_check(new, before, taken)?;
+            self.take_health_check(new, old, taken)?;
         }
         Ok(())
     }
@@ -121,9 +123,12 @@ impl Ranges {
     fn take_addresses(
         &mut self,
         new: &mut Fields,
-        before: &Holdings,
+        old: Option<&Fields>,
         taken: &mut Holdings,
     ) -> Result<(), Failure> {
+        let had = old
+            .filter(|old| old.needs_cluster_ip())
+            .map_or(0, |old| old.cluster_ips.len());
         for (index, family) in new.families.clone().into_iter().enumerate() {
             if !self.addresses.has(family) {
                 // The cluster had this family once; what the Service has of it, it keeps.
@@ -140,12 +145,9 @@ impl Ranges {
                 new.cluster_ips.push(address.to_string());
                 continue;
             };
-            let Some(address) = legacy::address(wish) else {
+            let Some(address) = legacy::address(wish).filter(|_| index >= had) else {
                 continue;
             };
-            if before.addresses.contains(&address) {
-                continue;
-            }
             if let Err(refusal) = self.addresses.take(address) {
                 let why = match refusal {
                     Refusal::OutOfRange => {
@@ -173,10 +175,11 @@ impl Ranges {
     fn take_ports(
         &mut self,
         new: &mut Fields,
-        before: &Holdings,
+        old: Option<&Fields>,
         taken: &mut Holdings,
     ) -> Result<(), Failure> {
-        let is_new = before == &Holdings::default();
+        let is_new = old.is_none();
+        let before = old.map(Fields::held_node_ports).unwrap_or_default();
         // On create, one number serves TCP and UDP of the same port.
         let mut shared: Vec<(i64, i64)> = Vec::new();
         let allocates = new.allocates_node_ports();
@@ -202,7 +205,7 @@ impl Ranges {
                     given
                 }
                 Some(wish) => {
-                    let kept = before.ports.contains(&wish) || (sibling == Some(wish));
+                    let kept = before.contains(&wish) || (sibling == Some(wish));
                     if !kept && (is_new || !taken.ports.contains(&wish)) {
                         self.ports
                             .take(wish)
@@ -223,11 +226,11 @@ impl Ranges {
     fn take_health_check(
         &mut self,
         new: &mut Fields,
-        before: &Holdings,
+        old: Option<&Fields>,
         taken: &mut Holdings,
     ) -> Result<(), Failure> {
         let wish = new.health_check_node_port;
-        if before.ports.contains(&wish) {
+        if old.is_some_and(|old| old.needs_health_check() && old.health_check_node_port != 0) {
             return Ok(());
         }
         if wish == 0 {

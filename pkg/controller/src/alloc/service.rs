@@ -142,7 +142,7 @@ impl ServiceAllocator {
     /// before, as a default of the kind.
     fn allocate(&self, new: &mut Fields, old: Option<&Fields>) -> Result<Option<Held>, Failure> {
         if new.needs_cluster_ip() {
-            if !families::is_plausible(new) || old.is_some_and(|old| moves_address(new, old)) {
+            if !families::is_plausible(new) {
                 return Ok(None);
             }
             if !old.is_some_and(|old| families::is_settled(new, old)) {
@@ -155,9 +155,9 @@ impl ServiceAllocator {
             freed: Holdings::default(),
             committed: false,
         };
-        let before = old.map(Holdings::of).unwrap_or_default();
-        let outcome = self.lock().take(new, &before, &mut held.taken);
+        let outcome = self.lock().take(new, old, &mut held.taken);
         outcome?;
+        let before = old.map(Holdings::of).unwrap_or_default();
         held.freed = before.without(&Holdings::of(new));
         Ok(Some(held))
     }
@@ -242,11 +242,6 @@ impl Admission for ServiceAllocator {
             });
         }
     }
-}
-
-/// A change of the first address is refused by validation, and has better words there than "already allocated".
-fn moves_address(new: &Fields, old: &Fields) -> bool {
-    old.needs_cluster_ip() && !old.cluster_ip.is_empty() && new.cluster_ip != old.cluster_ip
 }
 
 /// What a write has taken (given back unless it is committed) and what it frees once it is.

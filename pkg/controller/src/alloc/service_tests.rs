@@ -380,7 +380,8 @@ struct Write {
 fn writes() -> impl Strategy<Value = Vec<Write>> {
     let type_ = prop::sample::select(vec!["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]);
     let policy = prop::sample::select(vec!["SingleStack", "PreferDualStack", "RequireDualStack"]);
-    let port = (1i64..4, prop::option::of(30000i64..30012));
+    let protocol = prop::sample::select(vec!["TCP", "UDP", "SCTP"]);
+    let port = (1i64..4, protocol, prop::option::of(30000i64..30012));
     let write = (
         0usize..5,
         type_,
@@ -388,23 +389,32 @@ fn writes() -> impl Strategy<Value = Vec<Write>> {
         prop::collection::vec(port, 0..4),
         any::<[bool; 4]>(),
         0u8..9,
+        prop::option::of(30000i64..30012),
     );
     let write = write.prop_map(
-        |(service, type_, policy, ports, [gone, stands, local, wish], ip)| {
-            let port = |(i, (port, node)): (usize, (i64, Option<i64>))| {
-                let mut port = json!({"name": format!("p{i}"), "port": port});
+        |(service, type_, policy, ports, [gone, stands, local, wish], ip, health)| {
+            let port = |(i, (port, protocol, node)): (usize, (i64, &str, Option<i64>))| {
+                let mut port = json!({"name": format!("p{i}"), "port": port, "protocol": protocol});
                 if let Some(node) = node {
                     port["nodePort"] = json!(node);
                 }
                 port
             };
             let ports: Vec<Value> = ports.into_iter().enumerate().map(port).collect();
-            let mut spec = json!({"type": type_, "ipFamilyPolicy": policy, "ports": ports});
-            if local {
+            let mut spec = json!({"type": type_, "ports": ports});
+            if type_ == "ExternalName" {
+                spec["externalName"] = json!("a.example");
+            } else {
+                spec["ipFamilyPolicy"] = json!(policy);
+                if wish {
+                    spec["clusterIP"] = json!(format!("10.0.0.{ip}"));
+                }
+            }
+            if local && matches!(type_, "NodePort" | "LoadBalancer") {
                 spec["externalTrafficPolicy"] = json!("Local");
             }
-            if wish && type_ != "ExternalName" {
-                spec["clusterIP"] = json!(format!("10.0.0.{ip}"));
+            if let Some(health) = health.filter(|_| local && type_ == "LoadBalancer") {
+                spec["healthCheckNodePort"] = json!(health);
             }
             Write {
                 service,
@@ -426,18 +436,19 @@ proptest! {
         let mut stored: HashMap<usize, Value> = HashMap::new();
         for write in steps {
             let old = stored.get(&write.service).cloned();
-            let mut new = json!({"spec": write.spec});
+            let mut new = json!({"metadata": {"name": "a", "namespace": "default"}, "spec": write.spec});
             let outcome = match (&old, write.gone) {
                 (Some(old), true) => admit(&live, Operation::Delete, Some(old), None, false),
                 (Some(old), false) => admit(&live, Operation::Update, Some(old), Some(&mut new), false),
                 (None, _) => admit(&live, Operation::Create, None, Some(&mut new), false),
             };
             let Ok(Some(reservation)) = outcome else { continue };
-            if !write.stands {
+            let gone = write.gone && old.is_some();
+            if !write.stands || (!gone && !(kind().validate)(&new, old.as_ref()).is_empty()) {
                 continue;
             }
             reservation.commit();
-            if write.gone && old.is_some() {
+            if gone {
                 stored.remove(&write.service);
             } else {
                 stored.insert(write.service, new);
