@@ -6,12 +6,13 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use serde_json::{Map, Value, json};
 use serde_saphyr::options::DuplicateKeyPolicy;
 use svcnet_api::{ApiError, Kind, Reason, registry, schema};
 
 use crate::protobuf;
+use crate::upload::Upload;
 use crate::url::Query;
 
 /// The real server's limit, for JSON.
@@ -33,7 +34,7 @@ pub(crate) enum FieldValidation {
 }
 
 /// Reads a body, up to the limit.
-pub(crate) async fn read(body: Incoming) -> Result<Bytes, ApiError> {
+pub(crate) async fn read(body: Upload) -> Result<Bytes, ApiError> {
     // Whoever tells the length is not made to send it.
     if body.size_hint().lower() > BODY_MAX as u64 {
         return Err(too_large());

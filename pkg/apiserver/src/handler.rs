@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderMap, Method, Request, Response};
-use hyper::body::Incoming;
 use serde_json::Value;
 use svcnet_api::{ApiError, Reason};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +21,7 @@ use crate::options::Options;
 use crate::owner_references::Found;
 use crate::reply::Reply;
 use crate::server::Server;
+use crate::upload::Upload;
 use crate::url::{self, Path, Query, Target};
 use crate::write::{self, Outcome, Place, Written};
 use crate::{
@@ -58,7 +58,7 @@ struct Call {
 }
 
 /// Answers a request.
-pub(crate) async fn handle(server: Arc<Server>, peer: Peer, request: Request<Incoming>) -> Response<Body> {
+pub(crate) async fn handle(server: Arc<Server>, peer: Peer, request: Request<Upload>) -> Response<Body> {
     let gzip = negotiate::gzip(request.headers());
     let head_only = request.method() == Method::HEAD;
     let (method, path) = (request.method().clone(), request.uri().path().to_string());
@@ -104,7 +104,7 @@ fn counted(method: &Method) -> &'static str {
 async fn route(
     server: Arc<Server>,
     peer: Peer,
-    request: Request<Incoming>,
+    request: Request<Upload>,
     trail: Option<Arc<Trail>>,
     permit: &mut Option<Permit>,
 ) -> Result<Reply, ApiError> {
@@ -126,7 +126,7 @@ async fn route(
 async fn answer(
     server: Arc<Server>,
     peer: Peer,
-    request: Request<Incoming>,
+    request: Request<Upload>,
     (path, query): (Option<Path>, Query),
     trail: Option<Arc<Trail>>,
     permit: &mut Option<Permit>,
@@ -245,7 +245,7 @@ fn note(trail: &Trail, path: &Path, method: &Method, query: &Query) {
 fn authenticate(
     server: &Server,
     peer: &Peer,
-    request: &Request<Incoming>,
+    request: &Request<Upload>,
     path: Option<&Path>,
     trail: Option<&Trail>,
 ) -> Result<Caller, ApiError> {
@@ -308,7 +308,7 @@ fn verb(method: &Method, target: &Target, query: &Query) -> Result<&'static str,
 
 impl Call {
     /// Whoever uses a kind that goes out of use hears it, also with a refusal.
-    async fn answer_or_warn(self, body: Incoming) -> Result<Reply, ApiError> {
+    async fn answer_or_warn(self, body: Upload) -> Result<Reply, ApiError> {
         let deprecated = traits::of(self.target.kind).deprecated;
         let answered = self.answer(body).await;
         let Some(warning) = deprecated else {
@@ -319,7 +319,7 @@ impl Call {
         Ok(reply)
     }
 
-    async fn answer(self, body: Incoming) -> Result<Reply, ApiError> {
+    async fn answer(self, body: Upload) -> Result<Reply, ApiError> {
         let Target {
             kind,
             namespace,

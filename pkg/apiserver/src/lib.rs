@@ -44,6 +44,7 @@ mod serve;
 mod server;
 mod table;
 mod traits;
+mod upload;
 mod url;
 mod warnings;
 mod watch;

@@ -21,6 +21,7 @@ use crate::handler::{self, Peer};
 use crate::patient::Patient;
 use crate::pki::PkiError;
 use crate::server::Server;
+use crate::upload::Upload;
 
 /// How long a client may take to shake hands, or to send the head of a request.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
@@ -167,7 +168,9 @@ where
     let was_good = !server.tokens.is_revoked(&user);
     let service = service_fn(move |request| {
         let (server, peer) = (shared.clone(), peer.clone());
-        async move { Ok::<_, std::convert::Infallible>(handler::handle(server, peer, request).await) }
+        async move {
+            Ok::<_, std::convert::Infallible>(handler::handle(server, peer, request.map(Upload::new)).await)
+        }
     });
     let over = async {
         tokio::select! {

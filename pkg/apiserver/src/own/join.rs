@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use http::{Method, Request};
-use hyper::body::Incoming;
 use rcgen::{CertificateSigningRequestParams, DnType, DnValue};
 use serde::Deserialize;
 use serde_json::json;
@@ -16,6 +15,7 @@ use crate::decode;
 use crate::pki::ClientName;
 use crate::reply::Reply;
 use crate::server::Server;
+use crate::upload::Upload;
 
 #[derive(Debug, Deserialize)]
 struct JoinRequest {
@@ -32,7 +32,7 @@ struct RenewRequest {
 pub(super) async fn join(
     server: &Arc<Server>,
     caller: &Caller,
-    request: Request<Incoming>,
+    request: Request<Upload>,
 ) -> (String, Result<Reply, ApiError>) {
     let wanted = match &caller.user.role {
         Role::Bootstrapper(_) => wanted(request).await,
@@ -47,7 +47,7 @@ pub(super) async fn join(
     }
 }
 
-async fn wanted(request: Request<Incoming>) -> Result<JoinRequest, ApiError> {
+async fn wanted(request: Request<Upload>) -> Result<JoinRequest, ApiError> {
     let body = decode::read(request.into_body()).await?;
     serde_json::from_slice(&body)
         .map_err(|e| ApiError::bad_request(format!("this is no request to join: {e}")))
@@ -90,7 +90,7 @@ fn joined(server: &Server, caller: &Caller, wanted: &JoinRequest) -> Result<Repl
 pub(super) async fn renew(
     server: &Arc<Server>,
     caller: &Caller,
-    request: Request<Incoming>,
+    request: Request<Upload>,
 ) -> Result<Reply, ApiError> {
     // Not by a token, which would outlive its end, nor on behalf of another.
     let own = caller.by.is_none() && caller.user.token.is_none();

@@ -7,13 +7,13 @@ mod tokens;
 use std::sync::Arc;
 
 use http::{Method, Request};
-use hyper::body::Incoming;
 use svcnet_api::{ApiError, Reason};
 
 use crate::audit::{ObjectRef, Trail};
 use crate::auth::{Caller, Role, User};
 use crate::reply::Reply;
 use crate::server::Server;
+use crate::upload::Upload;
 
 /// What their paths begin with.
 pub(crate) const ROOT: &str = "svcnet";
@@ -28,7 +28,7 @@ pub(crate) async fn answer(
     server: &Arc<Server>,
     caller: &Caller,
     segments: &[String],
-    request: Request<Incoming>,
+    request: Request<Upload>,
     trail: Option<&Trail>,
 ) -> Result<Reply, ApiError> {
     let words: Vec<&str> = segments.iter().map(String::as_str).collect();

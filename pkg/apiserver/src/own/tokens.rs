@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use http::Request;
-use hyper::body::Incoming;
 use serde_json::json;
 use svcnet_api::ApiError;
 
@@ -11,12 +10,13 @@ use crate::auth::{Caller, NewToken};
 use crate::decode;
 use crate::reply::Reply;
 use crate::server::Server;
+use crate::upload::Upload;
 
 /// `POST /svcnet/v1/tokens`: the id of the new one, and the answer.
 pub(super) async fn create(
     server: &Arc<Server>,
     caller: &Caller,
-    request: Request<Incoming>,
+    request: Request<Upload>,
 ) -> Result<(String, Reply), ApiError> {
     let body = decode::read(request.into_body()).await?;
     let wanted: NewToken = serde_json::from_slice(&body)

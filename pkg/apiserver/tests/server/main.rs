@@ -23,5 +23,6 @@ mod objects;
 mod reviews;
 mod tokens;
 mod unauthorized;
+mod uploads;
 mod validation;
 mod watches;

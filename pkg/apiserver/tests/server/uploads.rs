@@ -1,0 +1,91 @@
+//! Refusals that are there before the body is.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+
+use crate::harness::{Running, SOON};
+
+async fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
+    let (mut answer, mut buffer) = (String::new(), [0; 4096]);
+    while !answer.contains(wanted) {
+        let read = tokio::time::timeout(SOON, stream.read(&mut buffer))
+            .await
+            .expect("an answer in time")
+            .unwrap();
+        assert!(read > 0, "the connection ended with: {answer}");
+        answer.push_str(&String::from_utf8_lossy(&buffer[..read]));
+    }
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_outlives_a_refusal_that_comes_before_the_body() {
+    let server = Running::start().await;
+    let mut stream = TcpStream::connect(server.plain.trim_start_matches("http://"))
+        .await
+        .unwrap();
+    for _ in 0..3 {
+        let head = "POST /api/v1/namespaces/default HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let answer = read_until(&mut stream, "MethodNotAllowed").await;
+        assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
+        stream.write_all(&[b' '; 100_000]).await.unwrap();
+    }
+    stream
+        .write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let answer = read_until(&mut stream, "\r\n\r\nok").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    server.stop().await;
+}
+
+/// curl sends head and body apart, and loses an answer whose stream is reset behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn curl_is_told_why_it_is_refused() {
+    let server = Running::start().await;
+    let body = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(body.path(), vec![b' '; 4 << 20]).unwrap();
+    let short = "{}".to_string();
+    let long = format!("@{}", body.path().display());
+    for (path, data) in [
+        ("/api/v1/namespaces", &short),
+        ("/api/v1/namespaces", &long),
+        ("/svcnet/v1/join", &long),
+        ("/nope", &short),
+    ] {
+        for version in ["--http1.1", "--http2"] {
+            let output = Command::new("curl")
+                .args([
+                    "-sSk",
+                    "-X",
+                    "POST",
+                    version,
+                    "-w",
+                    " %{http_code}",
+                    "--data-binary",
+                    data,
+                ])
+                .arg(format!("{}{path}", server.url))
+                .kill_on_drop(true)
+                .output();
+            let output = tokio::time::timeout(Duration::from_secs(120), output)
+                .await
+                .expect("curl ends")
+                .unwrap();
+            let (told, complaint) = (
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr),
+            );
+            assert!(
+                told.ends_with(" 401"),
+                "{version} {path} of {} bytes: {told}{complaint}",
+                data.len()
+            );
+        }
+    }
+    server.stop().await;
+}
