@@ -9,19 +9,7 @@ use crate::reply::Reply;
 use crate::server::Server;
 use crate::traits;
 
-const VERBS: [&str; 8] = [
-    "create",
-    "delete",
-    "deletecollection",
-    "get",
-    "list",
-    "patch",
-    "update",
-    "watch",
-];
-const VERBS_STATUS: [&str; 3] = ["get", "patch", "update"];
 const VERBS_REVIEW: [&str; 1] = ["create"];
-const VERBS_FINALIZE: [&str; 1] = ["update"];
 
 /// `/api`
 pub(crate) fn api(server: &Server) -> Value {
@@ -87,7 +75,7 @@ pub(crate) fn resources(group: &str, version: &str) -> Result<Reply, ApiError> {
     for kind in gv.kinds() {
         let mut resource = json!({
             "name": kind.plural, "singularName": kind.singular, "namespaced": kind.namespaced, "kind": kind.kind,
-            "verbs": VERBS, "shortNames": kind.short_names, "categories": kind.categories,
+            "verbs": traits::VERBS, "shortNames": kind.short_names, "categories": kind.categories,
             "storageVersionHash": "",
         });
         // Empty lists are left out by the real server too.
@@ -95,7 +83,7 @@ pub(crate) fn resources(group: &str, version: &str) -> Result<Reply, ApiError> {
             fields.retain(|_, v| !v.as_array().is_some_and(Vec::is_empty) && v != "" || v == kind.singular);
         }
         resources.push(resource);
-        for (subresource, verbs) in subresources(kind) {
+        for (subresource, verbs) in traits::subresources(kind) {
             resources.push(json!({
                 "name": format!("{}/{subresource}", kind.plural), "singularName": "", "namespaced": kind.namespaced,
                 "kind": kind.kind, "verbs": verbs,
@@ -117,12 +105,6 @@ pub(crate) fn resources(group: &str, version: &str) -> Result<Reply, ApiError> {
         200,
         &json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources}),
     ))
-}
-
-fn subresources(kind: &Kind) -> impl Iterator<Item = (&'static str, &'static [&'static str])> {
-    let all: [(&str, &[&str]); 2] = [("finalize", &VERBS_FINALIZE), ("status", &VERBS_STATUS)];
-    all.into_iter()
-        .filter(|(name, _)| traits::has_subresource(kind, name))
 }
 
 fn find(group: &str, version: &str) -> Option<GroupVersion> {
@@ -182,7 +164,7 @@ fn aggregated_kind(kind: &'static Kind) -> Value {
     let response = json!({"group": kind.group, "version": kind.version, "kind": kind.kind});
     let mut resource = json!({
         "resource": kind.plural, "responseKind": response, "scope": scope, "singularResource": kind.singular,
-        "verbs": VERBS,
+        "verbs": traits::VERBS,
     });
     if !kind.short_names.is_empty() {
         resource["shortNames"] = json!(kind.short_names);
@@ -190,7 +172,7 @@ fn aggregated_kind(kind: &'static Kind) -> Value {
     if !kind.categories.is_empty() {
         resource["categories"] = json!(kind.categories);
     }
-    let subresources: Vec<Value> = subresources(kind)
+    let subresources: Vec<Value> = traits::subresources(kind)
         .map(|(name, verbs)| json!({"subresource": name, "responseKind": response, "verbs": verbs}))
         .collect();
     if !subresources.is_empty() {

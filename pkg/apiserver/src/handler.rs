@@ -343,8 +343,11 @@ impl Call {
         }
         let related = |node: &str| auth::needs_secret(&self.server, node, namespace, wanted.name);
         auth::may(&self.user, &wanted, related)?;
-        if !traits::has_subresource(kind, subresource) {
+        let Some(verbs) = traits::verbs(kind, subresource) else {
             return Err(self.elsewhere());
+        };
+        if !verbs.contains(&self.verb) {
+            return Err(method_not_allowed());
         }
         if matches!(self.verb, "list" | "watch") {
             list_options::check(&self.query, self.verb == "watch")?;
@@ -360,14 +363,9 @@ impl Call {
                 };
                 return watch::watch(&self.server, &self.target, &self.query, reader);
             }
-            // A subresource is changed, never made.
-            "create" if !name.is_empty() => return Err(method_not_allowed()),
             _ => {}
         }
         if kind.namespaced && namespace.is_empty() {
-            return Err(method_not_allowed());
-        }
-        if !subresource.is_empty() && matches!(self.verb, "delete" | "deletecollection") {
             return Err(method_not_allowed());
         }
         let body = decode::read(body).await?;

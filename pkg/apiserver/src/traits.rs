@@ -194,14 +194,37 @@ pub(crate) fn has_generation(kind: &Kind) -> bool {
     }
 }
 
-/// Whether a kind has a subresource.
+/// What can be done to the objects of a kind.
+pub(crate) const VERBS: [&str; 8] = [
+    "create",
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "update",
+    "watch",
+];
+
+/// The subresources of a kind, and what can be done to them.
+pub(crate) fn subresources(kind: &Kind) -> impl Iterator<Item = (&'static str, &'static [&'static str])> {
+    let finalize: (&str, &[&str]) = ("finalize", &["update"]);
+    let status: (&str, &[&str]) = ("status", &["get", "patch", "update"]);
+    let has = [(of(kind).finalize, finalize), (kind.status, status)];
+    has.into_iter().filter(|(has, _)| *has).map(|(_, it)| it)
+}
+
+/// Whether a kind has a subresource. The object itself is the one without a name.
 pub(crate) fn has_subresource(kind: &Kind, subresource: &str) -> bool {
-    match subresource {
-        "" => true,
-        "status" => kind.status,
-        "finalize" => of(kind).finalize,
-        _ => false,
+    verbs(kind, subresource).is_some()
+}
+
+/// What can be done to a subresource of a kind, if it has that.
+pub(crate) fn verbs(kind: &Kind, subresource: &str) -> Option<&'static [&'static str]> {
+    if subresource.is_empty() {
+        return Some(&VERBS);
     }
+    subresources(kind).find_map(|(name, verbs)| (name == subresource).then_some(verbs))
 }
 
 /// Where to ask for what the real server has below a kind, and this one has not: it runs no containers.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use http::Method;
 use serde_json::{Value, json};
 
 use crate::harness::Running;
@@ -282,5 +283,51 @@ async fn an_ingress_without_a_class_gets_the_newest_default() {
     let (_, kept) = server.get(&format!("{ingresses}/a")).await;
     let (code, updated) = server.put(&format!("{ingresses}/a"), &kept).await;
     assert_eq!((code, updated["spec"].get("ingressClassName")), (200, None));
+    server.stop().await;
+}
+
+/// What a subresource is not said to do, it does not: a method that is not listed is refused, whatever it is sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn subresources_do_what_discovery_says_and_no_more() {
+    let server = Running::start().await;
+    let (_, groups) = server.get("/apis").await;
+    let groups = groups["groups"].as_array().unwrap().iter();
+    let paths = groups.map(|group| {
+        format!(
+            "/apis/{}",
+            group["preferredVersion"]["groupVersion"].as_str().unwrap()
+        )
+    });
+    let mut refused = 0;
+    for path in paths.chain(["/api/v1".to_string()]) {
+        let (_, all) = server.get(&path).await;
+        for resource in all["resources"].as_array().unwrap() {
+            let (name, verbs) = (resource["name"].as_str().unwrap(), resource["verbs"].to_string());
+            let Some((plural, subresource)) = name.split_once('/') else {
+                continue;
+            };
+            let namespace = if resource["namespaced"] == true {
+                "/namespaces/default"
+            } else {
+                ""
+            };
+            let path = format!("{path}{namespace}/{plural}/default/{subresource}");
+            for (method, verb) in [
+                (Method::GET, "get"),
+                (Method::PUT, "update"),
+                (Method::PATCH, "patch"),
+                (Method::DELETE, "delete"),
+                (Method::POST, "create"),
+            ] {
+                let (code, _) = server
+                    .http(method, &path, "application/merge-patch+json", "{}")
+                    .await;
+                assert_eq!(code == 405, !verbs.contains(verb), "{verb} {path}: {code}");
+                refused += usize::from(code == 405);
+            }
+        }
+    }
+    // Of `namespaces/finalize` alone there are four.
+    assert!(refused > 4, "{refused}");
     server.stop().await;
 }
