@@ -9,7 +9,7 @@ use serde_json::Value;
 use svcnet_api::{ApiError, Reason};
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::{ObjectRef, Trail};
+use crate::audit::{AUDIT_ID, ObjectRef, Trail};
 use crate::auth::{self, Attributes, Caller, User};
 use crate::body::Body;
 use crate::deadline::Deadline;
@@ -66,7 +66,7 @@ pub(crate) async fn handle(server: Arc<Server>, peer: Peer, request: Request<Upl
     let audit = server.audit.clone();
     let trail = audit.map(|audit| Arc::new(Trail::begin(audit, peer.from, &request)));
     let mut permit = None;
-    let reply = match route(server, peer, request, trail.clone(), &mut permit).await {
+    let mut reply = match route(server, peer, request, trail.clone(), &mut permit).await {
         Ok(reply) => reply,
         Err(error) => {
             tracing::debug!(%method, path, reason = %error, "refused");
@@ -75,6 +75,7 @@ pub(crate) async fn handle(server: Arc<Server>, peer: Peer, request: Request<Upl
     };
     if let Some(trail) = &trail {
         trail.end(&reply).await;
+        reply.headers.push((AUDIT_ID, trail.id().to_string()));
     }
     let counted = counted(&method);
     metrics::counter!("svcnet_apiserver_requests_total", "code" => reply.code.to_string(), "verb" => counted)

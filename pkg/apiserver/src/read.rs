@@ -108,8 +108,9 @@ pub(crate) fn selected_name(kind: &Kind, query: &Query) -> Option<String> {
     fields.required("metadata.name").map(str::to_string)
 }
 
-/// One object.
+/// One object, not older than a revision that is named.
 pub(crate) fn get(server: &Server, target: &Target, query: &Query, form: Form) -> Result<Reply, ApiError> {
+    reached_revision(server, query)?;
     let entry = server.get(target.kind, &target.namespace, &target.name);
     let entry = entry.ok_or_else(|| ApiError::not_found(target.kind, &target.name))?;
     shown(target.kind, 200, &entry.value, query, form)
@@ -326,13 +327,7 @@ pub(crate) fn number(query: &Query, name: &str) -> Result<Option<u64>, ApiError>
 /// The revision that the list must have ("Resource versions", Kubernetes API concepts). A list that need not have one is of
 /// the present, which is not older than any revision that a client has seen.
 fn exact_revision(server: &Server, query: &Query) -> Result<Option<u64>, ApiError> {
-    let revision = number(query, "resourceVersion")?.filter(|r| *r > 0);
-    if let Some(asked) = revision
-        && asked > server.store.revision()
-    {
-        let current = server.store.revision();
-        return Err(list_error(ListError::Future { asked, current }, None));
-    }
+    let revision = reached_revision(server, query)?;
     // A page of a list means the revision that is named, unless it says otherwise.
     let pages = number(query, "limit")?.is_some_and(|limit| limit > 0);
     let exact = match query.get("resourceVersionMatch") {
@@ -340,6 +335,16 @@ fn exact_revision(server: &Server, query: &Query) -> Result<Option<u64>, ApiErro
         None => pages,
     };
     Ok(revision.filter(|_| exact))
+}
+
+/// The revision that is named, if one is. It must have been.
+fn reached_revision(server: &Server, query: &Query) -> Result<Option<u64>, ApiError> {
+    let revision = number(query, "resourceVersion")?.filter(|r| *r > 0);
+    let current = server.store.revision();
+    match revision.filter(|asked| *asked > current) {
+        Some(asked) => Err(list_error(ListError::Future { asked, current }, None)),
+        None => Ok(revision),
+    }
 }
 
 /// Why there is no list; `after` is where one was to go on.

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use tokio::sync::{mpsc, oneshot};
 
-pub(crate) use trail::{ObjectRef, Trail};
+pub(crate) use trail::{AUDIT_ID, ObjectRef, Trail};
 
 /// Lines that may wait for the disk. More make their requests wait: none is lost while the disk works.
 const QUEUE_MAX: usize = 4096;

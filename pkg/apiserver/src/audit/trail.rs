@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use http::header::USER_AGENT;
+use http::header::{HeaderName, USER_AGENT};
 use http::{Method, Request};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -25,10 +25,16 @@ pub(crate) struct ObjectRef {
     pub(crate) subresource: String,
 }
 
+/// What a request is called in the log: in answers always, and in a request that has a name already.
+pub(crate) const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+/// How long a given name may be (the real server's limit).
+const AUDIT_ID_MAX: usize = 64;
+
 /// One request on its way.
 #[derive(Debug)]
 pub(crate) struct Trail {
     audit: Audit,
+    id: String,
     uri: String,
     from: Option<SocketAddr>,
     agent: Option<String>,
@@ -52,8 +58,11 @@ struct Seen {
 impl Trail {
     pub(crate) fn begin<B>(audit: Audit, from: Option<SocketAddr>, request: &Request<B>) -> Self {
         let agent = request.headers().get(USER_AGENT).and_then(|a| a.to_str().ok());
+        let given = request.headers().get(AUDIT_ID).and_then(|id| id.to_str().ok());
+        let given = given.filter(|id| (1..=AUDIT_ID_MAX).contains(&id.len()));
         Self {
             audit,
+            id: given.map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_string),
             uri: request
                 .uri()
                 .path_and_query()
@@ -69,6 +78,11 @@ impl Trail {
             }),
             recorded: AtomicBool::new(false),
         }
+    }
+
+    /// What the log calls this request.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
     }
 
     pub(crate) fn caller(&self, user: &User, by: Option<&User>) {
@@ -127,7 +141,7 @@ impl Trail {
         let sources: Vec<String> = self.from.iter().map(|from| from.ip().to_string()).collect();
         let mut event = json!({
             "kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": "Metadata", "stage": "ResponseComplete",
-            "auditID": uuid::Uuid::new_v4().to_string(), "requestURI": self.uri, "sourceIPs": sources,
+            "auditID": self.id, "requestURI": self.uri, "sourceIPs": sources,
             "responseStatus": status, "requestReceivedTimestamp": time(self.begun),
             "stageTimestamp": time(Timestamp::now()),
         });

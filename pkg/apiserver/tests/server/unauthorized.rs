@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::Method;
+use http::{HeaderValue, Method};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use svcnet_api::{Kind, registry};
@@ -439,8 +439,9 @@ async fn writes_are_written_down_and_heartbeats_are_not() {
         ("impersonate-user", "bob"),
         ("impersonate-group", "system:masters"),
         ("content-type", "application/merge-patch+json"),
+        ("audit-id", "ticket-7"),
     ];
-    let (code, _, _) = admin
+    let (code, told, _) = admin
         .ask(
             Method::PATCH,
             &format!("{maps}/{name}"),
@@ -448,11 +449,21 @@ async fn writes_are_written_down_and_heartbeats_are_not() {
             r#"{"data": {}}"#,
         )
         .await;
-    assert_eq!(code, 200);
-    let (code, _) = admin
-        .send(Method::POST, maps, "", &json!({"metadata": {"name": "B"}}))
+    assert_eq!(
+        (code, &told["audit-id"]),
+        (200, &HeaderValue::from_static("ticket-7"))
+    );
+    let invalid = json!({"metadata": {"name": "B"}}).to_string();
+    let (code, told, _) = admin
+        .ask(
+            Method::POST,
+            maps,
+            &[("content-type", "application/json")],
+            invalid,
+        )
         .await;
     assert_eq!(code, 422);
+    let told = told["audit-id"].to_str().unwrap().to_string();
     assert_eq!(
         admin
             .send(Method::DELETE, &format!("{maps}/{name}"), "", &Value::Null)
@@ -465,11 +476,12 @@ async fn writes_are_written_down_and_heartbeats_are_not() {
         .audited_soon("the deletion", |line| line["verb"] == "delete")
         .await;
     assert_eq!(deleted["objectRef"]["name"], name.as_str());
-    check_lines(&server.audited(), &name);
+    check_lines(&server.audited(), &name, &["ticket-7", &told]);
     server.stop().await;
 }
 
-fn check_lines(lines: &[Value], name: &str) {
+/// `ids` are those of the second and the third line.
+fn check_lines(lines: &[Value], name: &str, ids: &[&str]) {
     let maps: Vec<&Value> = lines
         .iter()
         .filter(|l| l["objectRef"]["resource"] == "configmaps")
@@ -487,6 +499,7 @@ fn check_lines(lines: &[Value], name: &str) {
             ("delete", Some(200))
         ]
     );
+    assert_eq!([&maps[1]["auditID"], &maps[2]["auditID"]], *ids);
     assert_eq!(maps[0]["objectRef"]["name"], name, "the name that was generated");
     assert_eq!(maps[0]["user"]["username"], "svcnet-admin");
     assert_eq!(maps[0]["sourceIPs"], json!(["127.0.0.1"]));

@@ -258,6 +258,12 @@ async fn lists_are_of_the_revision_that_is_asked_for() {
             "{query}"
         );
     }
+    assert_eq!(server.get(&format!("{MAPS}/b?resourceVersion={at}")).await.0, 200);
+    let (code, ahead) = server.get(&format!("{MAPS}/b?resourceVersion=99999999")).await;
+    assert_eq!(
+        (code, &ahead["details"]["causes"][0]["reason"]),
+        (504, &json!("ResourceVersionTooLarge"))
+    );
     let (_, page) = server.get(&format!("{MAPS}?limit=1")).await;
     let token = page["metadata"]["continue"].as_str().unwrap();
     for (query, code, words) in [
