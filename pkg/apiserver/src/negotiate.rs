@@ -50,6 +50,21 @@ fn range(range: &str) -> Option<Form> {
     }
 }
 
+/// Whether `/openapi/v2` is asked for in protobuf, by any of its names, before JSON.
+pub(crate) fn openapi_protobuf(headers: &HeaderMap) -> bool {
+    let accept = headers
+        .get(ACCEPT)
+        .and_then(|a| a.to_str().ok())
+        .unwrap_or_default();
+    let first = accept.split(',').find_map(|range| {
+        let media = range.split(';').next().unwrap_or_default().trim();
+        let json = matches!(media, "application/json" | "application/*" | "*/*");
+        let protobuf = media.starts_with("application/com.github.proto-openapi.spec.v2");
+        (json || protobuf).then_some(protobuf)
+    });
+    first == Some(true)
+}
+
 /// Whether discovery is asked for in one document, in exactly the version that is served.
 pub(crate) fn aggregated_discovery(headers: &HeaderMap) -> bool {
     let accept = headers

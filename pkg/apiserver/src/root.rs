@@ -6,7 +6,8 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{ETAG, IF_NONE_MATCH};
 use serde_json::json;
-use svcnet_api::{ApiError, Reason, schema};
+use svcnet_api::schema::{self, Document};
+use svcnet_api::{ApiError, Reason};
 
 use crate::negotiate;
 use crate::reply::Reply;
@@ -33,14 +34,17 @@ pub(crate) fn answer(
             let text = render.map(|render| render()).unwrap_or_default();
             Ok(Reply::new(200, "text/plain; version=0.0.4", text))
         }
-        // kubectl before 1.28 has nothing else. Only the protobuf form is there, whatever is asked for.
-        ["openapi", "v2"] => Ok(Reply::new(
+        ["openapi", "v2"] if negotiate::openapi_protobuf(headers) => Ok(Reply::new(
             200,
-            schema::V2_MEDIA_TYPE,
-            Bytes::from(schema::v2_document()),
+            schema::V2_PROTOBUF,
+            Bytes::from(schema::v2_protobuf()),
         )),
+        ["openapi", "v2"] => Ok(openapi(schema::v2_document(), headers)),
         ["openapi", "v3"] => Ok(Reply::raw_json(200, schema::index().into())),
-        ["openapi", "v3", ref path @ ..] => openapi(&path.join("/"), headers),
+        ["openapi", "v3", ref path @ ..] => {
+            let document = schema::document(&path.join("/")).ok_or_else(nothing_there)?;
+            Ok(openapi(document, headers))
+        }
         ["api"] | ["apis"] if negotiate::aggregated_discovery(headers) => Ok(discovery::aggregated(words[0])),
         ["api"] => Ok(Reply::json(200, &discovery::api(server))),
         ["api", version] => discovery::resources("", version),
@@ -48,11 +52,15 @@ pub(crate) fn answer(
         ["apis", group] => discovery::group(group),
         ["apis", group, version] => discovery::resources(group, version),
         [""] => Ok(Reply::json(200, &paths())),
-        _ => Err(ApiError::new(
-            Reason::NotFound,
-            "the server could not find the requested resource",
-        )),
+        _ => Err(nothing_there()),
     }
+}
+
+fn nothing_there() -> ApiError {
+    ApiError::new(
+        Reason::NotFound,
+        "the server could not find the requested resource",
+    )
 }
 
 /// What those are told who do not get in: who wanted to join is told where the right token is.
@@ -126,14 +134,7 @@ fn health(server: &Server, which: &str, only: &[&str], query: &Query) -> Result<
     Ok(Reply::text(if failed { 500 } else { 200 }, text))
 }
 
-fn openapi(path: &str, headers: &HeaderMap) -> Result<Reply, ApiError> {
-    let document = schema::document(path);
-    let document = document.ok_or_else(|| {
-        ApiError::new(
-            Reason::NotFound,
-            "the server could not find the requested resource",
-        )
-    })?;
+fn openapi(document: &Document, headers: &HeaderMap) -> Reply {
     let tag = format!("\"{}\"", document.hash());
     let known = headers.get(IF_NONE_MATCH).and_then(|h| h.to_str().ok());
     let mut reply = if known == Some(&tag) {
@@ -148,5 +149,5 @@ fn openapi(path: &str, headers: &HeaderMap) -> Result<Reply, ApiError> {
         Reply::raw_json(200, document.json().into())
     };
     reply.headers.push((ETAG, tag));
-    Ok(reply)
+    reply
 }

@@ -26,6 +26,8 @@ use crate::upload::Upload;
 /// How long a client may take to shake hands, or to send the head of a request.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const HEAD_MAX: Duration = Duration::from_secs(30);
+/// How much the head of a request over HTTP/2 may hold: a selector may name many values (`http.DefaultMaxHeaderBytes` of Go).
+const HEADERS_MAX: u32 = 1 << 20;
 /// How often an idle HTTP/2 client must show that it is there.
 const PING_EVERY: Duration = Duration::from_secs(30);
 /// How often is looked at the clock for the end of a client's certificate, at least.
@@ -161,6 +163,7 @@ where
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)
+        .max_header_list_size(HEADERS_MAX)
         .max_concurrent_streams(1000);
     let (shared, shutdown, abort) = (server.clone(), server.shutdown.clone(), peer.abort.clone());
     let (until, user) = (peer.until, peer.user.clone());

@@ -12,7 +12,7 @@ mod openapi;
 pub use check::{Check, check, prune};
 pub use decode::{decode, encode_error};
 pub use model::{SchemaNode, Type};
-pub use openapi::{Document, V2_MEDIA_TYPE, document, index, v2_document};
+pub use openapi::{Document, V2_PROTOBUF, document, index, v2_document, v2_protobuf};
 
 use std::io::Read;
 

@@ -331,3 +331,39 @@ async fn subresources_do_what_discovery_says_and_no_more() {
     assert!(refused > 4, "{refused}");
     server.stop().await;
 }
+
+/// Who asks for protobuf gets it, by its older name too; everybody else gets JSON.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_older_description_comes_in_both_forms() {
+    let server = Running::start().await;
+    let ask = async |accept: &str| {
+        let headers = [("accept", accept)];
+        server.http_full(Method::GET, "/openapi/v2", &headers, "").await
+    };
+    for accept in ["", "*/*", "application/json", "application/json, */*"] {
+        let (code, headers, body) = ask(accept).await;
+        assert_eq!(
+            (code, headers["content-type"].to_str().unwrap()),
+            (200, "application/json")
+        );
+        let document: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(document["swagger"], "2.0");
+        let tag = headers["etag"].to_str().unwrap();
+        let again = [("accept", accept), ("if-none-match", tag)];
+        assert_eq!(
+            server.http_full(Method::GET, "/openapi/v2", &again, "").await.0,
+            304
+        );
+    }
+    for accept in [
+        "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+        "application/com.github.proto-openapi.spec.v2.v1.0+protobuf, application/json",
+    ] {
+        let (code, headers, body) = ask(accept).await;
+        let media = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+        assert_eq!((code, headers["content-type"].to_str().unwrap()), (200, media));
+        // Field 1, the version of the format.
+        assert_eq!(&body[..5], b"\x0a\x032.0");
+    }
+    server.stop().await;
+}

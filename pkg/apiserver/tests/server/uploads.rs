@@ -1,4 +1,4 @@
-//! Refusals that are there before the body is.
+//! Requests of unusual shape: refused before the body is there, and with long heads.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
-use crate::harness::{Running, SOON};
+use crate::harness::{Running, SOON, text};
 
 async fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
     let (mut answer, mut buffer) = (String::new(), [0; 4096]);
@@ -43,6 +43,38 @@ async fn a_connection_outlives_a_refusal_that_comes_before_the_body() {
     server.stop().await;
 }
 
+/// What curl prints: the answer and its code, or why there is none.
+async fn curl(server: &Running, path: &str, options: &[&str]) -> String {
+    let output = Command::new("curl")
+        .args(["-sSk", "-w", " %{http_code}"])
+        .args(options)
+        .arg(format!("{}{path}", server.url))
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(Duration::from_secs(120), output)
+        .await
+        .expect("curl ends")
+        .unwrap();
+    text(&output.stderr) + &text(&output.stdout)
+}
+
+/// Selectors of many values make long addresses.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_address_is_read() {
+    let server = Running::start().await;
+    let names: Vec<String> = (0..4000).map(|number| format!("name-{number}")).collect();
+    let path = format!(
+        "/api/v1/namespaces?labelSelector=app%20in%20({})",
+        names.join(",")
+    );
+    assert!(path.len() > 30_000, "{}", path.len());
+    for version in ["--http1.1", "--http2"] {
+        let told = curl(&server, &path, &[version]).await;
+        assert!(told.ends_with(" 401"), "{version}: {told}");
+    }
+    server.stop().await;
+}
+
 /// curl sends head and body apart, and loses an answer whose stream is reset behind it.
 #[tokio::test(flavor = "multi_thread")]
 async fn curl_is_told_why_it_is_refused() {
@@ -58,33 +90,8 @@ async fn curl_is_told_why_it_is_refused() {
         ("/nope", &short),
     ] {
         for version in ["--http1.1", "--http2"] {
-            let output = Command::new("curl")
-                .args([
-                    "-sSk",
-                    "-X",
-                    "POST",
-                    version,
-                    "-w",
-                    " %{http_code}",
-                    "--data-binary",
-                    data,
-                ])
-                .arg(format!("{}{path}", server.url))
-                .kill_on_drop(true)
-                .output();
-            let output = tokio::time::timeout(Duration::from_secs(120), output)
-                .await
-                .expect("curl ends")
-                .unwrap();
-            let (told, complaint) = (
-                String::from_utf8_lossy(&output.stdout),
-                String::from_utf8_lossy(&output.stderr),
-            );
-            assert!(
-                told.ends_with(" 401"),
-                "{version} {path} of {} bytes: {told}{complaint}",
-                data.len()
-            );
+            let told = curl(&server, path, &[version, "-X", "POST", "--data-binary", data]).await;
+            assert!(told.ends_with(" 401"), "{version} {path} with {data}: {told}");
         }
     }
     server.stop().await;

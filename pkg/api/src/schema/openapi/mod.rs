@@ -27,6 +27,17 @@ pub struct Document {
 }
 
 impl Document {
+    fn of(text: &str) -> Self {
+        let hash = Sha512::digest(text)
+            .iter()
+            .map(|byte| format!("{byte:02X}"))
+            .collect();
+        Self {
+            gzip: deflate(text.as_bytes()),
+            hash,
+        }
+    }
+
     /// The JSON text.
     pub fn json(&self) -> Vec<u8> {
         inflate(&self.gzip)
@@ -67,24 +78,31 @@ pub fn document(path: &str) -> Option<&'static Document> {
     Some(DOCUMENTS.get(at)?.get_or_init(|| source.document()))
 }
 
-/// The type of [`v2_document`], as the answer names it. Clients ask for it with an `@` in place of a dot, which
+/// The type of [`v2_protobuf`], as the answer names it. kubectl up to 1.27 asks for it with an `@` in place of a dot, which
 /// is no valid media type.
-pub const V2_MEDIA_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
-/// What `/openapi/v2` answers: all group versions in one, in protobuf alone (kubectl asks for nothing else).
-pub fn v2_document() -> Vec<u8> {
+/// What `/openapi/v2` answers: all group versions in one.
+pub fn v2_document() -> &'static Document {
+    static DOCUMENT: OnceLock<Document> = OnceLock::new();
+    DOCUMENT.get_or_init(|| Document::of(&v2_whole().to_string()))
+}
+
+/// The same in protobuf.
+pub fn v2_protobuf() -> Vec<u8> {
     static DOCUMENT: OnceLock<Vec<u8>> = OnceLock::new();
-    let gzip = DOCUMENT.get_or_init(|| {
-        let (mut definitions, mut paths) = (Map::new(), Map::new());
-        for source in &SOURCES {
-            if let Ok(Value::Object(own)) = serde_json::from_slice(&source.inflate()) {
-                definitions.extend(own);
-            }
-            source.add_paths(&mut paths);
+    inflate(DOCUMENT.get_or_init(|| deflate(&v2::encode(&v2_whole()))))
+}
+
+fn v2_whole() -> Value {
+    let (mut definitions, mut paths) = (Map::new(), Map::new());
+    for source in &SOURCES {
+        if let Ok(Value::Object(own)) = serde_json::from_slice(&source.inflate()) {
+            definitions.extend(own);
         }
-        deflate(&v2::encode(&definitions, &paths))
-    });
-    inflate(gzip)
+        source.add_paths(&mut paths);
+    }
+    v2::document(&definitions, &paths)
 }
 
 #[expect(clippy::expect_used, reason = "memory does not refuse to be written")]
@@ -128,14 +146,7 @@ impl Source {
         let text = format!(
             "{{\"openapi\":\"3.0.0\",\"info\":{info},\"paths\":{paths},\"components\":{{\"schemas\":{definitions}}}}}"
         );
-        let hash = Sha512::digest(&text)
-            .iter()
-            .map(|byte| format!("{byte:02X}"))
-            .collect();
-        Document {
-            gzip: deflate(text.as_bytes()),
-            hash,
-        }
+        Document::of(&text)
     }
 }
 
@@ -168,7 +179,12 @@ impl Question {
     }
 
     fn path(&self) -> Value {
-        let Self { group, kind, .. } = self;
+        let Self {
+            group,
+            kind,
+            namespaced,
+        } = self;
+        let shared: Vec<Value> = namespaced.then(namespace).into_iter().collect();
         let name = format!(
             "io.k8s.api.{}.v1.{kind}",
             group.split('.').next().unwrap_or_default()
@@ -181,8 +197,13 @@ impl Question {
             "responses": {"201": {"description": "Created", "content": content}},
             "x-kubernetes-action": "post",
             "x-kubernetes-group-version-kind": {"group": group, "kind": kind, "version": "v1"},
-        }})
+        }, "parameters": shared})
     }
+}
+
+fn namespace() -> Value {
+    let what = "object name and auth scope, such as for teams and projects";
+    parameter("namespace", "path", "string", what)
 }
 
 fn add_paths(paths: &mut Map<String, Value>, kind: &Kind, root: &str) {
@@ -193,12 +214,7 @@ fn add_paths(paths: &mut Map<String, Value>, kind: &Kind, root: &str) {
         all.clone()
     };
     let shared = |named: bool| {
-        let namespace = parameter(
-            "namespace",
-            "path",
-            "string",
-            "object name and auth scope, such as for teams and projects",
-        );
+        let namespace = namespace();
         let name = parameter("name", "path", "string", &format!("name of the {}", kind.kind));
         let all = [named.then_some(name), kind.namespaced.then_some(namespace)];
         Value::Array(all.into_iter().flatten().collect())
@@ -462,17 +478,19 @@ mod tests {
                 _ => {}
             }
         }
-        for source in &SOURCES {
+        let each = SOURCES.iter().map(|source| {
             let path = source.group_version().path();
-            let text: Value = serde_json::from_slice(&document(&path).unwrap().json()).unwrap();
+            (document(&path).unwrap(), "/components/schemas")
+        });
+        for (document, definitions) in each.chain([(v2_document(), "/definitions")]) {
+            let text: Value = serde_json::from_slice(&document.json()).unwrap();
             let mut found = Vec::new();
             references(&text, &mut found);
+            assert!(!found.is_empty());
             for reference in found {
-                let name = reference.rsplit('/').next().unwrap();
-                assert!(
-                    text["components"]["schemas"].get(name).is_some(),
-                    "{reference} in {path}"
-                );
+                let name = reference.strip_prefix(&format!("#{definitions}/"));
+                let there = name.and_then(|name| text.pointer(definitions)?.get(name));
+                assert!(there.is_some(), "{reference} in {definitions}");
             }
         }
     }
