@@ -2,9 +2,10 @@
 
 use serde_json::{Value, json};
 use svcnet_api::registry::{self, GroupVersion};
-use svcnet_api::{ApiError, Kind, Reason};
+use svcnet_api::{ApiError, Kind};
 
 use crate::auth::{Review, reviews, reviews_of};
+use crate::refusal::not_found;
 use crate::reply::Reply;
 use crate::server::Server;
 use crate::traits;
@@ -111,13 +112,6 @@ fn find(group: &str, version: &str) -> Option<GroupVersion> {
     group_versions()
         .into_iter()
         .find(|gv| gv.group == group && gv.version == version)
-}
-
-fn not_found() -> ApiError {
-    ApiError::new(
-        Reason::NotFound,
-        "the server could not find the requested resource",
-    )
 }
 
 /// `/api` or `/apis` in one document (`apidiscovery.k8s.io/v2`).

@@ -10,6 +10,7 @@ use svcnet_api::schema::{self, Document};
 use svcnet_api::{ApiError, Reason};
 
 use crate::negotiate;
+use crate::refusal::not_found;
 use crate::reply::Reply;
 use crate::server::Server;
 use crate::url::{Path, Query};
@@ -42,7 +43,7 @@ pub(crate) fn answer(
         ["openapi", "v2"] => Ok(openapi(schema::v2_document(), headers)),
         ["openapi", "v3"] => Ok(Reply::raw_json(200, schema::index().into())),
         ["openapi", "v3", ref path @ ..] => {
-            let document = schema::document(&path.join("/")).ok_or_else(nothing_there)?;
+            let document = schema::document(&path.join("/")).ok_or_else(not_found)?;
             Ok(openapi(document, headers))
         }
         ["api"] | ["apis"] if negotiate::aggregated_discovery(headers) => Ok(discovery::aggregated(words[0])),
@@ -52,15 +53,8 @@ pub(crate) fn answer(
         ["apis", group] => discovery::group(group),
         ["apis", group, version] => discovery::resources(group, version),
         [""] => Ok(Reply::json(200, &paths())),
-        _ => Err(nothing_there()),
+        _ => Err(not_found()),
     }
-}
-
-fn nothing_there() -> ApiError {
-    ApiError::new(
-        Reason::NotFound,
-        "the server could not find the requested resource",
-    )
 }
 
 /// What those are told who do not get in: who wanted to join is told where the right token is.

@@ -11,6 +11,7 @@ use svcnet_api::{ApiError, Reason};
 
 use crate::audit::{ObjectRef, Trail};
 use crate::auth::{Caller, Role, User};
+use crate::refusal::{method_not_allowed, not_found};
 use crate::reply::Reply;
 use crate::server::Server;
 use crate::upload::Upload;
@@ -79,10 +80,7 @@ pub(crate) async fn answer(
         }
         (_, ["svcnet", "v1", "join" | "renew"]) => Err(method_not_allowed()),
         _ if caller.user.is_anonymous() => Err(ApiError::new(Reason::Unauthorized, "Unauthorized")),
-        _ => Err(ApiError::new(
-            Reason::NotFound,
-            "the server could not find the requested resource",
-        )),
+        _ => Err(not_found()),
     }
 }
 
@@ -116,11 +114,4 @@ fn forbidden(caller: &Caller, method: &Method, path: &str) -> ApiError {
 
 fn unauthorized() -> ApiError {
     ApiError::new(Reason::Unauthorized, WRONG_TOKEN)
-}
-
-fn method_not_allowed() -> ApiError {
-    ApiError::new(
-        Reason::MethodNotAllowed,
-        "the server does not allow this method on the requested resource",
-    )
 }

@@ -12,7 +12,7 @@ const SCHEMAS: &str = "#/components/schemas/";
 /// What is called the same in both versions, and holds no schema. Defaults are left out, as by the real server.
 const KEPT: [&str; 4] = ["description", "format", "required", "type"];
 
-/// The document of definitions in the shape of /openapi/v3, and paths made by `add_paths`.
+/// The document of definitions in the shape of /openapi/v3, and paths made by [`super::paths::add`].
 pub(super) fn document(definitions: &Map<String, Value>, paths: &Map<String, Value>) -> Value {
     let paths: Map<String, Value> = paths
         .iter()
