@@ -25,6 +25,7 @@ macro_rules! tables {
 tables! {
     access,
     look,
+    networking,
     objects,
     patches,
     services,
