@@ -62,6 +62,14 @@ impl Body {
         }
     }
 
+    /// All of it, where it is there in one: no stream, and not compressed.
+    pub(crate) fn whole(&self) -> Option<Vec<u8>> {
+        match &self.content {
+            Content::Pieces(pieces, _) => Some(pieces.iter().flatten().copied().collect()),
+            _ => None,
+        }
+    }
+
     #[must_use]
     pub(crate) fn compressed(self) -> Self {
         let content = match self.content {

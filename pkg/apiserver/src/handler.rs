@@ -36,6 +36,7 @@ pub(crate) struct Peer {
 /// Answers a request.
 pub(crate) async fn handle(server: Arc<Server>, peer: Peer, request: Request<Upload>) -> Response<Body> {
     let gzip = negotiate::gzip(request.headers());
+    let yaml = negotiate::yaml(request.headers());
     let head_only = request.method() == Method::HEAD;
     let (method, path) = (request.method().clone(), request.uri().path().to_string());
     let started = Instant::now();
@@ -58,6 +59,9 @@ pub(crate) async fn handle(server: Arc<Server>, peer: Peer, request: Request<Upl
         .increment(1);
     metrics::histogram!("svcnet_apiserver_request_duration_seconds", "verb" => counted)
         .record(started.elapsed().as_secs_f64());
+    if yaml {
+        reply = reply.into_yaml();
+    }
     let mut response = reply.into_response(gzip).map(|body| body.holding(permit));
     if head_only {
         *response.body_mut() = Body::pieces([]);

@@ -3,7 +3,7 @@
 use http::HeaderMap;
 use http::header::{ACCEPT, ACCEPT_ENCODING};
 
-/// The form of an answer. It is JSON always.
+/// The form of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
     /// The objects.
@@ -50,19 +50,33 @@ fn range(range: &str) -> Option<Form> {
     }
 }
 
+/// Whether YAML is wanted more than JSON. It is served for what is no stream and no Table.
+pub(crate) fn yaml(headers: &HeaderMap) -> bool {
+    first(headers, &["application/yaml"])
+}
+
 /// Whether `/openapi/v2` is asked for in protobuf, by any of its names, before JSON.
 pub(crate) fn openapi_protobuf(headers: &HeaderMap) -> bool {
+    let names = [
+        "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+        "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+    ];
+    first(headers, &names)
+}
+
+/// Whether one of these media types comes before JSON in the `Accept` header.
+fn first(headers: &HeaderMap, wanted: &[&str]) -> bool {
     let accept = headers
         .get(ACCEPT)
         .and_then(|a| a.to_str().ok())
         .unwrap_or_default();
-    let first = accept.split(',').find_map(|range| {
+    let known = accept.split(',').find_map(|range| {
         let media = range.split(';').next().unwrap_or_default().trim();
         let json = matches!(media, "application/json" | "application/*" | "*/*");
-        let protobuf = media.starts_with("application/com.github.proto-openapi.spec.v2");
-        (json || protobuf).then_some(protobuf)
+        let wanted = wanted.contains(&media);
+        (json || wanted).then_some(wanted)
     });
-    first == Some(true)
+    known == Some(true)
 }
 
 /// Whether discovery is asked for in one document, in exactly the version that is served.
@@ -120,6 +134,24 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(ACCEPT, accept.parse().unwrap());
             assert_eq!(form(&headers), expect, "{accept}");
+        }
+    }
+
+    #[test]
+    fn yaml_is_for_who_wants_it_more_than_json() {
+        for (accept, expect) in [
+            ("", false),
+            ("application/yaml", true),
+            (
+                "application/vnd.kubernetes.protobuf, application/yaml;q=0.9, */*",
+                true,
+            ),
+            ("application/json, application/yaml", false),
+            ("*/*", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, accept.parse().unwrap());
+            assert_eq!(yaml(&headers), expect, "{accept}");
         }
     }
 

@@ -15,6 +15,36 @@ const RECORD_HEAD: &[u8] = b"{\"revision\":";
 /// Names that get a suffix are cut to this length first.
 const GENERATE_MAX: usize = 63 - SUFFIX_LENGTH;
 
+/// How deep what is stored may nest. No kind needs it, but `fieldsV1` may hold anything, and clients that read a list of such
+/// objects give up at 128 levels (serde_json), so that one object would keep every informer of its kind from going on.
+pub(crate) const DEPTH_MAX: usize = 100;
+
+/// Refuses what nests too deep.
+pub(crate) fn check_depth(object: &Value) -> Result<(), ApiError> {
+    if nests_deeper(object, DEPTH_MAX) {
+        let why = format!("the object nests deeper than {DEPTH_MAX} levels");
+        return Err(ApiError::bad_request(why));
+    }
+    Ok(())
+}
+
+/// Whether there are more than so many arrays and objects around each other. Takes no stack, however deep it is.
+pub(crate) fn nests_deeper(value: &Value, levels: usize) -> bool {
+    let mut open = vec![(value, levels)];
+    while let Some((value, left)) = open.pop() {
+        let inner: &mut dyn Iterator<Item = &Value> = match value {
+            Value::Array(items) => &mut items.iter(),
+            Value::Object(fields) => &mut fields.values(),
+            _ => continue,
+        };
+        let Some(left) = left.checked_sub(1) else {
+            return true;
+        };
+        open.extend(inner.map(|value| (value, left)));
+    }
+    false
+}
+
 /// A stored object, parsed.
 pub(crate) fn parse(entry: &Entry) -> Result<Value, ApiError> {
     serde_json::from_slice(&entry.value)
@@ -183,6 +213,14 @@ mod tests {
         whole.extend_from_slice(revision.to_string().as_bytes());
         whole.extend_from_slice(&parts[1]);
         serde_json::from_slice(&whole)
+    }
+
+    #[test]
+    fn levels_are_counted() {
+        assert!(!nests_deeper(&json!("text"), 0));
+        assert!(nests_deeper(&json!([]), 0) && !nests_deeper(&json!([]), 1));
+        let three = json!({"a": 1, "b": [{"c": 2}, 3]});
+        assert!(nests_deeper(&three, 2) && !nests_deeper(&three, 3));
     }
 
     #[test]

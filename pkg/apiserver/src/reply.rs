@@ -49,6 +49,21 @@ impl Reply {
         Self::new(code, "text/plain; charset=utf-8", text.into())
     }
 
+    /// The same in YAML, if it is JSON and no stream. What YAML 1.1 takes for something else, as `on` and dates, is quoted.
+    #[must_use]
+    pub(crate) fn into_yaml(mut self) -> Self {
+        let encoded = self.headers.iter().any(|(name, _)| name == CONTENT_ENCODING);
+        let json = self.content_type == "application/json" && !encoded;
+        let whole = json.then(|| self.body.whole()).flatten();
+        let value = whole.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        let text = value.and_then(|value| serde_saphyr::to_string(&value).ok());
+        if let Some(text) = text {
+            self.content_type = "application/yaml";
+            self.body = text.into();
+        }
+        self
+    }
+
     pub(crate) fn into_response(self, gzip: bool) -> Response<Body> {
         let compress = gzip && self.body.len().is_some_and(|l| l >= GZIP_MIN);
         let body = if compress {

@@ -223,6 +223,7 @@ impl Server {
         let given = if old.is_none() { new.clone() } else { Value::Null };
         (place.kind.default)(&mut new, old);
         place.track(old, &given, &mut new);
+        object::check_depth(&new)?;
         if old.is_none() {
             default_class::fill_in(self, place.kind, &mut new);
         }

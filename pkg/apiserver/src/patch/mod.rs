@@ -5,11 +5,12 @@ mod strategic;
 #[cfg(test)]
 mod tests;
 
+use json_patch::PatchOperation;
 use serde_json::Value;
 use svcnet_api::schema::SchemaNode;
 use svcnet_api::{ApiError, FieldError, FieldPath, Kind, Reason};
 
-use crate::{decode, managed, traits};
+use crate::{decode, managed, object, traits};
 
 const JSON: &str = "application/json-patch+json";
 const MERGE: &str = "application/merge-patch+json";
@@ -18,6 +19,8 @@ const APPLY: &str = "application/apply-patch+yaml";
 
 /// How many operations a JSON patch may have (the real server's limit).
 const OPERATIONS_MAX: usize = 10_000;
+/// How much a JSON patch may copy and move in all, in bytes (the real server's `AccumulatedCopySizeLimit`).
+const CARRIED_MAX: usize = 3 << 20;
 
 /// The kinds of patches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +128,7 @@ pub(crate) fn apply(kind: &Kind, how: PatchKind, patch: &Value, current: &Value)
     }
 }
 
-fn json(patch: &Value, object: &mut Value) -> Result<(), ApiError> {
+fn json(patch: &Value, document: &mut Value) -> Result<(), ApiError> {
     let operations: json_patch::Patch = serde_json::from_value(patch.clone())
         .map_err(|e| ApiError::bad_request(format!("error decoding patch: {e}")))?;
     if operations.0.len() > OPERATIONS_MAX {
@@ -136,8 +139,34 @@ fn json(patch: &Value, object: &mut Value) -> Result<(), ApiError> {
         return Err(ApiError::new(Reason::RequestEntityTooLarge, why));
     }
     // Not which operation it is: the real server has no more to say (errors.NewGenericServerResponse of 422).
-    json_patch::patch(object, &operations.0).map_err(|_| {
+    let refused = || {
         let why = "the server rejected our request due to an error in our request";
         ApiError::new(Reason::Invalid, why)
-    })
+    };
+    let mut carried = 0;
+    for operation in &operations.0 {
+        let value = match operation {
+            PatchOperation::Add(add) => Some(&add.value),
+            PatchOperation::Replace(replace) => Some(&replace.value),
+            PatchOperation::Copy(copy) => document.pointer(copy.from.as_str()),
+            PatchOperation::Move(from) => document.pointer(from.from.as_str()),
+            PatchOperation::Remove(_) | PatchOperation::Test(_) => None,
+        };
+        if let Some(value) = value {
+            // A few operations that put an object into itself would build what no stack and no memory holds.
+            let levels = object::DEPTH_MAX.checked_sub(operation.path().count());
+            if levels.is_none_or(|levels| object::nests_deeper(value, levels)) {
+                return Err(refused());
+            }
+            if matches!(operation, PatchOperation::Copy(_) | PatchOperation::Move(_)) {
+                carried += value.to_string().len();
+            }
+            if carried > CARRIED_MAX {
+                return Err(refused());
+            }
+        }
+        // The object is thrown away when one fails. `patch`, which would undo the others, panics where it cannot.
+        json_patch::patch_unsafe(document, std::slice::from_ref(operation)).map_err(|_| refused())?;
+    }
+    Ok(())
 }

@@ -213,3 +213,51 @@ fn what_is_said_of_an_item_without_its_key_is_in_gos_words() {
         "map: map[more:[1 a] name:x targetPort:<nil>] does not contain declared merge key: port"
     );
 }
+
+fn json_patch(current: &Value, operations: Value) -> Result<Value, ApiError> {
+    apply(service(), PatchKind::Json, &operations, current)
+}
+
+/// Found by fuzzing: what had been applied before could not be undone.
+#[test]
+fn a_move_that_fails_half_way_is_refused() {
+    let current = ports(json!([{"port": 80}, {"port": 81}]));
+    let operations = json!([
+        {"op": "remove", "path": "/spec/ports/1"},
+        {"op": "move", "from": "/spec/ports/0", "path": "/spec/ports/1"},
+    ]);
+    let refused = json_patch(&current, operations).unwrap_err();
+    assert_eq!(refused.reason, Reason::Invalid);
+}
+
+#[test]
+fn no_patch_builds_what_no_stack_and_no_memory_holds() {
+    let current = json!({"spec": {"a": "text"}});
+    let doubled: Vec<Value> = (0..40)
+        .map(|number| json!({"op": "copy", "from": "/spec", "path": format!("/spec/a{number}")}))
+        .collect();
+    assert_eq!(
+        json_patch(&current, doubled.into()).unwrap_err().reason,
+        Reason::Invalid
+    );
+    let wrapped = |times: usize| -> Value {
+        let wrap = [
+            json!({"op": "add", "path": "/new", "value": {}}),
+            json!({"op": "move", "from": "/spec", "path": "/new/spec"}),
+            json!({"op": "move", "from": "/new", "path": "/spec"}),
+        ];
+        std::iter::repeat_n(wrap, times).flatten().collect()
+    };
+    // The object, `spec`, and what comes around it.
+    let most = object::DEPTH_MAX - 2;
+    let deepest = json_patch(&current, wrapped(most)).unwrap();
+    assert!(object::nests_deeper(&deepest, object::DEPTH_MAX - 1) && object::check_depth(&deepest).is_ok());
+    assert_eq!(
+        json_patch(&current, wrapped(most + 1)).unwrap_err().reason,
+        Reason::Invalid
+    );
+    assert_eq!(
+        json_patch(&current, wrapped(3000)).unwrap_err().reason,
+        Reason::Invalid
+    );
+}

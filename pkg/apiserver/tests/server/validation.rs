@@ -348,3 +348,24 @@ async fn a_list_whose_revision_is_forgotten_can_go_on_at_the_present() {
     assert_eq!(rest["metadata"].get("continue"), None);
     server.stop().await;
 }
+
+/// Clients that read lists give up at 128 levels: one such object would keep every informer of its kind from going on.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nests_too_deep_is_refused() {
+    let server = Running::start().await;
+    let deep = |levels: usize| {
+        let fields = (0..levels).fold(json!({}), |inner, _| json!({"f:a": inner}));
+        let managed = json!([{"manager": "x", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1",
+                              "time": "2026-01-01T00:00:00Z", "fieldsV1": fields}]);
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "managedFields": managed}})
+    };
+    let (code, refused) = server.post(MAPS, &deep(110)).await;
+    assert_eq!(code, 400);
+    assert_eq!(refused["message"], "the object nests deeper than 100 levels");
+    assert_eq!(server.post(MAPS, &deep(90)).await.0, 201);
+    let (code, _) = server.put(&format!("{MAPS}/a"), &deep(110)).await;
+    assert_eq!(code, 400);
+    let (code, list) = server.get(MAPS).await;
+    assert_eq!((code, list["items"].as_array().unwrap().len()), (200, 1));
+    server.stop().await;
+}
