@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, VARY, WARNING};
 use http::{Response, StatusCode};
 use serde_json::Value;
+use serde_saphyr::SerializerOptions;
 use svcnet_api::{ApiError, Reason};
 
 use crate::body::Body;
@@ -56,7 +57,10 @@ impl Reply {
         let json = self.content_type == "application/json" && !encoded;
         let whole = json.then(|| self.body.whole()).flatten();
         let value = whole.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-        let text = value.and_then(|value| serde_saphyr::to_string(&value).ok());
+        let mut options = SerializerOptions::default();
+        // Go's reader takes no block that begins with a tab.
+        options.prefer_block_scalars = false;
+        let text = value.and_then(|value| serde_saphyr::to_string_with_options(&value, options).ok());
         if let Some(text) = text {
             self.content_type = "application/yaml";
             self.body = text.into();

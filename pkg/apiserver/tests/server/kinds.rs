@@ -367,3 +367,68 @@ async fn the_older_description_comes_in_both_forms() {
     }
     server.stop().await;
 }
+
+/// What YAML 1.1 has words for that are texts in JSON stays a text, as key and as value.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_come_in_yaml_for_who_asks_for_it() {
+    let server = Running::start().await;
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let texts = [
+        "on",
+        "y",
+        "null",
+        "0777",
+        "1e3",
+        "2026-01-01",
+        "~",
+        "- a",
+        "a: b",
+        "\tb\n c\n\n",
+        "\u{85}\u{feff}",
+        "",
+    ];
+    let keys = [
+        "on",
+        "y",
+        "null",
+        "0777",
+        "1e3",
+        "2026-01-01",
+        "off",
+        "n",
+        "a",
+        "b",
+        "c",
+        "d",
+    ];
+    let data: Value = keys
+        .into_iter()
+        .zip(texts)
+        .map(|(key, text)| (key.to_string(), json!(text)))
+        .collect();
+    let map = json!({"metadata": {"name": "a"}, "data": data});
+    let (code, stored) = server.post(maps, &map).await;
+    assert_eq!(code, 201);
+    let yaml = async |path: &str| {
+        let (code, headers, body) = server
+            .http_full(Method::GET, path, &[("accept", "application/yaml")], "")
+            .await;
+        assert_eq!(headers["content-type"], "application/yaml");
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        (code, serde_saphyr::from_str::<Value>(&text).unwrap(), text)
+    };
+    let (code, object, text) = yaml(&format!("{maps}/a")).await;
+    assert_eq!((code, &object), (200, &stored));
+    assert!(
+        text.contains("'on': 'on'") || text.contains("\"on\": \"on\""),
+        "{text}"
+    );
+    let (_, list, _) = yaml(maps).await;
+    assert_eq!(
+        (&list["kind"], &list["items"][0]["data"]),
+        (&json!("ConfigMapList"), &stored["data"])
+    );
+    let (code, refused, _) = yaml(&format!("{maps}/b")).await;
+    assert_eq!((code, &refused["reason"]), (404, &json!("NotFound")));
+    server.stop().await;
+}
