@@ -25,7 +25,9 @@ use crate::patch::{self, PatchKind};
 use crate::pki::{Authority, Serving, Token};
 use crate::server::{self, Server};
 use crate::url::{self, Query, Target};
-use crate::{CERTIFICATES_LAST, Config, Limits, bootstrap, negotiate, pki, protobuf, read, root, table};
+use crate::{
+    CERTIFICATES_LAST, Config, Limits, bootstrap, negotiate, object, pki, protobuf, read, root, table,
+};
 
 /// The first line of an input, and the rest.
 fn line(text: &str) -> (&str, &str) {
@@ -71,6 +73,9 @@ pub fn patch(data: &[u8]) {
         return;
     };
     assert!(new.is_object());
+    if how == PatchKind::Json && object::check_depth(&current).is_ok() {
+        object::check_depth(&new).expect("no operation goes beyond");
+    }
     if how == PatchKind::Merge {
         let again = patch::apply(kind, how, &patch, &new).expect("RFC 7396 refuses nothing");
         assert_eq!(again, new, "a merge patch that is applied twice");
