@@ -49,8 +49,8 @@ pub fn check(kind: &Kind, object: &Value) -> Check {
     walk.found
 }
 
-/// Drops fields that the kind does not have, and those that are null: decoding into a Go type does the same. Items of
-/// lists that are null become the zero value of their type.
+/// Drops fields that the kind does not have, and those that are null: decoding into a Go type does the same. Items of lists
+/// and entries of maps that are null become the zero value of their type: a label without a value has an empty one.
 pub fn prune(kind: &Kind, object: &mut Value) {
     if let Some(root) = SchemaNode::root(kind) {
         prune_value(object, root);
@@ -60,12 +60,15 @@ pub fn prune(kind: &Kind, object: &mut Value) {
 fn prune_value(value: &mut Value, schema: SchemaNode) {
     match (value, schema.type_()) {
         (_, Type::Any) => {}
-        (Value::Object(fields), _) => fields.retain(|name, value| match schema.child(name) {
-            Some(child) if !value.is_null() => {
-                prune_value(value, child);
-                true
+        (Value::Object(fields), _) => fields.retain(|name, value| {
+            let Some(child) = schema.child(name) else {
+                return false;
+            };
+            if value.is_null() && schema.property(name).is_none() {
+                *value = zero(child.type_());
             }
-            _ => false,
+            prune_value(value, child);
+            !value.is_null()
         }),
         (Value::Array(items), _) => {
             if let Some(schema) = schema.items() {
@@ -81,7 +84,7 @@ fn prune_value(value: &mut Value, schema: SchemaNode) {
     }
 }
 
-/// What Go makes of a null in a list.
+/// What Go makes of a null in a list or a map.
 fn zero(type_: Type) -> Value {
     match type_ {
         Type::Object | Type::Map => Value::Object(Map::new()),
@@ -89,7 +92,8 @@ fn zero(type_: Type) -> Value {
         Type::String | Type::Bytes => Value::from(""),
         Type::Int32 | Type::Int64 | Type::Number | Type::IntOrString => Value::from(0),
         Type::Boolean => Value::from(false),
-        Type::Time | Type::Quantity | Type::Any => Value::Null,
+        Type::Quantity => Value::from("0"),
+        Type::Time | Type::Any => Value::Null,
     }
 }
 
@@ -309,5 +313,31 @@ mod tests {
                 "spec": {"ports": [{"port": 80}]},
             })
         );
+    }
+
+    /// A selector that lost such an entry would select everything.
+    #[test]
+    fn entries_of_maps_without_a_value_have_the_empty_one() {
+        let mut policy = json!({
+            "metadata": {"labels": {"a": null}, "annotations": null},
+            "spec": {"podSelector": {"matchLabels": {"role": null}}, "ingress": [{"from": [{"podSelector": null}]}]},
+        });
+        prune(
+            by_kind("networking.k8s.io/v1", "NetworkPolicy").unwrap(),
+            &mut policy,
+        );
+        assert_eq!(
+            policy,
+            json!({
+                "metadata": {"labels": {"a": ""}},
+                "spec": {"podSelector": {"matchLabels": {"role": ""}}, "ingress": [{"from": [{}]}]},
+            })
+        );
+        let mut node = json!({"status": {"capacity": {"cpu": null}}});
+        prune(by_kind("v1", "Node").unwrap(), &mut node);
+        assert_eq!(node, json!({"status": {"capacity": {"cpu": "0"}}}));
+        let mut secret = json!({"data": {"a": null}, "stringData": {"b": null}});
+        prune(by_kind("v1", "Secret").unwrap(), &mut secret);
+        assert_eq!(secret, json!({"data": {"a": ""}, "stringData": {"b": ""}}));
     }
 }
