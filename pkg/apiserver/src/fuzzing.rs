@@ -26,7 +26,8 @@ use crate::pki::{Authority, Serving, Token};
 use crate::server::{self, Server};
 use crate::url::{self, Query, Target};
 use crate::{
-    CERTIFICATES_LAST, Config, Limits, bootstrap, negotiate, object, pki, protobuf, read, root, table,
+    CERTIFICATES_LAST, Config, Limits, bootstrap, negotiate, object, pki, protobuf, read, readable, root,
+    table,
 };
 
 /// The first line of an input, and the rest.
@@ -129,6 +130,9 @@ fn through(kind: &'static Kind, mut object: Value, old: Option<&Value>) {
     let errors = (kind.validate)(&object, old);
     let causes: Vec<Value> = errors.iter().map(svcnet_api::FieldError::to_cause).collect();
     assert_eq!(causes.len(), errors.len());
+    if errors.is_empty() {
+        readable::read(kind, &object).unwrap_or_else(|why| panic!("clients cannot read {object}: {why}"));
+    }
     if errors.is_empty() && old.is_none() {
         let again = (kind.validate)(&object, Some(&object));
         assert!(

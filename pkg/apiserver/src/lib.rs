@@ -39,6 +39,8 @@ mod peers;
 mod pki;
 mod protobuf;
 mod read;
+#[cfg(any(test, fuzzing))]
+mod readable;
 mod refusal;
 mod reply;
 mod root;
