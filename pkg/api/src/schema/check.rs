@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::model::{SchemaNode, Type};
 use crate::kind::Kind;
+use crate::types::{QuantityError, canonical_quantity};
 
 /// What is wrong with the form of an object.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,7 +51,8 @@ pub fn check(kind: &Kind, object: &Value) -> Check {
 }
 
 /// Drops fields that the kind does not have, and those that are null: decoding into a Go type does the same. Items of lists
-/// and entries of maps that are null become the zero value of their type: a label without a value has an empty one.
+/// and entries of maps that are null become the zero value of their type: a label without a value has an empty one. Quantities
+/// get their one form.
 pub fn prune(kind: &Kind, object: &mut Value) {
     if let Some(root) = SchemaNode::root(kind) {
         prune_value(object, root);
@@ -60,6 +62,11 @@ pub fn prune(kind: &Kind, object: &mut Value) {
 fn prune_value(value: &mut Value, schema: SchemaNode) {
     match (value, schema.type_()) {
         (_, Type::Any) => {}
+        (value, Type::Quantity) => {
+            if let Ok(canonical) = quantity(value) {
+                *value = canonical.into();
+            }
+        }
         (Value::Object(fields), _) => fields.retain(|name, value| {
             let Some(child) = schema.child(name) else {
                 return false;
@@ -81,6 +88,15 @@ fn prune_value(value: &mut Value, schema: SchemaNode) {
             }
         }
         _ => {}
+    }
+}
+
+/// A quantity in the form that it is shown in: it may be given as a number too.
+fn quantity(value: &Value) -> Result<String, QuantityError> {
+    match value {
+        Value::String(text) => canonical_quantity(text),
+        Value::Number(number) => canonical_quantity(&number.to_string()),
+        _ => Err(QuantityError::Format),
     }
 }
 
@@ -110,8 +126,8 @@ impl Walk {
         match (schema.type_(), value) {
             (Type::Any, _)
             | (_, Value::Null)
-            | (Type::String | Type::IntOrString | Type::Quantity, Value::String(_))
-            | (Type::Number | Type::Quantity, Value::Number(_))
+            | (Type::String | Type::IntOrString, Value::String(_))
+            | (Type::Number, Value::Number(_))
             | (Type::Boolean, Value::Bool(_)) => {}
             (Type::Object, Value::Object(fields)) => {
                 let outside = std::mem::replace(&mut self.struct_name, schema.struct_name());
@@ -144,6 +160,11 @@ impl Walk {
             }
             (Type::Bytes, Value::String(text)) => self.base64(text),
             (Type::Time, Value::String(text)) => self.time(text),
+            (Type::Quantity, value) => {
+                if let Err(error) = quantity(value) {
+                    self.fail(error.to_string());
+                }
+            }
             (Type::Int32 | Type::IntOrString, Value::Number(n))
                 if n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => {}
             (Type::Int64, Value::Number(n)) if n.is_i64() => {}
@@ -177,7 +198,7 @@ impl Walk {
         };
         let into = match schema.type_() {
             // These decode themselves, so the message does not know where it is.
-            Type::IntOrString | Type::Time | Type::Quantity => "Go value".to_string(),
+            Type::IntOrString | Type::Time => "Go value".to_string(),
             _ if self.struct_name.is_empty() => "Go value".to_string(),
             _ => format!("Go struct field {}.{}", self.struct_name, self.fields.join(".")),
         };

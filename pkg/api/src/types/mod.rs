@@ -6,12 +6,14 @@ pub mod legacy;
 mod link;
 mod node_ips;
 mod port;
+mod quantity;
 
 pub use cidr::{CidrList, PodCidr, ServiceCidr, nth_host};
 pub use duration::{GoDuration, GoDurationError};
 pub use link::{IfName, MacAddr, Vni};
 pub use node_ips::NodeIps;
 pub use port::{NodePort, NodePortRange};
+pub use quantity::{QuantityError, canonical_quantity};
 
 use std::fmt;
 

@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::resources;
 use crate::rules::{object_in, set_default};
 
 pub(super) fn default(new: &mut Value, old: Option<&Value>) {
@@ -21,10 +22,11 @@ pub(super) fn default(new: &mut Value, old: Option<&Value>) {
             .flatten();
         containers.filter_map(Value::as_object_mut).for_each(container);
     }
+    let class = resources::qos_class(&new["spec"]);
     let status = object_in(new, "status");
     set_default(status, "phase", "Pending");
     if old.is_none() {
-        set_default(status, "qosClass", "BestEffort");
+        set_default(status, "qosClass", class);
     }
 }
 
@@ -32,6 +34,7 @@ fn container(container: &mut Map<String, Value>) {
     set_default(container, "terminationMessagePath", "/dev/termination-log");
     set_default(container, "terminationMessagePolicy", "File");
     set_default(container, "resources", json!({}));
+    resources::default_requests(container);
     let image = container.get("image").and_then(Value::as_str).unwrap_or_default();
     if !image.is_empty() {
         let policy = if is_latest(image) {

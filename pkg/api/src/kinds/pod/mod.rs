@@ -1,6 +1,7 @@
 //! Pod: the table entry. Defaults in `default`, checks in `validate`.
 
 mod default;
+mod resources;
 mod validate;
 
 use crate::columns;
