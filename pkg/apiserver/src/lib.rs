@@ -1,8 +1,8 @@
 //! The API server: HTTP over TLS, discovery, reading, watching, writing, patches, who may do what.
 //!
-//! One request's way: `serve` (TLS, who is it) → `handler` (`url`: what is wanted; `auth`: may they) → `read` or `watch`
-//! straight from the store's memory, or `decode` → `patch` → `write` (defaults, `managed`: owners of fields, hooks, checks,
-//! commit) → `reply`.
+//! One request's way: `serve` (TLS) → `handler` (`auth`: who is it; `url`: what is wanted) → `call` (may they) → `read` or
+//! `watch` straight from the store's memory, or `decode` → `patch` → `write` (defaults, `managed`: owners of fields, hooks,
+//! checks, commit) → `reply`.
 //! No verb knows a kind by name: kinds are entries of `svcnet_api::registry`, their few exceptions stand in `traits`.
 
 mod audit;
