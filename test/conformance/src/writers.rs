@@ -19,6 +19,9 @@ pub const END: &str = "end";
 
 /// How often a write is tried while there is no server.
 const AGAIN: Duration = Duration::from_millis(50);
+/// How long an answer may take. The server ends each request itself in less; but a client's future has been seen that never
+/// ended, through ten servers, with no connection left to wait for.
+const ANSWER_MAX: Duration = Duration::from_secs(90);
 /// How many names one writer has.
 const NAMES: u64 = 4;
 
@@ -127,9 +130,9 @@ impl Writer {
         let params = PostParams::default();
         loop {
             let answer = if is_there {
-                self.api.replace(name, &params, &object).await
+                answered(self.api.replace(name, &params, &object)).await
             } else {
-                self.api.create(&params, &object).await
+                answered(self.api.create(&params, &object)).await
             };
             let made = match answer {
                 Ok(made) => Some(made),
@@ -150,7 +153,7 @@ impl Writer {
 
     async fn delete(&mut self, name: &str) {
         loop {
-            let gone = match self.api.delete(name, &DeleteParams::default()).await {
+            let gone = match answered(self.api.delete(name, &DeleteParams::default())).await {
                 Ok(_) => true,
                 Err(error) => {
                     refuse_refusals(&error);
@@ -166,13 +169,22 @@ impl Writer {
     /// What is there, as soon as there is a server again.
     async fn find(&self, name: &str) -> Option<ConfigMap> {
         loop {
-            match self.api.get_opt(name).await {
+            match answered(self.api.get_opt(name)).await {
                 Ok(found) => return found,
                 Err(error) => refuse_refusals(&error),
             }
             tokio::time::sleep(AGAIN).await;
         }
     }
+}
+
+/// An answer, or that there was none, which is told: then the write is looked for, as if its server had died.
+async fn answered<T>(request: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+    let Ok(answer) = tokio::time::timeout(ANSWER_MAX, request).await else {
+        eprintln!("a request had no answer in {ANSWER_MAX:?}, and was given up");
+        return Err(kube::Error::Service("no answer".into()));
+    };
+    answer
 }
 
 /// A server that is away, or going, is no reason to stop; a refusal is a fault.
