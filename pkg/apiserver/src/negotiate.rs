@@ -14,13 +14,15 @@ pub(crate) enum Form {
     Metadata,
 }
 
+/// What the client takes, as it says it.
+fn ranges(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let accept = headers.get(ACCEPT).and_then(|a| a.to_str().ok());
+    accept.unwrap_or_default().split(',')
+}
+
 /// The first form of the `Accept` header that is served; plain JSON where none is (clients that prefer protobuf).
 pub(crate) fn form(headers: &HeaderMap) -> Form {
-    let accept = headers
-        .get(ACCEPT)
-        .and_then(|a| a.to_str().ok())
-        .unwrap_or_default();
-    accept.split(',').find_map(range).unwrap_or(Form::Plain)
+    ranges(headers).find_map(range).unwrap_or(Form::Plain)
 }
 
 fn range(range: &str) -> Option<Form> {
@@ -66,11 +68,7 @@ pub(crate) fn openapi_protobuf(headers: &HeaderMap) -> bool {
 
 /// Whether one of these media types comes before JSON in the `Accept` header.
 fn first(headers: &HeaderMap, wanted: &[&str]) -> bool {
-    let accept = headers
-        .get(ACCEPT)
-        .and_then(|a| a.to_str().ok())
-        .unwrap_or_default();
-    let known = accept.split(',').find_map(|range| {
+    let known = ranges(headers).find_map(|range| {
         let media = range.split(';').next().unwrap_or_default().trim();
         let json = matches!(media, "application/json" | "application/*" | "*/*");
         let wanted = wanted.contains(&media);
@@ -81,11 +79,7 @@ fn first(headers: &HeaderMap, wanted: &[&str]) -> bool {
 
 /// Whether discovery is asked for in one document, in exactly the version that is served.
 pub(crate) fn aggregated_discovery(headers: &HeaderMap) -> bool {
-    let accept = headers
-        .get(ACCEPT)
-        .and_then(|a| a.to_str().ok())
-        .unwrap_or_default();
-    accept.split(',').any(|range| {
+    ranges(headers).any(|range| {
         let mut parts = range.split(';').map(str::trim);
         parts.next() == Some("application/json")
             && ["g=apidiscovery.k8s.io", "v=v2", "as=APIGroupDiscoveryList"]

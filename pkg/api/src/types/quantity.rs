@@ -1,9 +1,9 @@
 //! Amounts of resources, as `500m`, `1Gi` or `12e6` (k8s.io/apimachinery, pkg/api/resource): read, and written in the one form
 //! that Kubernetes gives them.
 
-/// Digits and exponents that Go's short way keeps as they are (`maxInt64Factors`).
+/// How many digits Go reads the short way, which may keep a text as it is (`maxInt64Factors`).
 const SHORT_DIGITS: usize = 18;
-/// Everything is counted in billionths: nothing is smaller.
+/// Everything is counted in billionths, ten to the minus so many: nothing is smaller.
 const NANO: i64 = 9;
 const PER_UNIT: u128 = 1_000_000_000;
 /// The largest amount: what is larger is this much.

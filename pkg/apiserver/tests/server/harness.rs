@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use svcnet_api::Admission;
 use svcnet_apiserver::{ApiServer, AuditConfig, CERTIFICATES_LAST, Config, Limits};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -425,4 +426,18 @@ pub fn write_private(path: &Path, text: &str) {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::write(path, text).unwrap();
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// What comes over a connection, until it holds what is wanted.
+pub async fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
+    let (mut answer, mut buffer) = (String::new(), [0; 4096]);
+    while !answer.contains(wanted) {
+        let read = tokio::time::timeout(SOON, stream.read(&mut buffer))
+            .await
+            .expect("an answer in time")
+            .unwrap();
+        assert!(read > 0, "the connection ended with: {answer}");
+        answer.push_str(&String::from_utf8_lossy(&buffer[..read]));
+    }
+    answer
 }

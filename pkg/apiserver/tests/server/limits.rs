@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::client::{Client, field};
-use crate::harness::{Running, SOON, Watch};
+use crate::harness::{Running, SOON, Watch, read_until};
 
 async fn limited(limits: Limits) -> Running {
     Running::start_as(Arc::new(tempfile::tempdir().unwrap()), |config| {
@@ -147,16 +147,7 @@ async fn bodies_have_a_length_and_it_is_said() {
 }
 
 async fn assert_answer(mut stream: TcpStream, status: &str, message: &str) {
-    let mut answer = String::new();
-    let mut buffer = [0; 4096];
-    while !answer.contains(message) {
-        let read = tokio::time::timeout(SOON, stream.read(&mut buffer))
-            .await
-            .expect("an answer in time")
-            .unwrap();
-        assert!(read > 0, "the connection ended with: {answer}");
-        answer.push_str(&String::from_utf8_lossy(&buffer[..read]));
-    }
+    let answer = read_until(&mut stream, message).await;
     assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
     assert!(
         answer.contains("\"reason\":\"RequestEntityTooLarge\""),

@@ -2,24 +2,11 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
-use crate::harness::{Running, SOON, text};
-
-async fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
-    let (mut answer, mut buffer) = (String::new(), [0; 4096]);
-    while !answer.contains(wanted) {
-        let read = tokio::time::timeout(SOON, stream.read(&mut buffer))
-            .await
-            .expect("an answer in time")
-            .unwrap();
-        assert!(read > 0, "the connection ended with: {answer}");
-        answer.push_str(&String::from_utf8_lossy(&buffer[..read]));
-    }
-    answer
-}
+use crate::harness::{Running, read_until, text};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_outlives_a_refusal_that_comes_before_the_body() {
